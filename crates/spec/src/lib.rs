@@ -1,1 +1,11 @@
-//! See the crate table in ARCHITECTURE.md.
+//! The cluster file: YAML text in, [`Spec`] or a list of `Finding`s out.
+//!
+//! Two levels (parse, don't validate): the file is read into a tree that knows the line and column of every value,
+//! the tree into the raw types of `file`, and those, with every check that needs more than one field, into a
+//! [`Spec`] that cannot hold a bad value. No clock, files, sockets, environment or randomness in here.
+
+mod derive;
+mod spec;
+
+pub use derive::{Capacity, FamilyCapacity, Quorum, Sans};
+pub use spec::*;
