@@ -1,1 +1,3 @@
 //! See the crate table in ARCHITECTURE.md.
+pub mod arp;
+pub mod netlink;

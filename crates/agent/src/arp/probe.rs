@@ -1,0 +1,187 @@
+//! Questions to the link before an address or a VRID is taken.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::sys::{PacketSocket, wait_readable};
+use super::{Announcer, Error, Watcher, filter};
+use crate::netlink::route::{Link, Routes};
+
+/// ETH_P_ALL.
+const EVERY_ETHERTYPE: u16 = 0x0003;
+/// Hardware addresses of 224.0.0.18 and ff02::12 (RFC 9568 §7.2).
+const VRRP_GROUPS: [[u8; 6]; 2] = [[0x01, 0x00, 0x5e, 0, 0, 0x12], [0x33, 0x33, 0, 0, 0, 0x12]];
+/// Probes sent during the time allowed: one may be lost (RFC 5227 §2.1.1 sends three).
+const PROBES: u32 = 3;
+
+/// Who answered for an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Hardware address of the answering host.
+    pub mac: [u8; 6],
+}
+
+/// A VRRP router heard on the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeenRouter {
+    /// Virtual router id.
+    pub vrid: u8,
+    /// Protocol version, 2 or 3.
+    pub version: u8,
+    /// Priority it advertised.
+    pub priority: u8,
+    /// Its own address.
+    pub source: IpAddr,
+}
+
+/// Asks whether another host on `interface` owns `address`, by ARP probes or neighbour solicitations from the
+/// unspecified address, which change nobody's tables. Waits at most `timeout`; an owner is usually reported within 1 ms.
+/// Blocks the calling thread. Needs CAP_NET_RAW.
+pub fn vip_in_use(interface: &str, address: IpAddr, timeout: Duration) -> Result<Option<Owner>, Error> {
+    let link = Routes::open()?.link(interface)?;
+    let own = link.mac.ok_or_else(|| Error::NotEthernet { interface: interface.to_owned() })?;
+    let failed = |operation| move |source| Error::Socket { interface: interface.to_owned(), operation, source };
+    let watcher = Watcher::open(link.index, &[address])?;
+    let announcer = Announcer::open().map_err(failed("opening a packet socket"))?;
+    let frame = match address {
+        IpAddr::V4(address) => arp_probe(own, address),
+        IpAddr::V6(address) => solicitation(own, address),
+    };
+    let start = Instant::now();
+    let sockets: Vec<&PacketSocket> = watcher.arp.iter().chain(&watcher.neighbours).collect();
+    let mut owner = None;
+    for round in 1..=PROBES {
+        announcer.send(link.index, &frame).map_err(failed("sending a probe"))?;
+        let until = timeout * round / PROBES;
+        loop {
+            let left = until.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            if wait_readable(&sockets, left.max(Duration::from_millis(1))).map_err(failed("waiting for an answer"))? {
+                watcher.read(Some(own), |claim| owner = Some(Owner { mac: claim.mac }));
+            }
+            if owner.is_some() {
+                return Ok(owner);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Listens for VRRP routers on `interface` for `duration`: VRIDs that are taken on this link. Multicast advertisements
+/// of both families are heard, and unicast ones sent to this host. Blocks the calling thread. Needs CAP_NET_RAW.
+pub fn listen_vrrp(interface: &str, duration: Duration) -> Result<Vec<SeenRouter>, Error> {
+    let link: Link = Routes::open()?.link(interface)?;
+    let failed = |operation| move |source| Error::Socket { interface: interface.to_owned(), operation, source };
+    let socket = PacketSocket::receiver(link.index, EVERY_ETHERTYPE, &filter::vrrp()).map_err(failed("listening for VRRP"))?;
+    for group in VRRP_GROUPS {
+        socket.join(link.index, group).map_err(failed("joining the VRRP groups"))?;
+    }
+    let start = Instant::now();
+    let mut seen = BTreeSet::new();
+    let mut buffer = [0; super::FRAME_MAX];
+    while let Some(left) = duration.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        if wait_readable(&[&socket], left.max(Duration::from_millis(1))).map_err(failed("listening for VRRP"))? {
+            while let Ok(frame) = socket.receive(&mut buffer) {
+                seen.extend(read_router(frame));
+            }
+        }
+    }
+    Ok(seen.into_iter().collect())
+}
+
+/// An ARP probe: a request whose sender address is zero (RFC 5227 §1.1).
+fn arp_probe(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(42);
+    frame.extend_from_slice(&[0xff; 6]);
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(&[0; 6]);
+    frame.extend_from_slice(&address.octets());
+    frame
+}
+
+/// A neighbour solicitation as used for duplicate address detection (RFC 4862 §5.4.2).
+fn solicitation(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
+    let target = address.octets();
+    let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
+    group[13..16].copy_from_slice(&target[13..16]);
+    let mut icmp = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    icmp.extend_from_slice(&target);
+    let checksum = icmp6_checksum([0; 16], group, &icmp);
+    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let mut frame = vec![0x33, 0x33];
+    frame.extend_from_slice(&group[12..16]);
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend_from_slice(&(icmp.len() as u16).to_be_bytes());
+    frame.extend_from_slice(&[58, 255]);
+    frame.extend_from_slice(&[0; 16]);
+    frame.extend_from_slice(&group);
+    frame.extend_from_slice(&icmp);
+    frame
+}
+
+fn icmp6_checksum(source: [u8; 16], destination: [u8; 16], icmp: &[u8]) -> u16 {
+    let pseudo = source.iter().chain(&destination).copied().chain((icmp.len() as u32).to_be_bytes()).chain([0, 0, 0, 58]);
+    let octets: Vec<u8> = pseudo.chain(icmp.iter().copied()).collect();
+    let mut sum: u32 = octets.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    !(sum as u16)
+}
+
+fn read_router(frame: &[u8]) -> Option<SeenRouter> {
+    let packet = frame.get(14..)?;
+    let (source, vrrp): (IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 => {
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            (Ipv4Addr::from(source).into(), packet.get(usize::from(packet[0] & 0x0f) * 4..)?)
+        }
+        6 => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            (Ipv6Addr::from(source).into(), packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let &[first, vrid, priority, ..] = vrrp else { return None };
+    Some(SeenRouter { vrid, version: first >> 4, priority, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    #[test]
+    fn arp_probe_claims_nothing() {
+        let frame = arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 9));
+        assert_eq!(frame.len(), 42);
+        assert_eq!(frame[28..32], [0; 4], "sender address is zero");
+        assert_eq!(frame[38..42], [10, 0, 0, 9]);
+    }
+
+    #[test]
+    fn solicitation_checksum_verifies() {
+        let frame = solicitation(MAC, "fd00::1:2:3".parse().expect("ip"));
+        assert_eq!(frame.len(), 14 + 40 + 24);
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 2, 0, 3]);
+        let group: [u8; 16] = frame[38..54].try_into().expect("sixteen");
+        assert_eq!(icmp6_checksum([0; 16], group, &frame[54..]), 0, "sum over a valid packet is zero");
+    }
+
+    #[test]
+    fn router_is_read_from_both_families() {
+        let mut v4 = vec![0; 14];
+        v4.extend([0x45, 0, 0, 32, 0, 0, 0, 0, 255, 112, 0, 0, 10, 0, 0, 1, 224, 0, 0, 18, 0x31, 7, 100, 1]);
+        let seen = read_router(&v4).expect("router");
+        assert_eq!((seen.vrid, seen.version, seen.priority, seen.source), (7, 3, 100, "10.0.0.1".parse().expect("ip")));
+        assert_eq!(read_router(&v4[..30]), None);
+    }
+}

@@ -1,0 +1,312 @@
+//! rtnetlink: addresses, links, and events about both (rtnetlink(7)).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::codec::{self, Message, MessageBuilder, NLM_F_CREATE, NLM_F_REPLACE};
+use super::{Error, Netlink, Protocol, RECEIVE_BUFFER, RawSocket};
+
+/// Origin marker of addresses that Quorate added (`IFA_PROTO`, kernel ≥ 5.18; `ip address` prints it as `proto 0x51`).
+/// Values below 4 belong to the kernel; 0x51 is "Q" and unused by iproute2's rt_addrprotos.
+pub const ADDRESS_PROTOCOL: u8 = 0x51;
+/// Label suffix of IPv4 VIPs, so that they are recognised on kernels without `IFA_PROTO` too.
+const LABEL_SUFFIX: &str = ":vip";
+/// IFNAMSIZ without the NUL.
+const LABEL_MAX: usize = 15;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTMGRP_LINK: u32 = 0x1;
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_LABEL: u16 = 3;
+const IFA_CACHEINFO: u16 = 6;
+const IFA_FLAGS: u16 = 8;
+const IFA_PROTO: u16 = 11;
+const IFA_F_NODAD: u32 = 0x02;
+const IFA_F_DEPRECATED: u32 = 0x20;
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+const LIFETIME_FOREVER: u32 = u32::MAX;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
+const IFF_UP: u32 = 0x1;
+const IFF_LOOPBACK: u32 = 0x8;
+const IFF_RUNNING: u32 = 0x40;
+const IF_OPER_UP: u8 = 6;
+const IF_OPER_UNKNOWN: u8 = 0;
+
+/// A network interface as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Kernel number of the interface.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Hardware address, if it is an Ethernet one.
+    pub mac: Option<[u8; 6]>,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Administratively up, with carrier.
+    pub up: bool,
+    /// The loopback interface.
+    pub loopback: bool,
+}
+
+/// An address on an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Kernel number of the interface.
+    pub index: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Prefix length in bits.
+    pub prefix: u8,
+    /// `true` if it carries Quorate's mark.
+    pub ours: bool,
+    /// `IFA_F_DEPRECATED`: not chosen as a source address.
+    pub deprecated: bool,
+}
+
+/// Something that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A link appeared or changed.
+    Link(Link),
+    /// A link was removed.
+    LinkGone {
+        /// Its kernel number.
+        index: u32,
+    },
+    /// An address appeared or changed.
+    AddressAdded(Address),
+    /// An address was removed.
+    AddressRemoved(Address),
+    /// The kernel dropped events because we were slow: look at everything again.
+    Lost,
+}
+
+/// Requests about addresses and links.
+#[derive(Debug)]
+pub struct Routes(Netlink);
+
+impl Routes {
+    /// Opens a request socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        Netlink::open(Protocol::Route).map(Self)
+    }
+
+    /// All links.
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        let request = || MessageBuilder::new(RTM_GETLINK, 0).fixed(&[0; 16]);
+        self.0.dump("listing links", request, read_link)
+    }
+
+    /// The link with this name.
+    pub fn link(&mut self, name: &str) -> Result<Link, Error> {
+        self.links()?
+            .into_iter()
+            .find(|link| link.name == name)
+            .ok_or_else(|| Error::NoInterface { name: name.to_owned() })
+    }
+
+    /// All addresses of both families.
+    pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
+        let request = || MessageBuilder::new(RTM_GETADDR, 0).fixed(&[0; 8]);
+        self.0.dump("listing addresses", request, read_address)
+    }
+
+    /// Adds a VIP, or adopts it if it is there already. Idempotent.
+    ///
+    /// It gets no prefix route (the subnet belongs to the interface's own address) and is never chosen as a source for
+    /// the host's own connections: by a host prefix for IPv4 where the caller gives one, by `preferred_lft 0` for IPv6.
+    /// Duplicate address detection is off: VRRP has decided already, and waiting would cost a second of the failover.
+    pub fn add_vip(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<(), Error> {
+        let operation = format!("adding {address}/{prefix} to {}", link.name);
+        let message = vip_message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, link, address, prefix);
+        self.0.request(&operation, message)
+    }
+
+    /// Removes an address. `Ok(false)` if it was not there.
+    pub fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> Result<bool, Error> {
+        let message = address_message(RTM_DELADDR, 0, index, address, prefix);
+        match self.0.request(&format!("removing {address}/{prefix} from interface {index}"), message) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.errno(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A socket that receives link and address events. Non-blocking; put its descriptor into a poll set.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: RawSocket,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    /// Subscribes in the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let socket = RawSocket::open(libc::NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
+            .map_err(|source| Error::Socket { operation: "subscribing to link and address events", source })?;
+        // Hosts with hundreds of Pods see bursts of link events; 1 MiB holds several thousand of them.
+        socket.set_receive_buffer(1 << 20);
+        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// Reads what is there without waiting and hands each event to `each`.
+    pub fn read(&mut self, mut each: impl FnMut(Event)) -> Result<(), Error> {
+        loop {
+            match self.socket.receive(&mut self.buffer, false) {
+                Ok(datagram) => codec::messages(datagram).filter_map(|message| read_event(&message)).for_each(&mut each),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => each(Event::Lost),
+                Err(source) => return Err(Error::Socket { operation: "reading link and address events", source }),
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn vip_message(kind: u16, flags: u16, link: &Link, address: IpAddr, prefix: u8) -> MessageBuilder {
+    let mut address_flags = IFA_F_NOPREFIXROUTE;
+    let mut preferred = LIFETIME_FOREVER;
+    if address.is_ipv6() {
+        address_flags |= IFA_F_NODAD;
+        preferred = 0;
+    }
+    let mut lifetimes = [0; 16];
+    lifetimes[0..4].copy_from_slice(&preferred.to_ne_bytes());
+    lifetimes[4..8].copy_from_slice(&LIFETIME_FOREVER.to_ne_bytes());
+    let mut message = address_message(kind, flags, link.index, address, prefix)
+        .attr_u32(IFA_FLAGS, address_flags)
+        .attr(IFA_CACHEINFO, &lifetimes)
+        .attr(IFA_PROTO, &[ADDRESS_PROTOCOL]);
+    let label = format!("{}{LABEL_SUFFIX}", link.name);
+    if address.is_ipv4() && label.len() <= LABEL_MAX {
+        message = message.attr_str(IFA_LABEL, &label);
+    }
+    message
+}
+
+fn address_message(kind: u16, flags: u16, index: u32, address: IpAddr, prefix: u8) -> MessageBuilder {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    let mut fixed = [family, prefix, 0, 0, 0, 0, 0, 0];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    MessageBuilder::new(kind, flags).fixed(&fixed).attr(IFA_LOCAL, &octets).attr(IFA_ADDRESS, &octets)
+}
+
+fn read_event(message: &Message<'_>) -> Option<Event> {
+    match message.kind {
+        RTM_NEWLINK => read_link(message).map(Event::Link),
+        RTM_DELLINK => codec::u32_at(message.payload, 4).map(|index| Event::LinkGone { index }),
+        RTM_NEWADDR => read_address(message).map(Event::AddressAdded),
+        RTM_DELADDR => read_address(message).map(Event::AddressRemoved),
+        _ => None,
+    }
+}
+
+fn read_link(message: &Message<'_>) -> Option<Link> {
+    let index = codec::u32_at(message.payload, 4)?;
+    let flags = codec::u32_at(message.payload, 8)?;
+    let mut link = Link {
+        index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags & IFF_UP != 0 && flags & IFF_RUNNING != 0,
+        loopback: flags & IFF_LOOPBACK != 0,
+    };
+    for (kind, data) in codec::attributes(message.payload.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = codec::string(data),
+            IFLA_ADDRESS => link.mac = data.try_into().ok(),
+            IFLA_MTU => link.mtu = codec::u32_at(data, 0)?,
+            IFLA_OPERSTATE => link.up &= matches!(data.first(), Some(&(IF_OPER_UP | IF_OPER_UNKNOWN))),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_address(message: &Message<'_>) -> Option<Address> {
+    let &[family, prefix, ..] = message.payload else { return None };
+    let index = codec::u32_at(message.payload, 4)?;
+    let (mut local, mut peer, mut ours, mut flags) = (None, None, false, 0);
+    for (kind, data) in codec::attributes(message.payload.get(8..)?) {
+        match kind {
+            IFA_LOCAL => local = read_ip(family, data),
+            IFA_ADDRESS => peer = read_ip(family, data),
+            IFA_FLAGS => flags = codec::u32_at(data, 0)?,
+            IFA_PROTO => ours |= data == [ADDRESS_PROTOCOL],
+            IFA_LABEL => ours |= codec::string(data).ends_with(LABEL_SUFFIX),
+            _ => {}
+        }
+    }
+    Some(Address { index, address: local.or(peer)?, prefix, ours, deprecated: flags & IFA_F_DEPRECATED != 0 })
+}
+
+fn read_ip(family: u8, data: &[u8]) -> Option<IpAddr> {
+    match i32::from(family) {
+        libc::AF_INET => Some(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into()),
+        libc::AF_INET6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> Link {
+        Link { index: 7, name: "eth0".to_owned(), mac: None, mtu: 1500, up: true, loopback: false }
+    }
+
+    #[test]
+    fn vip_message_is_read_back_as_ours() {
+        for (address, prefix) in [("10.77.0.100", 32), ("fd00::100", 128)] {
+            let address: IpAddr = address.parse().expect("address");
+            let bytes = vip_message(RTM_NEWADDR, 0, &link(), address, prefix).finish(1);
+            let message = codec::messages(&bytes).next().expect("one message");
+            let read = read_address(&message).expect("address message");
+            assert_eq!((read.index, read.address, read.prefix, read.ours), (7, address, prefix, true));
+        }
+    }
+
+    #[test]
+    fn foreign_address_is_not_ours() {
+        let bytes = address_message(RTM_NEWADDR, 0, 3, "10.0.0.1".parse().expect("address"), 24)
+            .attr_str(IFA_LABEL, "eth0")
+            .finish(1);
+        let message = codec::messages(&bytes).next().expect("one message");
+        assert!(!read_address(&message).expect("address message").ours);
+    }
+
+    #[test]
+    fn long_interface_names_get_no_label() {
+        let long = Link { name: "enp129s0f0np12".to_owned(), ..link() };
+        let bytes = vip_message(RTM_NEWADDR, 0, &long, "10.0.0.1".parse().expect("address"), 32).finish(1);
+        let message = codec::messages(&bytes).next().expect("one message");
+        assert!(codec::attributes(&message.payload[8..]).all(|(kind, _)| kind != IFA_LABEL));
+    }
+}
