@@ -1,1 +1,14 @@
-//! See the crate table in ARCHITECTURE.md.
+//! Load-balancing decisions: VRRP, health of backends, choice of a backend, wire formats.
+//!
+//! Nothing here touches a socket, a clock or a file. The process around it calls
+//! `handle(now, `[`Input`]`)`, carries out what `poll_action()` returns, and calls again by
+//! `poll_timeout()` at the latest. See ARCHITECTURE.md, "Balancing".
+
+pub mod config;
+mod io;
+
+pub use config::AgentConfig;
+pub use io::{
+    Action, AdminState, Availability, BackendView, Bytes, Command, ConflictKind, DialOutcome, Event, Input, Now,
+    ProbeOutcome, ProbeStage, Reason, VipChange, VrrpState,
+};
