@@ -5,7 +5,8 @@
 //! Rules of the two signers: <https://kubernetes.io/docs/reference/access-authn-authz/certificate-signing-requests/>.
 
 use x509_parser::{
-    certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::Pem, prelude::FromDer,
+    certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::Pem,
+    prelude::FromDer,
 };
 
 use crate::{Error, inventory::Host, read};
@@ -55,7 +56,10 @@ pub struct Approved<'a> {
 impl Approved<'_> {
     /// The node's name.
     pub fn node(&self) -> &str {
-        self.csr.common_name.trim_start_matches(NODE_PREFIX)
+        self.csr
+            .common_name
+            .strip_prefix(NODE_PREFIX)
+            .unwrap_or_default()
     }
 
     pub fn is_serving(&self) -> bool {
@@ -70,15 +74,23 @@ pub fn parse(pem: &str) -> Result<Csr, Error> {
         .next()
         .ok_or_else(|| Error::parse(what, "no PEM block"))?
         .map_err(|error| Error::parse(what, format!("damaged PEM: {error}")))?;
-    if !matches!(block.label.as_str(), "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST") {
-        return Err(Error::parse(what, format!("the PEM block is a {}", block.label)));
+    if !matches!(
+        block.label.as_str(),
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
+    ) {
+        return Err(Error::parse(
+            what,
+            format!("the PEM block is a {}", block.label),
+        ));
     }
-    let (rest, request) =
-        X509CertificationRequest::from_der(&block.contents).map_err(|error| Error::parse(what, error))?;
+    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
+        .map_err(|error| Error::parse(what, error))?;
     if !rest.is_empty() {
         return Err(Error::parse(what, "bytes after its end"));
     }
-    request.verify_signature().map_err(|_| Error::parse(what, "its signature does not fit its key"))?;
+    request
+        .verify_signature()
+        .map_err(|_| Error::parse(what, "its signature does not fit its key"))?;
 
     let info = &request.certification_request_info;
     let (common_name, organizations) = read::attributes(&info.subject);
@@ -108,16 +120,26 @@ pub fn parse(pem: &str) -> Result<Csr, Error> {
 }
 
 /// Judges a request against the machines of the inventory; all reasons when it is refused.
-pub fn judge<'a>(csr: &'a Csr, request: &Request<'_>, nodes: &[Host]) -> Result<Approved<'a>, Vec<String>> {
+pub fn judge<'a>(
+    csr: &'a Csr,
+    request: &Request<'_>,
+    nodes: &[Host],
+) -> Result<Approved<'a>, Vec<String>> {
     let serving = match request.signer {
         SERVING_SIGNER => true,
         CLIENT_SIGNER => false,
         other => return Err(vec![format!("signer {other:?} is not one of a kubelet's")]),
     };
     let mut reasons = subject(csr);
-    let node = csr.common_name.strip_prefix(NODE_PREFIX).and_then(|name| nodes.iter().find(|node| node.name == name));
+    let node = csr
+        .common_name
+        .strip_prefix(NODE_PREFIX)
+        .and_then(|name| nodes.iter().find(|node| node.name == name));
     if node.is_none() && csr.common_name.starts_with(NODE_PREFIX) {
-        reasons.push(format!("{:?} is no machine of this cluster", csr.common_name));
+        reasons.push(format!(
+            "{:?} is no machine of this cluster",
+            csr.common_name
+        ));
     }
     if serving {
         reasons.extend(serving_names(csr, node));
@@ -126,19 +148,32 @@ pub fn judge<'a>(csr: &'a Csr, request: &Request<'_>, nodes: &[Host]) -> Result<
     }
     reasons.extend(requester(csr, request, serving));
     reasons.extend(usages(request.usages, serving));
-    if reasons.is_empty() { Ok(Approved { csr, serving }) } else { Err(reasons) }
+    if reasons.is_empty() {
+        Ok(Approved { csr, serving })
+    } else {
+        Err(reasons)
+    }
 }
 
 fn subject(csr: &Csr) -> Vec<String> {
     let mut reasons = Vec::new();
     if !csr.common_name.starts_with(NODE_PREFIX) {
-        reasons.push(format!("common name {:?}, wanted {NODE_PREFIX}<node>", csr.common_name));
+        reasons.push(format!(
+            "common name {:?}, wanted {NODE_PREFIX}<node>",
+            csr.common_name
+        ));
     }
     if csr.organizations != [NODES_GROUP] {
-        reasons.push(format!("organization {:?}, wanted {NODES_GROUP} alone", csr.organizations));
+        reasons.push(format!(
+            "organization {:?}, wanted {NODES_GROUP} alone",
+            csr.organizations
+        ));
     }
     if !csr.other_names.is_empty() {
-        reasons.push(format!("names other than DNS and addresses: {}", csr.other_names.join(", ")));
+        reasons.push(format!(
+            "names other than DNS and addresses: {}",
+            csr.other_names.join(", ")
+        ));
     }
     if csr.is_ca {
         reasons.push("it asks to be a CA".into());
@@ -153,7 +188,10 @@ fn serving_names(csr: &Csr, node: Option<&Host>) -> Vec<String> {
     }
     let Some(node) = node else { return reasons };
     for name in &csr.dns {
-        if !std::iter::once(&node.name).chain(&node.names).any(|own| own.eq_ignore_ascii_case(name)) {
+        if !std::iter::once(&node.name)
+            .chain(&node.names)
+            .any(|own| own.eq_ignore_ascii_case(name))
+        {
             reasons.push(format!("{name:?} is not a name of {}", node.name));
         }
     }
@@ -169,19 +207,34 @@ fn serving_names(csr: &Csr, node: Option<&Host>) -> Vec<String> {
 fn requester(csr: &Csr, request: &Request<'_>, serving: bool) -> Option<String> {
     let in_group = |group: &str| request.groups.iter().any(|own| own == group);
     let is_itself = request.username == csr.common_name && in_group(NODES_GROUP);
-    let joins = !serving && request.username.starts_with("system:bootstrap:") && in_group(BOOTSTRAP_GROUP);
-    (!is_itself && !joins).then(|| format!("asked for by {:?}, not by the node itself", request.username))
+    let joins =
+        !serving && request.username.starts_with("system:bootstrap:") && in_group(BOOTSTRAP_GROUP);
+    (!is_itself && !joins).then(|| {
+        format!(
+            "asked for by {:?}, not by the node itself",
+            request.username
+        )
+    })
 }
 
 fn usages(asked: &[String], serving: bool) -> Vec<String> {
-    let needed = ["digital signature", if serving { "server auth" } else { "client auth" }];
+    let needed = [
+        "digital signature",
+        if serving {
+            "server auth"
+        } else {
+            "client auth"
+        },
+    ];
     let mut reasons: Vec<String> = needed
         .iter()
         .filter(|usage| !asked.iter().any(|own| own == *usage))
         .map(|usage| format!("usage {usage:?} is missing"))
         .collect();
     // RSA keys of kubelets also ask for key encipherment.
-    let surplus = asked.iter().filter(|usage| !needed.contains(&usage.as_str()) && *usage != "key encipherment");
+    let surplus = asked
+        .iter()
+        .filter(|usage| !needed.contains(&usage.as_str()) && *usage != "key encipherment");
     reasons.extend(surplus.map(|usage| format!("usage {usage:?} is not one of this signer's")));
     reasons
 }

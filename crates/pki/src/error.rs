@@ -14,17 +14,27 @@ pub enum Error {
     #[error("the system gave no random bytes")]
     Random,
     #[error("{action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}: {reason}", path.display())]
     Store { path: PathBuf, reason: String },
 }
 
 impl Error {
     pub(crate) fn parse(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Parse { what: what.into(), reason: reason.to_string() }
+        Self::Parse {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
     }
 
     pub(crate) fn issue(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Issue { what: what.into(), reason: reason.to_string() }
+        Self::Issue {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -206,24 +206,35 @@ pub struct Owner {
 
 impl Owner {
     pub fn root() -> Self {
-        Self { user: "root".into(), group: "root".into() }
+        Self {
+            user: "root".into(),
+            group: "root".into(),
+        }
     }
 }
 
 /// The whole table, in a stable order: by row, then by machine as given.
 pub fn inventory(inputs: &Inputs) -> Inventory {
-    Inventory { authorities: authorities(inputs), certificates: certificates(inputs), key_pairs: key_pairs(inputs) }
+    Inventory {
+        authorities: authorities(inputs),
+        certificates: certificates(inputs),
+        key_pairs: key_pairs(inputs),
+    }
 }
 
 impl Inventory {
     /// The rows of one machine.
     pub fn on(&self, machine: &str) -> impl Iterator<Item = &CertificateWanted> {
-        self.certificates.iter().filter(move |row| matches!(&row.holder, Holder::Machine(name) if name == machine))
+        self.certificates
+            .iter()
+            .filter(move |row| matches!(&row.holder, Holder::Machine(name) if name == machine))
     }
 
     /// A row by its id and machine.
     pub fn find(&self, id: &str, machine: &str) -> Option<&CertificateWanted> {
-        self.certificates.iter().find(|row| row.id == id && matches!(&row.holder, Holder::Machine(name) if name == machine))
+        self.certificates.iter().find(|row| {
+            row.id == id && matches!(&row.holder, Holder::Machine(name) if name == machine)
+        })
     }
 }
 
@@ -278,11 +289,36 @@ fn certificates(inputs: &Inputs) -> Vec<CertificateWanted> {
     let mut rows = Vec::new();
     for host in &inputs.control_planes {
         rows.push(apiserver(inputs, host));
-        rows.push(client(host, "apiserver-kubelet-client", Ca::Cluster, KUBELET_CLIENT_NAME));
-        rows.push(client(host, "apiserver-etcd-client", Ca::Etcd, "kube-apiserver-etcd-client"));
-        rows.push(client(host, "front-proxy-client", Ca::FrontProxy, "front-proxy-client"));
-        rows.push(component(inputs, host, "controller-manager", "system:kube-controller-manager"));
-        rows.push(component(inputs, host, "scheduler", "system:kube-scheduler"));
+        rows.push(client(
+            host,
+            "apiserver-kubelet-client",
+            Ca::Cluster,
+            KUBELET_CLIENT_NAME,
+        ));
+        rows.push(client(
+            host,
+            "apiserver-etcd-client",
+            Ca::Etcd,
+            "kube-apiserver-etcd-client",
+        ));
+        rows.push(client(
+            host,
+            "front-proxy-client",
+            Ca::FrontProxy,
+            "front-proxy-client",
+        ));
+        rows.push(component(
+            inputs,
+            host,
+            "controller-manager",
+            "system:kube-controller-manager",
+        ));
+        rows.push(component(
+            inputs,
+            host,
+            "scheduler",
+            "system:kube-scheduler",
+        ));
         if inputs.bootstrap == Bootstrap::Kubeadm {
             let mut admin = component(inputs, host, "admin", "kubernetes-admin");
             admin.organizations = vec![KUBEADM_ADMIN_GROUP.into()];
@@ -302,7 +338,11 @@ fn certificates(inputs: &Inputs) -> Vec<CertificateWanted> {
         Bootstrap::Kubeadm => KUBEADM_ADMIN_GROUP,
     };
     rows.push(operator("admin", "kubernetes-admin", group));
-    rows.push(operator("super-admin", "kubernetes-super-admin", "system:masters"));
+    rows.push(operator(
+        "super-admin",
+        "kubernetes-super-admin",
+        "system:masters",
+    ));
     rows
 }
 
@@ -317,12 +357,22 @@ fn apiserver(inputs: &Inputs, host: &Host) -> CertificateWanted {
         // Components of this machine, and the local proxy of the nodes, are reached over loopback.
         "localhost".into(),
     ];
-    dns.extend([&host.names, &inputs.endpoint_names, &inputs.extra_names].into_iter().flatten().cloned());
+    dns.extend(
+        [&host.names, &inputs.endpoint_names, &inputs.extra_names]
+            .into_iter()
+            .flatten()
+            .cloned(),
+    );
     let mut ips = loopback();
     ips.extend(
-        [&host.addresses, &inputs.service_addresses, &inputs.endpoint_addresses, &inputs.extra_addresses]
-            .into_iter()
-            .flatten(),
+        [
+            &host.addresses,
+            &inputs.service_addresses,
+            &inputs.endpoint_addresses,
+            &inputs.extra_addresses,
+        ]
+        .into_iter()
+        .flatten(),
     );
     let mut row = client(host, "apiserver", Ca::Cluster, "kube-apiserver");
     (row.server, row.client) = (true, false);
@@ -337,8 +387,19 @@ fn etcd(inputs: &Inputs, host: &Host) -> Vec<CertificateWanted> {
         EtcdRun::Systemd { .. } => paths::ETCD_PKI.to_owned(),
         EtcdRun::StaticPod => format!("{}/etcd", paths::PKI),
     };
-    let names = sorted(host.names.iter().cloned().chain([host.name.clone(), "localhost".into()]).collect());
-    let addresses = sorted(loopback().into_iter().chain(host.addresses.iter().copied()).collect());
+    let names = sorted(
+        host.names
+            .iter()
+            .cloned()
+            .chain([host.name.clone(), "localhost".into()])
+            .collect(),
+    );
+    let addresses = sorted(
+        loopback()
+            .into_iter()
+            .chain(host.addresses.iter().copied())
+            .collect(),
+    );
     ["server", "peer", "healthcheck-client"]
         .map(|file| {
             let is_client_only = file == "healthcheck-client";
@@ -360,7 +421,9 @@ fn etcd(inputs: &Inputs, host: &Host) -> Vec<CertificateWanted> {
 fn component(inputs: &Inputs, host: &Host, id: &str, common_name: &str) -> CertificateWanted {
     let mut row = client(host, id, Ca::Cluster, common_name);
     if inputs.bootstrap == Bootstrap::Kubeadm {
-        row.place = Place::Kubeconfig { path: format!("/etc/kubernetes/{id}.conf") };
+        row.place = Place::Kubeconfig {
+            path: format!("/etc/kubernetes/{id}.conf"),
+        };
     }
     row
 }
@@ -400,18 +463,27 @@ fn operator(id: &str, common_name: &str, group: &str) -> CertificateWanted {
 }
 
 fn files(stem: &str) -> Place {
-    Place::Files { certificate: format!("{stem}.crt"), key: format!("{stem}.key") }
+    Place::Files {
+        certificate: format!("{stem}.crt"),
+        key: format!("{stem}.key"),
+    }
 }
 
 fn etcd_owner(inputs: &Inputs) -> Owner {
     match &inputs.etcd {
-        EtcdRun::Systemd { user, group } => Owner { user: user.clone(), group: group.clone() },
+        EtcdRun::Systemd { user, group } => Owner {
+            user: user.clone(),
+            group: group.clone(),
+        },
         EtcdRun::StaticPod => Owner::root(),
     }
 }
 
 fn loopback() -> Vec<IpAddr> {
-    vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)]
+    vec![
+        IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+    ]
 }
 
 fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {

@@ -1,8 +1,9 @@
 //! Making authorities, leaf certificates and key pairs. Randomness comes from ring, the time from the caller.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use ring::{
     digest,
@@ -50,13 +51,25 @@ impl Authority {
     pub fn create(which: Ca, now: i64) -> Result<Self, Error> {
         let what = format!("the {} CA", which.name());
         let key = KeyPair::generate().map_err(|error| Error::issue(&what, error))?;
-        let mut params = params(&what, which.common_name(), &[], now, now + i64::from(CA_DAYS) * DAY, &key)?;
+        let mut params = params(
+            &what,
+            which.common_name(),
+            &[],
+            now,
+            now + i64::from(CA_DAYS) * DAY,
+            &key,
+        )?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+        ];
         // Some verifiers want the authority's own name among its alternative names, as kubeadm gives it.
         params.subject_alt_names = vec![dns(&what, which.common_name())?];
-        let certificate = params.self_signed(&key).map_err(|error| Error::issue(&what, error))?;
+        let certificate = params
+            .self_signed(&key)
+            .map_err(|error| Error::issue(&what, error))?;
         Self::import(which, &certificate.pem(), keys::to_pem(&key), now)
     }
 
@@ -64,31 +77,58 @@ impl Authority {
     ///
     /// Refused with a reason when it could not sign what clients accept: no CA flag, no right to sign certificates,
     /// expired, a foreign key, or a name that cannot be reproduced exactly.
-    pub fn import(which: Ca, certificate_pem: &str, key_pem: SecretText, now: i64) -> Result<Self, Error> {
-        let refuse = |reason: String| Error::Authority { ca: which.name().into(), reason };
+    pub fn import(
+        which: Ca,
+        certificate_pem: &str,
+        key_pem: SecretText,
+        now: i64,
+    ) -> Result<Self, Error> {
+        let refuse = |reason: String| Error::Authority {
+            ca: which.name().into(),
+            reason,
+        };
         let key = keys::load(key_pem.expose())?;
         let found = read::certificate(certificate_pem)?;
         if keys::spki_sha256(&key) != found.spki_sha256 {
-            return Err(refuse(format!("the key does not belong to the certificate {}", found.subject)));
+            return Err(refuse(format!(
+                "the key does not belong to the certificate {}",
+                found.subject
+            )));
         }
         if !found.is_ca {
-            return Err(refuse(format!("{} is no CA certificate (basicConstraints CA:TRUE is missing)", found.subject)));
+            return Err(refuse(format!(
+                "{} is no CA certificate (basicConstraints CA:TRUE is missing)",
+                found.subject
+            )));
         }
         if found.not_after <= now {
-            return Err(refuse(format!("{} has expired; renew it with its key first", found.subject)));
+            return Err(refuse(format!(
+                "{} has expired; renew it with its key first",
+                found.subject
+            )));
         }
         let der = read::first_der(certificate_pem)?;
         let parsed = read::parse(&der)?;
         if let Ok(Some(usage)) = parsed.key_usage()
             && !usage.value.key_cert_sign()
         {
-            return Err(refuse(format!("{} may not sign certificates (keyUsage keyCertSign is missing)", found.subject)));
+            return Err(refuse(format!(
+                "{} may not sign certificates (keyUsage keyCertSign is missing)",
+                found.subject
+            )));
         }
-        if let Ok(Some(constraints)) = parsed.name_constraints() {
-            let _ = constraints;
-            return Err(refuse(format!("{} has name constraints, which Kubernetes' own names do not meet", found.subject)));
+        if !matches!(parsed.name_constraints(), Ok(None)) {
+            return Err(refuse(format!(
+                "{} has name constraints, which Kubernetes' own names do not meet",
+                found.subject
+            )));
         }
-        let authority = Self { which, certificate_pem: certificate_pem.into(), key_pem: keys::to_pem(&key), found };
+        let authority = Self {
+            which,
+            certificate_pem: certificate_pem.into(),
+            key_pem: keys::to_pem(&key),
+            found,
+        };
         authority.probe(now).map_err(|reason| {
             refuse(format!("certificates signed by it would not verify ({reason}); use an authority with a plain name"))
         })?;
@@ -115,12 +155,20 @@ impl Authority {
     /// Issues a row of the table with a new key (ECDSA P-256).
     pub fn issue(&self, wanted: &CertificateWanted, now: i64) -> Result<Issued, Error> {
         let key = KeyPair::generate().map_err(|error| Error::issue(&wanted.id, error))?;
-        Ok(Issued { certificate_pem: self.certify(wanted, &key, now)?, key_pem: keys::to_pem(&key) })
+        Ok(Issued {
+            certificate_pem: self.certify(wanted, &key, now)?,
+            key_pem: keys::to_pem(&key),
+        })
     }
 
     /// Issues a row of the table for a key that stays on its machine. Only the key is taken from the request: names
     /// and usages are the table's.
-    pub fn issue_for_request(&self, wanted: &CertificateWanted, csr: &Csr, now: i64) -> Result<String, Error> {
+    pub fn issue_for_request(
+        &self,
+        wanted: &CertificateWanted,
+        csr: &Csr,
+        now: i64,
+    ) -> Result<String, Error> {
         self.certify(wanted, &request_key(&wanted.id, csr)?, now)
     }
 
@@ -128,26 +176,68 @@ impl Authority {
     pub fn sign_kubelet(&self, approved: &Approved<'_>, now: i64) -> Result<String, Error> {
         let what = format!("the kubelet certificate of {}", approved.node());
         if self.which != Ca::Cluster {
-            return Err(Error::issue(&what, format!("asked of the {} CA", self.which.name())));
+            return Err(Error::issue(
+                &what,
+                format!("asked of the {} CA", self.which.name()),
+            ));
         }
         let csr = approved.csr;
-        let names = csr.dns.iter().map(|name| dns(&what, name)).collect::<Result<Vec<_>, _>>()?;
-        let names = names.into_iter().chain(csr.ips.iter().copied().map(SanType::IpAddress)).collect();
+        let names = csr
+            .dns
+            .iter()
+            .map(|name| dns(&what, name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names = names
+            .into_iter()
+            .chain(csr.ips.iter().copied().map(SanType::IpAddress))
+            .collect();
         let key = request_key(&what, csr)?;
         let subject = (csr.common_name.as_str(), csr.organizations.as_slice());
-        self.leaf(&what, subject, names, (approved.serving, !approved.serving), LEAF_DAYS, &key, now)
+        self.leaf(
+            &what,
+            subject,
+            names,
+            (approved.serving, !approved.serving),
+            LEAF_DAYS,
+            &key,
+            now,
+        )
     }
 
-    fn certify(&self, wanted: &CertificateWanted, key: &impl PublicKeyData, now: i64) -> Result<String, Error> {
+    fn certify(
+        &self,
+        wanted: &CertificateWanted,
+        key: &impl PublicKeyData,
+        now: i64,
+    ) -> Result<String, Error> {
         let what = &wanted.id;
         if wanted.ca != self.which {
-            let reason = format!("wanted from the {} CA, asked of the {} CA", wanted.ca.name(), self.which.name());
+            let reason = format!(
+                "wanted from the {} CA, asked of the {} CA",
+                wanted.ca.name(),
+                self.which.name()
+            );
             return Err(Error::issue(what, reason));
         }
-        let names = wanted.dns.iter().map(|name| dns(what, name)).collect::<Result<Vec<_>, _>>()?;
-        let names = names.into_iter().chain(wanted.ips.iter().copied().map(SanType::IpAddress)).collect();
+        let names = wanted
+            .dns
+            .iter()
+            .map(|name| dns(what, name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names = names
+            .into_iter()
+            .chain(wanted.ips.iter().copied().map(SanType::IpAddress))
+            .collect();
         let subject = (wanted.common_name.as_str(), wanted.organizations.as_slice());
-        self.leaf(what, subject, names, (wanted.server, wanted.client), wanted.days, key, now)
+        self.leaf(
+            what,
+            subject,
+            names,
+            (wanted.server, wanted.client),
+            wanted.days,
+            key,
+            now,
+        )
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -168,19 +258,37 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let usages = [(server, ExtendedKeyUsagePurpose::ServerAuth), (client, ExtendedKeyUsagePurpose::ClientAuth)];
-        params.extended_key_usages = usages.into_iter().filter(|(on, _)| *on).map(|(_, usage)| usage).collect();
+        let usages = [
+            (server, ExtendedKeyUsagePurpose::ServerAuth),
+            (client, ExtendedKeyUsagePurpose::ClientAuth),
+        ];
+        params.extended_key_usages = usages
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, usage)| usage)
+            .collect();
         let ca_der = read::first_der(&self.certificate_pem)?.into();
         let issuer = Issuer::from_ca_cert_der(&ca_der, keys::load(self.key_pem.expose())?)
             .map_err(|error| Error::issue(what, error))?;
-        Ok(params.signed_by(key, &issuer).map_err(|error| Error::issue(what, error))?.pem())
+        Ok(params
+            .signed_by(key, &issuer)
+            .map_err(|error| Error::issue(what, error))?
+            .pem())
     }
 
     /// Signs a throw-away certificate and verifies it, so that an import fails here rather than on a machine.
     fn probe(&self, now: i64) -> Result<(), String> {
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let leaf = self
-            .leaf("a probe", ("probe", &[]), Vec::new(), (false, true), 1, &key, now)
+            .leaf(
+                "a probe",
+                ("probe", &[]),
+                Vec::new(),
+                (false, true),
+                1,
+                &key,
+                now,
+            )
             .map_err(|error| error.to_string())?;
         read::chain_ok(&leaf, &self.certificate_pem)
     }
@@ -189,13 +297,19 @@ impl Authority {
 /// A new service-account key pair, ECDSA P-256 (tokens are then ES256).
 pub fn key_pair() -> Result<KeyPairPem, Error> {
     let key = KeyPair::generate().map_err(|error| Error::issue("a key pair", error))?;
-    Ok(KeyPairPem { private_pem: keys::to_pem(&key), public_pem: key.public_key_pem() })
+    Ok(KeyPairPem {
+        private_pem: keys::to_pem(&key),
+        public_pem: key.public_key_pem(),
+    })
 }
 
 /// The pair of an existing private key (RSA, EC or Ed25519).
 pub fn import_key_pair(private_pem: &str) -> Result<KeyPairPem, Error> {
     let key = keys::load(private_pem)?;
-    Ok(KeyPairPem { private_pem: keys::to_pem(&key), public_pem: key.public_key_pem() })
+    Ok(KeyPairPem {
+        private_pem: keys::to_pem(&key),
+        public_pem: key.public_key_pem(),
+    })
 }
 
 /// A request for a key that stays where it is: the key (PKCS#8 PEM) and the PKCS#10 PEM naming the row's subject.
@@ -204,10 +318,22 @@ pub fn request(wanted: &CertificateWanted) -> Result<(SecretText, String), Error
     let key = KeyPair::generate().map_err(|error| Error::issue(what, error))?;
     let mut params = CertificateParams::default();
     params.distinguished_name = name(what, &wanted.common_name, &wanted.organizations)?;
-    let names = wanted.dns.iter().map(|name| dns(what, name)).collect::<Result<Vec<_>, _>>()?;
-    params.subject_alt_names = names.into_iter().chain(wanted.ips.iter().copied().map(SanType::IpAddress)).collect();
-    let csr = params.serialize_request(&key).map_err(|error| Error::issue(what, error))?;
-    Ok((keys::to_pem(&key), csr.pem().map_err(|error| Error::issue(what, error))?))
+    let names = wanted
+        .dns
+        .iter()
+        .map(|name| dns(what, name))
+        .collect::<Result<Vec<_>, _>>()?;
+    params.subject_alt_names = names
+        .into_iter()
+        .chain(wanted.ips.iter().copied().map(SanType::IpAddress))
+        .collect();
+    let csr = params
+        .serialize_request(&key)
+        .map_err(|error| Error::issue(what, error))?;
+    Ok((
+        keys::to_pem(&key),
+        csr.pem().map_err(|error| Error::issue(what, error))?,
+    ))
 }
 
 fn params(
@@ -218,7 +344,9 @@ fn params(
     not_after: i64,
     key: &impl PublicKeyData,
 ) -> Result<CertificateParams, Error> {
-    let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| Error::issue(what, error));
+    let at = |seconds| {
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| Error::issue(what, error))
+    };
     let mut params = CertificateParams::default();
     params.not_before = at(now - BACKDATE_SECONDS)?;
     params.not_after = at(not_after)?;
@@ -230,33 +358,47 @@ fn params(
     Ok(params)
 }
 
-fn name(what: &str, common_name: &str, organizations: &[String]) -> Result<DistinguishedName, Error> {
+fn name(
+    what: &str,
+    common_name: &str,
+    organizations: &[String],
+) -> Result<DistinguishedName, Error> {
     let mut name = DistinguishedName::new();
     match organizations {
         [] => {}
         [one] => name.push(DnType::OrganizationName, one.as_str()),
-        more => return Err(Error::issue(what, format!("{} organizations; only one is supported", more.len()))),
+        more => {
+            return Err(Error::issue(
+                what,
+                format!("{} organizations; only one is supported", more.len()),
+            ));
+        }
     }
     name.push(DnType::CommonName, common_name);
     Ok(name)
 }
 
 fn dns(what: &str, name: &str) -> Result<SanType, Error> {
-    let name = name.try_into().map_err(|_| Error::issue(what, format!("{name:?} is not a DNS name in ASCII")))?;
+    let name = name
+        .try_into()
+        .map_err(|_| Error::issue(what, format!("{name:?} is not a DNS name in ASCII")))?;
     Ok(SanType::DnsName(name))
 }
 
 /// 127 random bits: positive and unique (RFC 5280 4.1.2.2).
 fn serial() -> Result<SerialNumber, Error> {
     let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Error::Random)?;
     // The first bit off for the sign, the second on so that no leading zero has to be dropped.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
 }
 
 fn request_key(what: &str, csr: &Csr) -> Result<SubjectPublicKeyInfo, Error> {
-    let (_, request) = X509CertificationRequest::from_der(&csr.der).map_err(|error| Error::issue(what, error))?;
+    let (_, request) =
+        X509CertificationRequest::from_der(&csr.der).map_err(|error| Error::issue(what, error))?;
     let spki = request.certification_request_info.subject_pki.raw;
     SubjectPublicKeyInfo::from_der(spki).map_err(|error| Error::issue(what, error))
 }

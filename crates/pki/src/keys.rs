@@ -10,7 +10,8 @@ use crate::{Error, SecretText};
 pub(crate) fn load(pem: &str) -> Result<KeyPair, Error> {
     let mut labels = Vec::new();
     for block in Pem::iter_from_buffer(pem.as_bytes()) {
-        let Pem { label, contents } = block.map_err(|error| Error::Key(format!("not PEM: {error}")))?;
+        let Pem { label, contents } =
+            block.map_err(|error| Error::Key(format!("not PEM: {error}")))?;
         let contents = Zeroizing::new(contents);
         let pkcs8 = match label.as_str() {
             "PRIVATE KEY" => contents,
@@ -53,7 +54,9 @@ pub(crate) fn spki_sha256(key: &KeyPair) -> String {
 }
 
 /// AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017 A.1).
-const RSA: [u8; 15] = [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+const RSA: [u8; 15] = [
+    0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
+];
 /// id-ecPublicKey (RFC 5480 2.1.1), with tag and length.
 const EC_PUBLIC_KEY: [u8; 9] = [0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];

@@ -98,13 +98,21 @@ pub fn chain_ok(certificate_pem: &str, ca_pem: &str) -> Result<(), String> {
         parse(&ca_der).map_err(|error| error.to_string())?,
     );
     if leaf.issuer().as_raw() != ca.subject().as_raw() {
-        return Err(format!("issued by {}, not by {}", leaf.issuer(), ca.subject()));
+        return Err(format!(
+            "issued by {}, not by {}",
+            leaf.issuer(),
+            ca.subject()
+        ));
     }
     if !ca.is_ca() {
         return Err(format!("{} is no CA", ca.subject()));
     }
-    leaf.verify_signature(Some(ca.public_key()))
-        .map_err(|_| format!("signed by another key than that of {} with the same name", ca.subject()))
+    leaf.verify_signature(Some(ca.public_key())).map_err(|_| {
+        format!(
+            "signed by another key than that of {} with the same name",
+            ca.subject()
+        )
+    })
 }
 
 /// kubeadm's `--discovery-token-ca-cert-hash`: `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo.
@@ -114,7 +122,9 @@ pub fn ca_cert_hash(ca_pem: &str) -> Result<String, Error> {
 
 /// The client certificate embedded in a kubeconfig (PEM), with its key compared. `Ok(None)` when it names files.
 pub fn kubeconfig_certificate(kubeconfig: &str) -> Result<Option<CertificateFound>, Error> {
-    let Some(pem) = embedded(kubeconfig, "client-certificate-data")? else { return Ok(None) };
+    let Some(pem) = embedded(kubeconfig, "client-certificate-data")? else {
+        return Ok(None);
+    };
     Ok(Some(match embedded(kubeconfig, "client-key-data")? {
         Some(key) => certificate_with_key(&pem, &key)?,
         None => certificate(&pem)?,
@@ -122,15 +132,26 @@ pub fn kubeconfig_certificate(kubeconfig: &str) -> Result<Option<CertificateFoun
 }
 
 /// Why the certificate must be re-issued; empty when it serves. `ca` is the authority that should have signed it.
-pub fn differences(wanted: &CertificateWanted, found: &CertificateFound, ca: &CertificateFound, now: i64) -> Vec<String> {
+pub fn differences(
+    wanted: &CertificateWanted,
+    found: &CertificateFound,
+    ca: &CertificateFound,
+    now: i64,
+) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut differ = |differs: bool, reason: String| {
         if differs {
             reasons.push(reason);
         }
     };
-    differ(found.key_matches == Some(false), "its key file does not belong to it".into());
-    differ(found.issuer != ca.subject, format!("issued by {}, wanted {}", found.issuer, ca.subject));
+    differ(
+        found.key_matches == Some(false),
+        "its key file does not belong to it".into(),
+    );
+    differ(
+        found.issuer != ca.subject,
+        format!("issued by {}, wanted {}", found.issuer, ca.subject),
+    );
     differ(
         found.issuer == ca.subject
             && found.authority_key_id.is_some()
@@ -140,45 +161,110 @@ pub fn differences(wanted: &CertificateWanted, found: &CertificateFound, ca: &Ce
     );
     differ(
         found.common_name != wanted.common_name,
-        format!("common name {:?}, wanted {:?}", found.common_name, wanted.common_name),
+        format!(
+            "common name {:?}, wanted {:?}",
+            found.common_name, wanted.common_name
+        ),
     );
-    let organizations = |list: &[String]| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    let organizations = |list: &[String]| {
+        if list.is_empty() {
+            "none".to_owned()
+        } else {
+            list.join(", ")
+        }
+    };
     differ(
         found.organizations != wanted.organizations,
-        format!("organization {}, wanted {}", organizations(&found.organizations), organizations(&wanted.organizations)),
+        format!(
+            "organization {}, wanted {}",
+            organizations(&found.organizations),
+            organizations(&wanted.organizations)
+        ),
     );
     let names = |list: &[String], addresses: &[IpAddr]| -> Vec<String> {
-        list.iter().map(|name| name.to_ascii_lowercase()).chain(addresses.iter().map(ToString::to_string)).collect()
+        list.iter()
+            .map(|name| name.to_ascii_lowercase())
+            .chain(addresses.iter().map(ToString::to_string))
+            .collect()
     };
-    let (has, wants) = (names(&found.dns, &found.ips), names(&wanted.dns, &wanted.ips));
-    let lacking: Vec<_> = wants.iter().filter(|name| !has.contains(name)).cloned().collect();
-    let surplus: Vec<_> = has.iter().filter(|name| !wants.contains(name)).cloned().collect();
-    differ(!lacking.is_empty(), format!("not valid for {}", lacking.join(", ")));
+    let (has, wants) = (
+        names(&found.dns, &found.ips),
+        names(&wanted.dns, &wanted.ips),
+    );
+    let lacking: Vec<_> = wants
+        .iter()
+        .filter(|name| !has.contains(name))
+        .cloned()
+        .collect();
+    let surplus: Vec<_> = has
+        .iter()
+        .filter(|name| !wants.contains(name))
+        .cloned()
+        .collect();
+    differ(
+        !lacking.is_empty(),
+        format!("not valid for {}", lacking.join(", ")),
+    );
     // A name that went to another machine must not stay valid here.
-    differ(!surplus.is_empty(), format!("valid for {}, which is no longer wanted", surplus.join(", ")));
-    differ(wanted.server && !found.server, "usage server authentication is missing".into());
-    differ(wanted.client && !found.client, "usage client authentication is missing".into());
-    differ(!wanted.client && found.client, "usage client authentication is not wanted".into());
-    differ(!wanted.server && found.server, "usage server authentication is not wanted".into());
+    differ(
+        !surplus.is_empty(),
+        format!(
+            "valid for {}, which is no longer wanted",
+            surplus.join(", ")
+        ),
+    );
+    differ(
+        wanted.server && !found.server,
+        "usage server authentication is missing".into(),
+    );
+    differ(
+        wanted.client && !found.client,
+        "usage client authentication is missing".into(),
+    );
+    differ(
+        !wanted.client && found.client,
+        "usage client authentication is not wanted".into(),
+    );
+    differ(
+        !wanted.server && found.server,
+        "usage server authentication is not wanted".into(),
+    );
     differ(found.is_ca, "it is a CA certificate".into());
-    differ(found.not_before > now, "not valid yet; compare the clocks".into());
+    differ(
+        found.not_before > now,
+        "not valid yet; compare the clocks".into(),
+    );
     reasons.extend(expiry(wanted, found, ca, now));
     reasons
 }
 
 /// Why an authority's certificate on a machine must be replaced by the operator's.
-pub fn authority_differences(which: Ca, wanted: &CertificateFound, found: &CertificateFound) -> Vec<String> {
+pub fn authority_differences(
+    which: Ca,
+    wanted: &CertificateFound,
+    found: &CertificateFound,
+) -> Vec<String> {
     if found.fingerprint == wanted.fingerprint {
         return Vec::new();
     }
     vec![if found.spki_sha256 == wanted.spki_sha256 {
         format!("another certificate for the same {} CA key", which.name())
     } else {
-        format!("another {} CA: {} with key {}", which.name(), found.subject, &found.spki_sha256[..16])
+        format!(
+            "another {} CA: {} with key {}",
+            which.name(),
+            found.subject,
+            &found.spki_sha256[..16]
+        )
     }]
 }
 
-fn expiry(wanted: &CertificateWanted, found: &CertificateFound, ca: &CertificateFound, now: i64) -> Option<String> {
+fn expiry(
+    wanted: &CertificateWanted,
+    found: &CertificateFound,
+    ca: &CertificateFound,
+    now: i64,
+) -> Option<String> {
     let left = found.not_after - now;
     if left < 0 {
         return Some(format!("expired {} days ago", (-left).div_euclid(DAY)));
@@ -186,7 +272,8 @@ fn expiry(wanted: &CertificateWanted, found: &CertificateFound, ca: &Certificate
     // A leaf never outlives its CA: near the CA's own end a new leaf would gain nothing and be re-issued forever.
     let best = (now + i64::from(wanted.days) * DAY).min(ca.not_after);
     let renew_before = i64::from(RENEW_BEFORE_DAYS.min(wanted.days / 3)) * DAY;
-    (left < renew_before && best > found.not_after + DAY).then(|| format!("expires in {} days", left / DAY))
+    (left < renew_before && best > found.not_after + DAY)
+        .then(|| format!("expires in {} days", left / DAY))
 }
 
 pub(crate) fn first_der(pem: &str) -> Result<Vec<u8>, Error> {
@@ -197,13 +284,17 @@ pub(crate) fn first_der(pem: &str) -> Result<Vec<u8>, Error> {
 fn ders(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
     let mut ders = Vec::new();
     for block in Pem::iter_from_buffer(pem.as_bytes()) {
-        let block = block.map_err(|error| Error::parse("the certificate", format!("damaged PEM: {error}")))?;
+        let block = block
+            .map_err(|error| Error::parse("the certificate", format!("damaged PEM: {error}")))?;
         if block.label == "CERTIFICATE" {
             ders.push(block.contents);
         }
     }
     if ders.is_empty() {
-        return Err(Error::parse("the certificate", "no CERTIFICATE block in the PEM text"));
+        return Err(Error::parse(
+            "the certificate",
+            "no CERTIFICATE block in the PEM text",
+        ));
     }
     Ok(ders)
 }
@@ -211,7 +302,11 @@ fn ders(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
     let (rest, certificate) =
         X509Certificate::from_der(der).map_err(|error| Error::parse("the certificate", error))?;
-    if rest.is_empty() { Ok(certificate) } else { Err(Error::parse("the certificate", "bytes after its end")) }
+    if rest.is_empty() {
+        Ok(certificate)
+    } else {
+        Err(Error::parse("the certificate", "bytes after its end"))
+    }
 }
 
 fn found(certificate: &X509Certificate<'_>) -> Result<CertificateFound, Error> {
@@ -241,13 +336,18 @@ fn found(certificate: &X509Certificate<'_>) -> Result<CertificateFound, Error> {
                 (out.dns, out.ips) = (names.dns, names.ips);
             }
             ParsedExtension::ExtendedKeyUsage(usage) => {
-                (out.server, out.client) = (usage.server_auth || usage.any, usage.client_auth || usage.any);
+                (out.server, out.client) = (
+                    usage.server_auth || usage.any,
+                    usage.client_auth || usage.any,
+                );
             }
             ParsedExtension::SubjectKeyIdentifier(id) => out.subject_key_id = Some(hex(id.0)),
             ParsedExtension::AuthorityKeyIdentifier(id) => {
                 out.authority_key_id = id.key_identifier.as_ref().map(|id| hex(id.0));
             }
-            ParsedExtension::ParseError { error } => return Err(Error::parse("the certificate's extensions", error)),
+            ParsedExtension::ParseError { error } => {
+                return Err(Error::parse("the certificate's extensions", error));
+            }
             _ => {}
         }
     }
@@ -256,8 +356,16 @@ fn found(certificate: &X509Certificate<'_>) -> Result<CertificateFound, Error> {
 
 /// Common name (empty when absent) and organizations in order.
 pub(crate) fn attributes(name: &X509Name<'_>) -> (String, Vec<String>) {
-    let common_name = name.iter_common_name().filter_map(|part| part.as_str().ok()).last().unwrap_or_default();
-    let organizations = name.iter_organization().filter_map(|part| part.as_str().ok()).map(Into::into).collect();
+    let common_name = name
+        .iter_common_name()
+        .filter_map(|part| part.as_str().ok())
+        .last()
+        .unwrap_or_default();
+    let organizations = name
+        .iter_organization()
+        .filter_map(|part| part.as_str().ok())
+        .map(Into::into)
+        .collect();
     (common_name.into(), organizations)
 }
 
@@ -269,7 +377,11 @@ pub(crate) struct AlternativeNames {
 }
 
 pub(crate) fn alternative_names(names: &[GeneralName<'_>]) -> AlternativeNames {
-    let mut out = AlternativeNames { dns: Vec::new(), ips: Vec::new(), other: Vec::new() };
+    let mut out = AlternativeNames {
+        dns: Vec::new(),
+        ips: Vec::new(),
+        other: Vec::new(),
+    };
     for name in names {
         match name {
             GeneralName::DNSName(name) => out.dns.push((*name).into()),
@@ -297,11 +409,21 @@ fn embedded(kubeconfig: &str, key: &str) -> Result<Option<String>, Error> {
     use base64::Engine;
     let value = kubeconfig
         .lines()
-        .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key)?.trim_start().strip_prefix(':'))
+        .filter_map(|line| {
+            line.trim()
+                .trim_start_matches("- ")
+                .strip_prefix(key)?
+                .trim_start()
+                .strip_prefix(':')
+        })
         .map(|value| value.trim().trim_matches(['"', '\'']))
         .find(|value| !value.is_empty());
     let Some(value) = value else { return Ok(None) };
     let what = format!("{key} of the kubeconfig");
-    let bytes = base64::engine::general_purpose::STANDARD.decode(value).map_err(|error| Error::parse(&what, error))?;
-    String::from_utf8(bytes).map(Some).map_err(|_| Error::parse(&what, "not PEM"))
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(value)
+        .map_err(|error| Error::parse(&what, error))?;
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_| Error::parse(&what, "not PEM"))
 }

@@ -19,7 +19,7 @@ use crate::{
     Error, SecretText,
     inventory::Ca,
     issue::{self, Authority, KeyPairPem},
-    seal,
+    seal::{self, Sealer},
     secret::hex,
 };
 
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
-    passphrase: Option<SecretText>,
+    sealer: Option<Sealer>,
 }
 
 /// Everything the operator holds, in memory.
@@ -66,7 +66,10 @@ pub struct Secrets {
 impl Secrets {
     /// The public part of the bootstrap token, naming its Secret `bootstrap-token-<id>`.
     pub fn bootstrap_token_id(&self) -> &str {
-        self.bootstrap_token.expose().split_once('.').map_or("", |(id, _)| id)
+        self.bootstrap_token
+            .expose()
+            .split_once('.')
+            .map_or("", |(id, _)| id)
     }
 }
 
@@ -89,18 +92,29 @@ impl Import {
         let mut take = |path: String| {
             let found = files.get(&path).cloned();
             if found.is_none() {
-                missing.push(format!("/etc/kubernetes/pki/{path} is missing; try another control plane"));
+                missing.push(format!(
+                    "/etc/kubernetes/pki/{path} is missing; try another control plane"
+                ));
             }
             found
         };
         for ca in Ca::ALL {
-            let (certificate, key) = (take(format!("{}.crt", ca.stem())), take(format!("{}.key", ca.stem())));
+            let (certificate, key) = (
+                take(format!("{}.crt", ca.stem())),
+                take(format!("{}.key", ca.stem())),
+            );
             if let (Some(certificate), Some(key)) = (certificate, key) {
-                import.authorities.insert(ca, (certificate.expose().into(), key));
+                import
+                    .authorities
+                    .insert(ca, (certificate.expose().into(), key));
             }
         }
         import.service_account = take("sa.key".into());
-        if missing.is_empty() { Ok(import) } else { Err(missing) }
+        if missing.is_empty() {
+            Ok(import)
+        } else {
+            Err(missing)
+        }
     }
 }
 
@@ -113,7 +127,10 @@ const SECRET_NAMES: [&str; 4] = [BOOTSTRAP_TOKEN, ENCRYPTION_KEY, VRRP_KEY, STAT
 impl Store {
     /// The folder `dir/pki`; nothing is touched yet.
     pub fn new(dir: &Path, passphrase: Option<SecretText>) -> Self {
-        Self { dir: dir.join("pki"), passphrase }
+        Self {
+            dir: dir.join("pki"),
+            sealer: passphrase.map(Sealer::new),
+        }
     }
 
     /// `dir/pki`
@@ -127,7 +144,11 @@ impl Store {
 
     /// Opens the folder, or makes it with new authorities and secrets. `now` in Unix seconds.
     pub fn ensure(&self, now: i64) -> Result<Pki, Error> {
-        if self.exists() { self.load(now) } else { self.create(&Import::default(), now) }
+        if self.exists() {
+            self.load(now)
+        } else {
+            self.create(&Import::default(), now)
+        }
     }
 
     /// Makes the folder from existing material, adding what is not given. Refused when the folder exists.
@@ -158,7 +179,11 @@ impl Store {
     /// Writes a certificate the operator holds (`admin`, `super-admin`): `NAME.crt` and `NAME.key`, replaced if there.
     pub fn write_issued(&self, name: &str, issued: &issue::Issued) -> Result<(), Error> {
         self.write_secret(&format!("{name}.key"), &issued.key_pem)?;
-        write(&self.dir.join(format!("{name}.crt")), issued.certificate_pem.as_bytes(), 0o644)
+        write(
+            &self.dir.join(format!("{name}.crt")),
+            issued.certificate_pem.as_bytes(),
+            0o644,
+        )
     }
 
     /// Reads it back: certificate and key PEM; `None` when it was never written.
@@ -168,12 +193,20 @@ impl Store {
             return Ok(None);
         }
         let key_pem = self.read_secret(&format!("{name}.key"))?;
-        Ok(Some(issue::Issued { certificate_pem: read(&certificate)?.expose().into(), key_pem }))
+        Ok(Some(issue::Issued {
+            certificate_pem: read(&certificate)?.expose().into(),
+            key_pem,
+        }))
     }
 
     fn authority(&self, ca: Ca, now: i64) -> Result<Authority, Error> {
         let certificate = read(&self.dir.join(format!("{}.crt", ca.stem())))?;
-        Authority::import(ca, certificate.expose(), self.read_secret(&format!("{}.key", ca.stem()))?, now)
+        Authority::import(
+            ca,
+            certificate.expose(),
+            self.read_secret(&format!("{}.key", ca.stem()))?,
+            now,
+        )
     }
 
     /// A secret that an older version did not know yet is made now.
@@ -184,16 +217,27 @@ impl Store {
         }
         let text = self.read_secret(&path)?;
         let value = text.expose().trim();
-        if value.is_empty() { Err(self.broken(&path, "it is empty")) } else { Ok(SecretText::new(value.into())) }
+        if value.is_empty() {
+            Err(self.broken(&path, "it is empty"))
+        } else {
+            Ok(SecretText::new(value.into()))
+        }
     }
 
     fn create(&self, import: &Import, now: i64) -> Result<Pki, Error> {
-        if let Some(other) = import.secrets.keys().find(|name| !SECRET_NAMES.contains(&name.as_str())) {
+        if let Some(other) = import
+            .secrets
+            .keys()
+            .find(|name| !SECRET_NAMES.contains(&name.as_str()))
+        {
             return Err(self.broken(&format!("secrets/{other}"), "no such secret"));
         }
         let parent = self.dir.parent().unwrap_or(Path::new("."));
         make_dir(parent)?;
-        let aside = Self { dir: parent.join(format!(".pki.new.{}", random_hex::<8>()?)), ..self.clone() };
+        let aside = Self {
+            dir: parent.join(format!(".pki.new.{}", random_hex::<8>()?)),
+            ..self.clone()
+        };
         let made = aside.fill(import, now).and_then(|()| {
             fs::rename(&aside.dir, &self.dir).map_err(io("moving into place", &self.dir))?;
             sync_dir(parent)
@@ -210,7 +254,11 @@ impl Store {
     }
 
     fn fill(&self, import: &Import, now: i64) -> Result<(), Error> {
-        for dir in [self.dir.clone(), self.dir.join("etcd"), self.dir.join("secrets")] {
+        for dir in [
+            self.dir.clone(),
+            self.dir.join("etcd"),
+            self.dir.join("secrets"),
+        ] {
             make_dir(&dir)?;
         }
         for ca in Ca::ALL {
@@ -219,7 +267,11 @@ impl Store {
                 None => Authority::create(ca, now)?,
             };
             self.write_secret(&format!("{}.key", ca.stem()), authority.key_pem())?;
-            write(&self.dir.join(format!("{}.crt", ca.stem())), authority.certificate_pem().as_bytes(), 0o644)?;
+            write(
+                &self.dir.join(format!("{}.crt", ca.stem())),
+                authority.certificate_pem().as_bytes(),
+                0o644,
+            )?;
         }
         let pair = match &import.service_account {
             Some(private) => issue::import_key_pair(private.expose())?,
@@ -228,7 +280,11 @@ impl Store {
         self.write_secret("sa.key", &pair.private_pem)?;
         write(&self.dir.join("sa.pub"), pair.public_pem.as_bytes(), 0o644)?;
         for name in SECRET_NAMES {
-            let value = import.secrets.get(name).cloned().map_or_else(|| generate(name), Ok)?;
+            let value = import
+                .secrets
+                .get(name)
+                .cloned()
+                .map_or_else(|| generate(name), Ok)?;
             self.write_secret(&format!("secrets/{name}"), &value)?;
         }
         Ok(())
@@ -236,8 +292,8 @@ impl Store {
 
     fn write_secret(&self, path: &str, value: &SecretText) -> Result<(), Error> {
         let file = self.dir.join(path);
-        match &self.passphrase {
-            Some(passphrase) => write(&file, seal::seal(path, value, passphrase)?.as_bytes(), 0o600),
+        match &self.sealer {
+            Some(sealer) => write(&file, sealer.seal(path, value)?.as_bytes(), 0o600),
             None => write(&file, value.expose().as_bytes(), 0o600),
         }
     }
@@ -247,15 +303,22 @@ impl Store {
         if !seal::is_sealed(text.expose()) {
             return Ok(text);
         }
-        let Some(passphrase) = &self.passphrase else {
+        let Some(sealer) = &self.sealer else {
             return Err(self.broken(path, "it is sealed; give the passphrase"));
         };
-        seal::open(path, text.expose(), passphrase)?
-            .ok_or_else(|| self.broken(path, "the passphrase does not open it, or the file was changed"))
+        sealer.open(path, text.expose())?.ok_or_else(|| {
+            self.broken(
+                path,
+                "the passphrase does not open it, or the file was changed",
+            )
+        })
     }
 
     fn broken(&self, path: &str, reason: &str) -> Error {
-        Error::Store { path: self.dir.join(path), reason: reason.into() }
+        Error::Store {
+            path: self.dir.join(path),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -270,7 +333,9 @@ fn generate(name: &str) -> Result<SecretText, Error> {
 
 fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, Error> {
     let mut bytes = Zeroizing::new([0; N]);
-    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| Error::Random)?;
+    SystemRandom::new()
+        .fill(bytes.as_mut_slice())
+        .map_err(|_| Error::Random)?;
     Ok(bytes)
 }
 
@@ -286,20 +351,31 @@ fn random_text(length: usize) -> Result<String, Error> {
     while text.len() < length {
         let bytes = random::<32>()?;
         let fair = bytes.iter().filter(|byte| **byte < 252);
-        text.extend(fair.take(length - text.len()).map(|byte| char::from(ALPHABET[usize::from(byte % 36)])));
+        text.extend(
+            fair.take(length - text.len())
+                .map(|byte| char::from(ALPHABET[usize::from(byte % 36)])),
+        );
     }
     Ok(text)
 }
 
 fn make_dir(path: &Path) -> Result<(), Error> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("making the folder", path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io("making the folder", path))
 }
 
 /// Whole or not at all: a file aside, synced, then renamed.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     let aside = path.with_extension(format!("new.{}", random_hex::<4>()?));
     let written = (|| {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&aside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&aside, path)
@@ -312,13 +388,21 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 }
 
 fn sync_dir(path: &Path) -> Result<(), Error> {
-    fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(io("syncing", path))
+    fs::File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(io("syncing", path))
 }
 
 fn read(path: &Path) -> Result<SecretText, Error> {
-    fs::read_to_string(path).map(SecretText::new).map_err(io("reading", path))
+    fs::read_to_string(path)
+        .map(SecretText::new)
+        .map_err(io("reading", path))
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::Io { action, path: path.into(), source }
+    move |source| Error::Io {
+        action,
+        path: path.into(),
+        source,
+    }
 }
