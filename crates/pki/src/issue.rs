@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
     SubjectPublicKeyInfo,
 };
 use ring::{
@@ -50,14 +50,14 @@ impl Authority {
     /// A new self-signed authority, ECDSA P-256, valid for [`CA_DAYS`].
     pub fn create(which: Ca, now: i64) -> Result<Self, Error> {
         let what = format!("the {} CA", which.name());
-        let key = KeyPair::generate().map_err(|error| Error::issue(&what, error))?;
+        let key = keys::generate(&what)?;
         let mut params = params(
             &what,
             which.common_name(),
             &[],
             now,
             now + i64::from(CA_DAYS) * DAY,
-            &key,
+            &*key,
         )?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
@@ -68,7 +68,7 @@ impl Authority {
         // Some verifiers want the authority's own name among its alternative names, as kubeadm gives it.
         params.subject_alt_names = vec![dns(&what, which.common_name())?];
         let certificate = params
-            .self_signed(&key)
+            .self_signed(&*key)
             .map_err(|error| Error::issue(&what, error))?;
         Self::import(which, &certificate.pem(), keys::to_pem(&key), now)
     }
@@ -154,9 +154,9 @@ impl Authority {
 
     /// Issues a row of the table with a new key (ECDSA P-256).
     pub fn issue(&self, wanted: &CertificateWanted, now: i64) -> Result<Issued, Error> {
-        let key = KeyPair::generate().map_err(|error| Error::issue(&wanted.id, error))?;
+        let key = keys::generate(&wanted.id)?;
         Ok(Issued {
-            certificate_pem: self.certify(wanted, &key, now)?,
+            certificate_pem: self.certify(wanted, &*key, now)?,
             key_pem: keys::to_pem(&key),
         })
     }
@@ -268,7 +268,8 @@ impl Authority {
             .map(|(_, usage)| usage)
             .collect();
         let ca_der = read::first_der(&self.certificate_pem)?.into();
-        let issuer = Issuer::from_ca_cert_der(&ca_der, keys::load(self.key_pem.expose())?)
+        let ca_key = keys::load(self.key_pem.expose())?;
+        let issuer = Issuer::from_ca_cert_der(&ca_der, &*ca_key)
             .map_err(|error| Error::issue(what, error))?;
         Ok(params
             .signed_by(key, &issuer)
@@ -278,7 +279,7 @@ impl Authority {
 
     /// Signs a throw-away certificate and verifies it, so that an import fails here rather than on a machine.
     fn probe(&self, now: i64) -> Result<(), String> {
-        let key = KeyPair::generate().map_err(|error| error.to_string())?;
+        let key = keys::generate("a probe").map_err(|error| error.to_string())?;
         let leaf = self
             .leaf(
                 "a probe",
@@ -286,7 +287,7 @@ impl Authority {
                 Vec::new(),
                 (false, true),
                 1,
-                &key,
+                &*key,
                 now,
             )
             .map_err(|error| error.to_string())?;
@@ -296,7 +297,7 @@ impl Authority {
 
 /// A new service-account key pair, ECDSA P-256 (tokens are then ES256).
 pub fn key_pair() -> Result<KeyPairPem, Error> {
-    let key = KeyPair::generate().map_err(|error| Error::issue("a key pair", error))?;
+    let key = keys::generate("a key pair")?;
     Ok(KeyPairPem {
         private_pem: keys::to_pem(&key),
         public_pem: key.public_key_pem(),
@@ -315,7 +316,7 @@ pub fn import_key_pair(private_pem: &str) -> Result<KeyPairPem, Error> {
 /// A request for a key that stays where it is: the key (PKCS#8 PEM) and the PKCS#10 PEM naming the row's subject.
 pub fn request(wanted: &CertificateWanted) -> Result<(SecretText, String), Error> {
     let what = &wanted.id;
-    let key = KeyPair::generate().map_err(|error| Error::issue(what, error))?;
+    let key = keys::generate(what)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = name(what, &wanted.common_name, &wanted.organizations)?;
     let names = wanted
@@ -328,7 +329,7 @@ pub fn request(wanted: &CertificateWanted) -> Result<(SecretText, String), Error
         .chain(wanted.ips.iter().copied().map(SanType::IpAddress))
         .collect();
     let csr = params
-        .serialize_request(&key)
+        .serialize_request(&*key)
         .map_err(|error| Error::issue(what, error))?;
     Ok((
         keys::to_pem(&key),

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::{Error, SecretText};
 
 /// A private key from PEM: PKCS#8, PKCS#1 (RSA) or SEC1 (EC P-256, P-384); RSA of 2048 to 4096 bits; Ed25519.
-pub(crate) fn load(pem: &str) -> Result<KeyPair, Error> {
+pub(crate) fn load(pem: &str) -> Result<Zeroizing<KeyPair>, Error> {
     let mut labels = Vec::new();
     for block in Pem::iter_from_buffer(pem.as_bytes()) {
         let Pem { label, contents } =
@@ -29,7 +29,7 @@ pub(crate) fn load(pem: &str) -> Result<KeyPair, Error> {
                 continue;
             }
         };
-        return KeyPair::try_from(pkcs8.as_slice()).map_err(|_| {
+        return KeyPair::try_from(pkcs8.as_slice()).map(Zeroizing::new).map_err(|_| {
             Error::Key(
                 "unsupported or damaged; RSA of 2048 to 4096 bits, EC P-256, EC P-384 (with its public key inside) and \
                  Ed25519 work"
@@ -41,6 +41,13 @@ pub(crate) fn load(pem: &str) -> Result<KeyPair, Error> {
         [] => "no PEM block found".into(),
         found => format!("no private key among the PEM blocks ({})", found.join(", ")),
     }))
+}
+
+/// A new ECDSA P-256 key.
+pub(crate) fn generate(what: &str) -> Result<Zeroizing<KeyPair>, Error> {
+    KeyPair::generate()
+        .map(Zeroizing::new)
+        .map_err(|error| Error::issue(what, error))
 }
 
 /// The same key as PKCS#8 PEM, whatever it came as.

@@ -74,7 +74,8 @@ pub fn key_matches(certificate_pem: &str, key_pem: &str) -> Result<bool, Error> 
 
 /// SHA-256 (hex) of a private key's public part; identifies a key without showing it.
 pub fn key_spki_sha256(key_pem: &str) -> Result<String, Error> {
-    Ok(keys::spki_sha256(&keys::load(key_pem)?))
+    let key = keys::load(key_pem)?;
+    Ok(keys::spki_sha256(&key))
 }
 
 /// SHA-256 (hex) of a `PUBLIC KEY` PEM's SubjectPublicKeyInfo, comparable with [`key_spki_sha256`].

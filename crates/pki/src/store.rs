@@ -80,6 +80,8 @@ pub struct Import {
     pub authorities: BTreeMap<Ca, (String, SecretText)>,
     pub service_account: Option<SecretText>,
     /// By file name in `pki/secrets`: `bootstrap-token`, `encryption-key`, `vrrp-key`, `stats-password`.
+    /// For a running cluster give its `encryption-key`: with a new one its API servers could read no Secret written
+    /// before.
     pub secrets: BTreeMap<String, SecretText>,
 }
 
