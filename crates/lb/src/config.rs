@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use units::{Span, UnitError, Vip};
-pub use validate::Finding;
+pub use validate::{Finding, MAX_BACKENDS};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@
 //! `handle(now, `[`Input`]`)`, carries out what `poll_action()` returns, and calls again by
 //! `poll_timeout()` at the latest. See ARCHITECTURE.md, "Balancing".
 
+pub mod balance;
 pub mod config;
 mod io;
 
