@@ -105,17 +105,18 @@ impl Watcher {
         self.arp.iter().chain(&self.neighbours).map(AsFd::as_fd)
     }
 
-    /// Reads the claims that are there, without waiting, leaving out those made from `own` hardware address.
-    pub fn read(&self, own: Option<[u8; 6]>, mut each: impl FnMut(Claim)) {
+    /// Reads the frames that are there, without waiting, leaving out claims made from `own` hardware address.
+    /// `each` gets who claims what, and the frame from the Ethernet header on.
+    pub fn read(&self, own: Option<[u8; 6]>, mut each: impl FnMut(Claim, &[u8])) {
         let mut buffer = [0; FRAME_MAX];
-        for (socket, read) in self.arp.iter().map(|one| (one, read_arp as fn(&[u8]) -> Option<Claim>)).chain(
-            self.neighbours.iter().map(|one| (one, read_advertisement as fn(&[u8]) -> Option<Claim>)),
-        ) {
+        let arp = self.arp.iter().map(|socket| (socket, read_arp as fn(&[u8]) -> Option<Claim>));
+        let neighbours = self.neighbours.iter().map(|socket| (socket, read_advertisement as fn(&[u8]) -> Option<Claim>));
+        for (socket, read) in arp.chain(neighbours) {
             for _ in 0..READ_BURST {
                 // An error is "nothing there" or a downed interface, which netlink reports.
                 let Ok(frame) = socket.receive(&mut buffer) else { break };
                 if let Some(claim) = read(frame).filter(|claim| Some(claim.mac) != own) {
-                    each(claim);
+                    each(claim, frame);
                 }
             }
         }

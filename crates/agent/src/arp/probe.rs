@@ -60,7 +60,7 @@ pub fn vip_in_use(interface: &str, address: IpAddr, timeout: Duration) -> Result
                 break;
             }
             if wait_readable(&sockets, left.max(Duration::from_millis(1))).map_err(failed("waiting for an answer"))? {
-                watcher.read(Some(own), |claim| owner = Some(Owner { mac: claim.mac }));
+                watcher.read(Some(own), |claim, _| owner = Some(Owner { mac: claim.mac }));
             }
             if owner.is_some() {
                 return Ok(owner);

@@ -8,8 +8,9 @@ pub mod generic;
 pub mod route;
 mod sys;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -177,19 +178,28 @@ impl Netlink {
     }
 }
 
-/// Runs `work` on a helper thread inside the network namespace at `path` (for example `/run/netns/x` or `/proc/7/ns/net`).
-///
-/// A thread of its own, because `setns` changes the calling thread for good.
-pub fn in_namespace<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    let failed = |source| Error::Namespace { path: path.display().to_string(), source };
-    let namespace = OwnedFd::from(std::fs::File::open(path).map_err(failed)?);
+/// Runs `work` inside each of the network namespaces at `paths` (for example `/run/netns/x` or `/proc/7/ns/net`), one
+/// after the other, on one helper thread: `setns` changes the calling thread for good.
+pub fn in_namespaces<P: AsRef<Path> + Sync, T: Send>(
+    paths: &[P],
+    mut work: impl FnMut(&Path) -> T + Send,
+) -> Result<Vec<Result<T, Error>>, Error> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut enter = move |path: &Path| -> Result<T, Error> {
+        File::open(path)
+            .and_then(|namespace| sys::enter_network_namespace(namespace.as_fd()))
+            .map_err(|source| Error::Namespace { path: path.display().to_string(), source })?;
+        Ok(work(path))
+    };
     std::thread::scope(|scope| {
-        let helper = std::thread::Builder::new().name("netns-helper".to_owned()).spawn_scoped(scope, || {
-            use std::os::fd::AsFd;
-            sys::enter_network_namespace(namespace.as_fd()).map(|()| work())
-        });
-        match helper.map_err(failed)?.join() {
-            Ok(result) => result.map_err(failed),
+        let helper = std::thread::Builder::new()
+            .name("netns-helper".to_owned())
+            .spawn_scoped(scope, move || paths.iter().map(|path| enter(path.as_ref())).collect())
+            .map_err(|source| Error::Socket { operation: "starting a helper thread", source })?;
+        match helper.join() {
+            Ok(results) => Ok(results),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })

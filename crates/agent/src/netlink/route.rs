@@ -12,6 +12,8 @@ use super::{Error, Netlink, Protocol, RECEIVE_BUFFER, RawSocket};
 pub const ADDRESS_PROTOCOL: u8 = 0x51;
 /// Label suffix of IPv4 VIPs, so that they are recognised on kernels without `IFA_PROTO` too.
 const LABEL_SUFFIX: &str = ":vip";
+/// Used where the interface's name leaves no room for the suffix.
+const LABEL_LONG: &str = "quorate:vip";
 /// IFNAMSIZ without the NUL.
 const LABEL_MAX: usize = 15;
 
@@ -198,9 +200,9 @@ fn vip_message(kind: u16, flags: u16, link: &Link, address: IpAddr, prefix: u8) 
         .attr_u32(IFA_FLAGS, address_flags)
         .attr(IFA_CACHEINFO, &lifetimes)
         .attr(IFA_PROTO, &[ADDRESS_PROTOCOL]);
-    let label = format!("{}{LABEL_SUFFIX}", link.name);
-    if address.is_ipv4() && label.len() <= LABEL_MAX {
-        message = message.attr_str(IFA_LABEL, &label);
+    if address.is_ipv4() {
+        let label = format!("{}{LABEL_SUFFIX}", link.name);
+        message = message.attr_str(IFA_LABEL, if label.len() <= LABEL_MAX { &label } else { LABEL_LONG });
     }
     message
 }
@@ -303,10 +305,11 @@ mod tests {
     }
 
     #[test]
-    fn long_interface_names_get_no_label() {
+    fn long_interface_names_are_marked_too() {
         let long = Link { name: "enp129s0f0np12".to_owned(), ..link() };
         let bytes = vip_message(RTM_NEWADDR, 0, &long, "10.0.0.1".parse().expect("address"), 32).finish(1);
         let message = codec::messages(&bytes).next().expect("one message");
-        assert!(codec::attributes(&message.payload[8..]).all(|(kind, _)| kind != IFA_LABEL));
+        let label = codec::attributes(&message.payload[8..]).find(|(kind, _)| *kind == IFA_LABEL);
+        assert_eq!(label.map(|(_, data)| codec::string(data)).as_deref(), Some(LABEL_LONG));
     }
 }

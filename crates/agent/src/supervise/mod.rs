@@ -1,0 +1,203 @@
+//! A VIP never outlives the process that answers for it.
+//!
+//! The kernel keeps an address when its process dies, and the new holder announces the same one: two owners. So the
+//! agent runs as the child of a tiny [`supervised`] parent, which removes all VIPs within milliseconds of the child's
+//! death (however it dies) or stop (SIGSTOP), and starts it again. If the parent dies, the child gets SIGTERM and hands
+//! over in order. If both die, the service manager calls [`purge`] (`ExecStopPost=`), and the next start does.
+
+mod sys;
+
+use std::io;
+use std::net::IpAddr;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use quorate_lb::AgentConfig;
+
+use crate::netlink::route::{Address, Routes};
+use crate::vrrp_io;
+use sys::{Change, Signals};
+
+/// First wait before the child is started again.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest wait: an agent that always crashes must not load the machine, one that recovers must be back soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A child that ran this long counts as having been well.
+const WELL_AFTER: Duration = Duration::from_secs(10);
+/// How long a child may take to end after SIGTERM (draining included) before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Exit codes that a restart does not cure: wrong usage (clap) and configuration (sysexits EX_CONFIG).
+const HOPELESS: [i32; 2] = [2, 78];
+
+/// What can go wrong in the supervisor.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Addresses could not be listed or removed.
+    #[error("removing left-over VIPs: {0}")]
+    Purge(#[from] crate::netlink::Error),
+    /// Signals could not be watched or the child not be waited for.
+    #[error("supervising the agent: {operation}: {source}")]
+    System {
+        /// What was being done.
+        operation: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// How the supervised child ended for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Ended {
+    /// The exit code a shell would show.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Removes every VIP that an agent left on this machine (in the calling thread's network namespace); returns them.
+///
+/// Ours are addresses with Quorate's mark, on whatever interface, and the configured IPv6 VIPs in the form in which we
+/// add them, since IPv6 addresses cannot be marked before kernel 5.18. A host's own address is never touched, even if
+/// the configuration names it as a VIP by mistake.
+pub fn purge(config: &AgentConfig) -> Result<Vec<IpAddr>, Error> {
+    let vips: Vec<IpAddr> = config.vrrp.iter().flat_map(|instance| &instance.vips).map(|vip| vip.address).collect();
+    purge_addresses(&vips)
+}
+
+/// Runs `command` (the agent itself) until it ends for good or this process is asked to stop. Blocks.
+///
+/// To be called from the main thread before any other thread is started; the child gets SIGTERM when that thread ends.
+/// SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on. VIPs are purged before each start and after
+/// each death or stop of the child.
+pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, Error> {
+    let vips: Vec<IpAddr> = config.vrrp.iter().flat_map(|instance| &instance.vips).map(|vip| vip.address).collect();
+    let signals = Signals::watch().map_err(|source| Error::System { operation: "watching signals", source })?;
+    // The purge has to happen in time on a loaded machine too; without the right to it, it is merely slower.
+    if let Err(error) = vrrp_io::realtime() {
+        tracing::warn!(%error, "supervisor runs without real-time priority");
+    }
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        purge_logged(&vips);
+        let started = Instant::now();
+        let child = sys::spawn(&mut command).map_err(|source| Error::System { operation: "starting the agent", source })?;
+        let (ended, asked) = watch(&signals, child, &vips)?;
+        purge_logged(&vips);
+        let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
+        if asked || hopeless {
+            return Ok(ended);
+        }
+        if started.elapsed() >= WELL_AFTER {
+            backoff = BACKOFF_MIN;
+        }
+        tracing::error!(?ended, restart_in = ?backoff, "the agent died; its VIPs were removed");
+        if asked_to_stop_within(&signals, backoff)? {
+            return Ok(ended);
+        }
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for.
+fn watch(signals: &Signals, child: Child, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
+    let pid = child.id();
+    let mut stop_by: Option<Instant> = None;
+    loop {
+        let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let came = signals.wait(timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
+            tracing::error!("the agent did not end within {STOP_TIMEOUT:?} and is killed");
+            sys::signal(pid, libc::SIGKILL);
+            stop_by = Some(Instant::now() + STOP_TIMEOUT);
+        }
+        // Look at the child first: its VIPs are what is urgent.
+        while let Some(change) =
+            sys::changed(pid).map_err(|source| Error::System { operation: "waiting for the agent", source })?
+        {
+            match change {
+                Change::Exited(code) => return Ok((Ended::Code(code), stop_by.is_some())),
+                Change::Killed(signal) => return Ok((Ended::Signal(signal), stop_by.is_some())),
+                Change::Stopped => {
+                    purge_logged(vips);
+                    tracing::warn!("the agent was stopped by a signal; its VIPs were removed");
+                }
+                Change::Continued => tracing::warn!("the agent goes on"),
+            }
+        }
+        for signal in came.into_iter().filter(|signal| *signal != libc::SIGCHLD) {
+            if matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT) && stop_by.is_none() {
+                stop_by = Some(Instant::now() + STOP_TIMEOUT);
+            }
+            sys::signal(pid, signal);
+        }
+    }
+}
+
+fn asked_to_stop_within(signals: &Signals, time: Duration) -> Result<bool, Error> {
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let came = signals.wait(Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        if came.iter().any(|signal| matches!(*signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT)) {
+            return Ok(true);
+        }
+    }
+}
+
+fn purge_logged(vips: &[IpAddr]) {
+    match purge_addresses(vips) {
+        Ok(purged) if purged.is_empty() => {}
+        Ok(purged) => tracing::warn!(?purged, "removed left-over VIPs"),
+        Err(error) => tracing::error!(%error, "left-over VIPs may remain"),
+    }
+}
+
+fn purge_addresses(vips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+    let mut routes = Routes::open()?;
+    let mut purged = Vec::new();
+    for found in routes.addresses()?.into_iter().filter(|found| is_left_over(found, vips)) {
+        if routes.delete_address(found.index, found.address, found.prefix)? {
+            purged.push(found.address);
+        }
+    }
+    Ok(purged)
+}
+
+fn is_left_over(found: &Address, vips: &[IpAddr]) -> bool {
+    found.ours || (found.address.is_ipv6() && found.deprecated && vips.contains(&found.address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_own_address_is_never_purged() {
+        let address: IpAddr = "10.0.0.1".parse().expect("ip");
+        let own = Address { index: 2, address, prefix: 24, ours: false, deprecated: false };
+        assert!(!is_left_over(&own, &[address]));
+        assert!(is_left_over(&Address { ours: true, ..own }, &[]));
+    }
+
+    #[test]
+    fn unmarked_ipv6_vips_are_known_by_their_form() {
+        let address: IpAddr = "fd00::1".parse().expect("ip");
+        let vip = Address { index: 2, address, prefix: 128, ours: false, deprecated: true };
+        assert!(is_left_over(&vip, &[address]));
+        assert!(!is_left_over(&vip, &[]), "an old privacy address is deprecated, too");
+        assert!(!is_left_over(&Address { deprecated: false, ..vip }, &[address]));
+    }
+}

@@ -1,0 +1,142 @@
+//! Signals, process descriptors and waiting: where the supervisor meets the kernel.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+/// Signals the supervisor takes from a descriptor instead of being interrupted by them.
+const WATCHED: [i32; 7] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
+
+/// What became of the child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Ended with this exit code.
+    Exited(i32),
+    /// Killed by this signal.
+    Killed(i32),
+    /// Stopped (SIGSTOP and its like): it holds everything and does nothing.
+    Stopped,
+    /// Goes on.
+    Continued,
+}
+
+/// Signals of this process as a readable descriptor.
+#[derive(Debug)]
+pub(super) struct Signals(OwnedFd);
+
+impl Signals {
+    /// Blocks the watched signals for the calling thread and receives them here. To be called before any other thread
+    /// is started, so that all inherit the mask.
+    pub(super) fn watch() -> io::Result<Self> {
+        let set = watched_set();
+        // SAFETY: reads the set from a local; no old mask is asked for.
+        let done = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if done != 0 {
+            return Err(io::Error::from_raw_os_error(done));
+        }
+        // SAFETY: reads the set from a local; the result is checked before it is owned.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a fresh descriptor that nothing else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Waits for a signal or the end of `timeout`; returns the signals that came.
+    pub(super) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<i32>> {
+        let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
+        // SAFETY: one pollfd in a local that outlives the call.
+        if unsafe { libc::poll(&raw mut entry, 1, milliseconds) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut signals = Vec::new();
+        loop {
+            // SAFETY: all-zero bytes are a valid signalfd_siginfo.
+            let mut info: libc::signalfd_siginfo = unsafe { mem::zeroed() };
+            let size = mem::size_of::<libc::signalfd_siginfo>();
+            // SAFETY: writes at most `size` octets into a local of that size.
+            let got = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size) };
+            if got != size as isize {
+                return Ok(signals);
+            }
+            signals.push(info.ssi_signo as i32);
+        }
+    }
+}
+
+/// Starts the child with the watched signals unblocked again, and with SIGTERM due to it when the supervisor dies: it
+/// then hands its VIPs over in order.
+pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let parent = std::process::id();
+    // SAFETY: the closure runs between fork and exec and calls only async-signal-safe functions on locals.
+    unsafe {
+        command.pre_exec(move || {
+            let set = watched_set();
+            libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the line above took effect.
+            if libc::getppid() as u32 != parent {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// What became of the child since last asked, without waiting.
+pub(super) fn changed(pid: u32) -> io::Result<Option<Change>> {
+    // SAFETY: all-zero bytes are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
+    // SAFETY: writes one siginfo_t to a local.
+    if unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled the structure (or left it zero), so its child fields may be read.
+    let (child, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if child == 0 {
+        return Ok(None);
+    }
+    Ok(match info.si_code {
+        libc::CLD_EXITED => Some(Change::Exited(status)),
+        libc::CLD_KILLED | libc::CLD_DUMPED => Some(Change::Killed(status)),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => Some(Change::Stopped),
+        libc::CLD_CONTINUED => Some(Change::Continued),
+        _ => None,
+    })
+}
+
+/// Sends a signal to the child, which has not been waited for yet, so its number cannot have been reused.
+pub(super) fn signal(pid: u32, signal: i32) {
+    // SAFETY: takes no pointers. Failing means that it is gone already, which the next wait tells.
+    unsafe { libc::kill(pid as libc::pid_t, signal) };
+}
+
+fn watched_set() -> libc::sigset_t {
+    // SAFETY: all-zero bytes are a valid sigset_t; both functions write only to that local.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in WATCHED {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        set
+    }
+}
