@@ -337,30 +337,39 @@ impl UnitFacts {
     }
 }
 
+/// What a certificate says; the same fields as `quorate_pki`'s reading of one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateFacts {
     /// Common name of the subject.
     pub common_name: String,
     /// Organisations of the subject.
     pub organizations: Vec<String>,
-    /// Common name of the issuer.
+    /// The issuer's whole name as one line, e.g. `CN=kubernetes`.
     pub issuer: String,
-    /// DNS names and IP addresses as text, sorted.
-    pub sans: Vec<String>,
-    /// `client-auth`, `server-auth`, …
-    pub usages: Vec<String>,
+    /// The subject's, in the same form.
+    pub subject: String,
+    /// DNS names, sorted.
+    pub dns: Vec<String>,
+    /// IP addresses, sorted.
+    pub ips: Vec<IpAddr>,
+    /// Extended key usage `serverAuth`.
+    pub server: bool,
+    /// Extended key usage `clientAuth`.
+    pub client: bool,
     pub is_ca: bool,
-    pub not_before_unix: i64,
-    pub not_after_unix: i64,
-    /// Lower-case hex.
+    /// Lower-case hex, as every identifier here.
+    pub subject_key_id: Option<String>,
+    pub authority_key_id: Option<String>,
+    /// Unix seconds.
+    pub not_before: i64,
+    /// Unix seconds.
+    pub not_after: i64,
     pub serial: String,
-    /// SHA-256 of the subject public key info, lower-case hex: the same as that of the matching private key.
+    /// SHA-256 of the SubjectPublicKeyInfo: the same as that of the matching private key.
     pub spki_sha256: String,
-    /// Authority key identifier, lower-case hex, if the certificate has one.
-    pub issuer_key_id: Option<String>,
-    /// Subject key identifier, lower-case hex, if the certificate has one.
-    pub key_id: Option<String>,
-    /// Why the file could not be read as a certificate.
+    /// SHA-256 of the certificate's DER.
+    pub fingerprint: String,
+    /// Why the file could not be read as a certificate; the other fields are then empty.
     pub error: Option<String>,
 }
 

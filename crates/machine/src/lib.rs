@@ -1,1 +1,21 @@
-//! See the crate table in ARCHITECTURE.md.
+//! The only way Quorate touches a machine: typed requests, over SSH or on this host, and a fake one for tests.
+//!
+//! ```text
+//! operator ── ssh ──▶ `quorate remote` ──▶ local::LocalMachine      one connection per machine, requests pipelined
+//! ```
+//! [`Machine::call`] is the whole interface; the methods on `dyn Machine` name the common requests. Nothing here knows
+//! what a cluster is.
+
+mod block;
+mod certificates;
+mod error;
+pub mod fake;
+mod hash;
+mod lock;
+mod machine;
+pub mod proto;
+
+pub use error::{ErrorKind, MachineError, RemoteError};
+pub use fake::FakeMachine;
+pub use machine::{BoxFuture, Machine, MachineRef};
+pub use proto::{Request, Response};

@@ -1,0 +1,66 @@
+//! A block of lines in a file whose rest belongs to others, such as `/etc/hosts`.
+
+/// `text` with the lines between `# BEGIN marker` and `# END marker` replaced by `content`, or with block and markers
+/// removed. A new block goes to the end. Every other byte stays as it is.
+pub(crate) fn edit(text: &[u8], marker: &str, content: Option<&[u8]>) -> Vec<u8> {
+    let (begin, end) = (format!("# BEGIN {marker}\n"), format!("# END {marker}\n"));
+    let old = find_line(text, begin.as_bytes(), 0)
+        .and_then(|from| find_line(text, end.as_bytes(), from).map(|at| from..at + end.len().min(text.len() - at)));
+    let mut block = Vec::new();
+    if let Some(content) = content {
+        block.extend_from_slice(begin.as_bytes());
+        block.extend_from_slice(content);
+        if !content.is_empty() && !content.ends_with(b"\n") {
+            block.push(b'\n');
+        }
+        block.extend_from_slice(end.as_bytes());
+    }
+    let (before, after) = match old {
+        Some(old) => (&text[..old.start], &text[old.end..]),
+        None => (text, &b""[..]),
+    };
+    let mut made = before.to_vec();
+    if !block.is_empty() && !made.is_empty() && !made.ends_with(b"\n") {
+        made.push(b'\n');
+    }
+    made.extend_from_slice(&block);
+    made.extend_from_slice(after);
+    made
+}
+
+/// Offset of `line` (which ends with a newline; the last line of the text may lack it) at or after `from`.
+fn find_line(text: &[u8], line: &[u8], from: usize) -> Option<usize> {
+    let bare = &line[..line.len() - 1];
+    let mut at = from;
+    for piece in text[from..].split_inclusive(|&byte| byte == b'\n') {
+        if piece == line || piece == bare {
+            return Some(at);
+        }
+        at += piece.len();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::edit;
+
+    #[test]
+    fn only_the_block_changes() {
+        let hosts = b"127.0.0.1 localhost\n# mine\n10.0.0.1 other";
+        let with = edit(hosts, "quorate", Some(b"10.77.0.100 api"));
+        assert_eq!(with, b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.100 api\n# END quorate\n");
+        let other = edit(&with, "quorate", Some(b"10.77.0.101 api\n"));
+        assert_eq!(other, b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.101 api\n# END quorate\n");
+        assert_eq!(edit(&other, "quorate", None), b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n");
+        assert_eq!(edit(&edit(&other, "quorate", Some(b"x\n")), "quorate", Some(b"x\n")), edit(&other, "quorate", Some(b"x\n")));
+    }
+
+    #[test]
+    fn a_block_without_an_end_is_not_taken_for_one() {
+        let text = b"# BEGIN quorate\nprecious\n";
+        assert_eq!(edit(text, "quorate", None), text);
+        assert_eq!(edit(b"# BEGIN q\na\n# END q", "q", None), b"");
+        assert_eq!(edit(b"", "q", Some(b"")), b"# BEGIN q\n# END q\n");
+    }
+}
