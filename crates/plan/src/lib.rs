@@ -1,1 +1,86 @@
-//! See the crate table in ARCHITECTURE.md.
+//! (Spec, Facts) → Plan. Pure: no clock, no socket, no file, no randomness.
+//!
+//! Start with `stages.rs`, the table of contents of a deployment.
+
+mod components;
+mod diff;
+mod json;
+pub mod lint;
+pub mod model;
+mod names;
+pub mod paths;
+mod profile;
+pub mod queries;
+mod reset;
+pub mod secrets;
+mod stages;
+mod want;
+mod yaml;
+
+use std::collections::BTreeMap;
+
+use quorate_facts::{Facts, MachineFacts};
+use quorate_pki::inventory::{self, EtcdRun, Host, Inputs, Inventory};
+use quorate_spec::{Bootstrap, Spec};
+
+pub use components::probe::PORT as PROBE_PORT;
+pub use diff::file_diff;
+pub use model::*;
+pub use names::host_port;
+pub use reset::reset;
+pub use stages::imported_name;
+
+use crate::profile::Profile;
+use crate::want::Context;
+
+/// What leads from what was found to what is wanted. A healthy cluster yields an empty plan.
+pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
+    let context = Context { spec, facts, inventory: certificates(spec), profiles: profiles(spec, facts) };
+    let mut plan = Plan { cluster: spec.name.clone(), kubernetes: spec.kubernetes.tag(), ..Plan::default() };
+    for machine in spec.machines.iter().filter(|machine| !machine.maintenance) {
+        if let Some(MachineFacts::Unreachable { reason }) = facts.machines.get(&machine.name) {
+            plan.notes.push(Note { machine: Some(machine.name.clone()), message: format!("not reached: {reason}"), hint: Some("nothing is planned for it; apply again when it is back".into()) });
+        }
+    }
+    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
+        plan.notes.push(Note { machine: None, message: "bootstrap kubeadm is not deployed by this version".into(), hint: Some("use `bootstrap: binary`".into()) });
+        return plan;
+    }
+    for stage in stages::STAGES {
+        let planned = stage(&context);
+        plan.notes.extend(planned.notes);
+        if !planned.stage.steps.is_empty() {
+            plan.stages.push(planned.stage);
+        }
+    }
+    plan
+}
+
+/// The certificate inventory of a cluster file.
+pub fn certificates(spec: &Spec) -> Inventory {
+    let host = |machine: &&quorate_spec::Machine| Host { name: machine.name.clone(), names: Vec::new(), addresses: machine.all_addresses() };
+    let sans = spec.api_server_sans();
+    let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
+    let stacked_kubeadm = kubeadm && spec.etcd.topology == quorate_spec::EtcdTopology::Stacked;
+    inventory::inventory(&Inputs {
+        bootstrap: if kubeadm { inventory::Bootstrap::Kubeadm } else { inventory::Bootstrap::Binary },
+        control_planes: spec.control_planes().iter().map(host).collect(),
+        etcd_members: spec.etcd_members().iter().map(host).collect(),
+        workers: spec.workers().iter().filter(|machine| !machine.is_control_plane()).map(host).collect(),
+        etcd: if stacked_kubeadm { EtcdRun::StaticPod } else { EtcdRun::Systemd { user: "etcd".into(), group: "etcd".into() } },
+        endpoint_names: sans.dns.into_iter().collect(),
+        endpoint_addresses: sans.ips.into_iter().collect(),
+        service_addresses: spec.api_service_ips(),
+        domain: spec.kubernetes.domain.clone(),
+        extra_names: Vec::new(),
+        extra_addresses: Vec::new(),
+        kube_proxy: true,
+    })
+}
+
+fn profiles<'a>(spec: &'a Spec, facts: &Facts) -> BTreeMap<&'a str, Profile> {
+    spec.machines
+        .iter()
+        .filter_map(|machine| Some((machine.name.as_str(), Profile::of(facts.host(&machine.name)?, spec.kubernetes.proxy_mode))))
+        .collect()
+}

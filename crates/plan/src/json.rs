@@ -1,0 +1,68 @@
+//! Whether a live API object already holds what is wanted.
+
+use serde_json::Value;
+
+/// The first place where `wanted` is not contained in `live`; `None` when all of it is. Fields the server adds do not count;
+/// lists must agree element by element, since a shorter list wanted means that something must go.
+pub(crate) fn difference(wanted: &Value, live: &Value) -> Option<String> {
+    find(wanted, live, &mut String::new())
+}
+
+fn find(wanted: &Value, live: &Value, path: &mut String) -> Option<String> {
+    match (wanted, live) {
+        (Value::Object(wanted), Value::Object(live)) => wanted.iter().find_map(|(key, value)| {
+            let length = path.len();
+            path.push('.');
+            path.push_str(key);
+            let found = match live.get(key) {
+                Some(live) => find(value, live, path),
+                None if is_empty(value) => None,
+                None => Some(format!("{} is missing", path.trim_start_matches('.'))),
+            };
+            path.truncate(length);
+            found
+        }),
+        (Value::Array(wanted), Value::Array(live)) if wanted.len() == live.len() => wanted.iter().zip(live).enumerate().find_map(|(index, (wanted, live))| {
+            let length = path.len();
+            path.push_str(&format!("[{index}]"));
+            let found = find(wanted, live, path);
+            path.truncate(length);
+            found
+        }),
+        (wanted, live) if wanted == live => None,
+        _ => Some(format!("{} differs", path.trim_start_matches('.'))),
+    }
+}
+
+/// The server drops empty values and `false`.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::String(text) => text.is_empty(),
+        Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_live_object_with_more_fields_is_no_difference_and_a_changed_one_is_named() {
+        let wanted = json!({"spec": {"ports": [{"port": 53}], "automount": false}});
+        assert_eq!(difference(&wanted, &json!({"spec": {"ports": [{"port": 53, "nodePort": 1}]}, "status": {}})), None);
+        let cases = [
+            (json!({"spec": {"ports": [{"port": 54}]}}), "spec.ports[0].port differs"),
+            (json!({"spec": {"ports": []}}), "spec.ports differs"),
+            (json!({}), "spec is missing"),
+        ];
+        for (live, expected) in cases {
+            assert_eq!(difference(&wanted, &live).as_deref(), Some(expected));
+        }
+    }
+}

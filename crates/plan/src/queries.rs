@@ -1,0 +1,120 @@
+//! What must be found out before a plan can be made: paths, units, sysctls, API objects. Named here so that planning and
+//! gathering cannot disagree.
+
+use std::collections::BTreeSet;
+
+use quorate_pki::inventory::Place;
+use quorate_spec::{Machine, Spec};
+
+use crate::components::{agent, coredns, objects, probe};
+use crate::paths;
+
+/// What to look at on one machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineQuery {
+    /// Stat and hash.
+    pub paths: Vec<String>,
+    /// Public text files whose content is wanted.
+    pub texts: Vec<String>,
+    /// Private keys whose public half is wanted.
+    pub keys: Vec<String>,
+    pub units: Vec<String>,
+    pub sysctls: Vec<String>,
+    pub users: Vec<String>,
+    pub modules: Vec<String>,
+}
+
+/// Values as they were before the first apply, for `reset`.
+pub const BEFORE: &str = "/var/lib/quorate/before.json";
+
+/// Directories Quorate makes, and removes again.
+pub(crate) const DIRECTORIES: [&str; 13] = [
+    paths::BIN,
+    "/opt/quorate",
+    "/opt/cni",
+    paths::CNI_BIN,
+    "/etc/cni",
+    paths::CNI_CONF,
+    paths::KUBERNETES,
+    paths::PKI,
+    paths::STATIC_PODS,
+    paths::ETCD,
+    paths::CONTAINERD,
+    paths::QUORATE,
+    paths::KUBELET,
+];
+
+pub fn machine(spec: &Spec, machine: &Machine) -> MachineQuery {
+    let mut paths_: BTreeSet<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
+    let mut texts: BTreeSet<String> = BTreeSet::new();
+    let mut keys = BTreeSet::new();
+    let inventory = crate::certificates(spec);
+    for row in inventory.on(&machine.name) {
+        if let Place::Files { certificate, key } = &row.place {
+            texts.insert(certificate.clone());
+            paths_.insert(key.clone());
+            keys.insert(key.clone());
+        }
+    }
+    for row in inventory.authorities.iter().filter(|row| row.machine == machine.name) {
+        texts.insert(row.certificate.clone());
+        paths_.extend(row.key.clone());
+    }
+    for file in ["sa.key", "sa.pub", "etcd"] {
+        paths_.insert(paths::pki(file));
+    }
+    for file in ["authentication.yaml", "admission.yaml", "audit-policy.yaml", "controller-manager.conf", "scheduler.conf", "kubelet.conf", "kube-proxy.conf", "kube-proxy.yaml", "flannel.conf", "flannel-net.json"] {
+        texts.insert(format!("{}/{file}", paths::KUBERNETES));
+    }
+    for file in ["encryption.yaml", "bootstrap-kubelet.conf"] {
+        paths_.insert(format!("{}/{file}", paths::KUBERNETES));
+    }
+    texts.insert(format!("{}/config.yaml", paths::KUBELET));
+    texts.insert(format!("{}/config.toml", paths::CONTAINERD));
+    texts.insert(agent::CONFIG.into());
+    texts.insert(agent::CA.into());
+    texts.insert("/etc/hosts".into());
+    texts.insert("/etc/fstab".into());
+    texts.insert("/etc/sysctl.d/90-quorate.conf".into());
+    texts.insert("/etc/modules-load.d/quorate.conf".into());
+    texts.insert(BEFORE.into());
+    paths_.insert(agent::VRRP_KEY.into());
+    paths_.insert(agent::STATISTICS_PASSWORD.into());
+    texts.insert(format!("{}/bootstrap.env", paths::ETCD));
+    texts.extend(paths::ALL_UNITS.iter().map(|unit| paths::unit(unit)));
+    paths_.extend([paths::KUBELET_CLIENT, paths::KUBELET_SERVING, "/run/systemd/resolve/resolv.conf"].map(str::to_owned));
+    paths_.insert(format!("{}/pki", paths::ETCD));
+    paths_.insert(spec.etcd.data_dir.clone());
+    paths_.insert(format!("{}/member", spec.etcd.data_dir));
+    paths_.insert(format!("{}/10-flannel.conflist", paths::CNI_CONF));
+    for program in PROGRAMS {
+        paths_.insert(paths::bin(program));
+    }
+    for plugin in crate::stages::CNI_PLUGINS {
+        paths_.insert(format!("{}/{plugin}", paths::CNI_BIN));
+    }
+    let mut sysctls: Vec<String> =
+        ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"].map(str::to_owned).to_vec();
+    sysctls.extend(spec.host.sysctls.keys().cloned());
+    MachineQuery {
+        paths: paths_.into_iter().collect(),
+        texts: texts.into_iter().collect(),
+        keys: keys.into_iter().collect(),
+        units: paths::ALL_UNITS.iter().map(|unit| (*unit).to_owned()).collect(),
+        sysctls,
+        users: vec!["etcd".into()],
+        modules: ["ip_vs", "ip_vs_rr", "ip_vs_sh", "nf_conntrack", "vxlan", "overlay", "br_netfilter"].map(str::to_owned).to_vec(),
+    }
+}
+
+const PROGRAMS: [&str; 16] = [
+    "quorate", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "etcd", "etcdctl", "etcdutl", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kube-proxy",
+    "flanneld", "haproxy",
+];
+
+/// API paths of every object a plan may want to change.
+pub fn objects(spec: &Spec) -> Vec<String> {
+    let dns = coredns::objects("", &spec.kubernetes.domain, 1, &spec.dns.cluster_ips, false);
+    let all = objects::rbac().into_iter().chain(objects::flannel_rbac()).chain(dns).chain(probe::objects(""));
+    all.map(|object| object.path).chain(spec.nodes().into_iter().map(|node| crate::stages::node_path(&node.name))).collect()
+}

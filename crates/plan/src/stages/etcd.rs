@@ -1,0 +1,192 @@
+//! etcd: membership is reconciled before anything else (decision 5), and never two members are changed at once.
+
+use std::collections::BTreeSet;
+
+use quorate_facts::EtcdMember;
+use quorate_pki::inventory::Ca;
+use quorate_spec::Machine;
+
+use crate::components::etcd as component;
+use crate::model::*;
+use crate::names::{host_port, members, Member};
+use crate::paths;
+use crate::stages::Planned;
+use crate::want::{Context, Draft, Wanted};
+
+/// A member answers within a second or two of starting; a quorum that waits for a slow disk may take longer.
+const START_TIMEOUT_MS: u64 = 60_000;
+
+pub(crate) fn plan(context: &Context<'_>) -> Planned {
+    let mut draft = Draft::new(context, "etcd", "etcd has a quorum and the members the cluster file names");
+    let mut notes = Vec::new();
+    let wanted_members = members(context.spec);
+    let reached = context.reached(context.spec.etcd_members());
+    let anyone_has_data = reached.iter().any(|machine| has_data(context, machine));
+    let live = context.facts.cluster.etcd.as_ref();
+    // One change of membership, and one restart, at a time: each step needs the one before it.
+    let mut chain: Vec<String> = Vec::new();
+    for machine in reached {
+        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let member = Member { name: machine.name.clone(), address: machine.address };
+        files(&mut wanted, &member);
+        let data = has_data(context, machine);
+        let known = live.and_then(|live| live.members.iter().find(|found| is(found, &member)));
+        let joining = match (live, known) {
+            (None, _) if !anyone_has_data => {
+                bootstrap(&mut wanted, &wanted_members, context, false);
+                false
+            }
+            (None, _) if !data => {
+                notes.push(Note {
+                    machine: Some(machine.name.clone()),
+                    message: "no etcd member answers, and this one has no data to start from; it joins once the others are up".into(),
+                    hint: Some("run `quorate apply` again when etcd answers".into()),
+                });
+                draft.add(without_unit(wanted), &[]);
+                continue;
+            }
+            (None, _) | (Some(_), Some(EtcdMember { healthy: true, .. })) => false,
+            (Some(_), Some(found)) if data && !found.name.is_empty() => false,
+            (Some(live), found) => {
+                chain = join(&mut draft, context, &live.members, found, &member, chain);
+                let present: Vec<Member> = live
+                    .members
+                    .iter()
+                    .filter(|other| !is(other, &member) && !other.name.is_empty())
+                    .filter_map(|other| wanted_members.iter().find(|wanted| wanted.name == other.name).cloned())
+                    .chain([member.clone()])
+                    .collect();
+                bootstrap(&mut wanted, &present, context, true);
+                true
+            }
+        };
+        let text = component::unit(
+            &member,
+            u64::from(context.spec.etcd.quota_gib),
+            &context.spec.etcd.data_dir,
+            &[],
+            wanted.profile(),
+        );
+        let inputs = [paths::bin("etcd"), format!("{}/pki/server.crt", paths::ETCD), format!("{}/pki/peer.crt", paths::ETCD), format!("{}/pki/ca.crt", paths::ETCD)];
+        wanted.unit("etcd.service", &text, &inputs.each_ref().map(String::as_str));
+        let disturbs = wanted.disturbs("etcd.service");
+        let serial = joining || (wanted.restarts_any() && live.is_some());
+        if !joining {
+            wanted.wait(Condition::EtcdMember { name: member.name.clone() }, START_TIMEOUT_MS);
+        }
+        let last = draft.add(wanted, if serial { &chain } else { &[] });
+        if let Some(last) = last.filter(|_| serial && disturbs) {
+            chain = vec![last];
+        }
+        if joining {
+            chain = promote(&mut draft, context, live.map_or(&[], |live| &live.members), &member, chain);
+        }
+    }
+    if let Some(live) = live {
+        retire(&mut draft, context, &live.members, &wanted_members, chain);
+    }
+    Planned { stage: draft.stage, notes }
+}
+
+fn files(wanted: &mut Wanted<'_>, _member: &Member) {
+    wanted.authority(Ca::Etcd);
+    for id in ["etcd-server", "etcd-peer", "etcd-healthcheck-client"] {
+        wanted.certificate(id);
+    }
+}
+
+fn bootstrap(wanted: &mut Wanted<'_>, members: &[Member], context: &Context<'_>, existing: bool) {
+    let token = format!("quorate-{}", context.spec.name);
+    wanted.file(&format!("{}/bootstrap.env", paths::ETCD), "root", 0o600, Content::text(component::bootstrap(members, &token, existing)));
+}
+
+fn without_unit(wanted: Wanted<'_>) -> Wanted<'_> {
+    wanted
+}
+
+/// Remove what is left of an earlier life of this member, then add it as a learner.
+fn join(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], found: Option<&EtcdMember>, member: &Member, mut chain: Vec<String>) -> Vec<String> {
+    let Some(via) = healthy_other(context, live, &member.name) else { return chain };
+    if let Some(found) = found {
+        let id = draft.id(&member.name, "remove-stale");
+        let why = if found.name.is_empty() {
+            format!("a member with {}'s peer address was added but never started", member.name)
+        } else {
+            format!("member {} is in the list, but its machine has no data", member.name)
+        };
+        draft.push(change(&id, via, "remove the stale member", vec![why], Action::EtcdRemove { id: found.id.clone(), name: member.name.clone() }, chain));
+        chain = vec![id];
+    }
+    let id = draft.id(&member.name, "add-learner");
+    let peer_url = format!("https://{}", host_port(member.address, component::PEER_PORT));
+    let why = vec![format!("{} is not a member", member.name)];
+    draft.push(change(&id, via, &format!("add {} as a learner", member.name), why, Action::EtcdAddLearner { name: member.name.clone(), peer_url }, chain));
+    vec![id]
+}
+
+fn promote(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], member: &Member, chain: Vec<String>) -> Vec<String> {
+    let Some(via) = healthy_other(context, live, &member.name) else { return chain };
+    let id = draft.id(&member.name, "promote");
+    let mut step = change(
+        &id,
+        via,
+        &format!("promote {} to a voting member", member.name),
+        vec!["a learner does not count for the quorum".into()],
+        Action::EtcdPromote { name: member.name.clone() },
+        chain,
+    );
+    // Refused until the learner has caught up with the leader.
+    step.attempts = 10;
+    draft.push(step);
+    vec![id]
+}
+
+/// Members the cluster file no longer names, last, so that the quorum is largest while others join.
+fn retire(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], wanted: &[Member], mut chain: Vec<String>) {
+    for found in live.iter().filter(|found| !wanted.iter().any(|member| is(found, member))) {
+        let Some(via) = healthy_other(context, live, &found.name) else { continue };
+        let label = if found.name.is_empty() { found.id.clone() } else { found.name.clone() };
+        let id = draft.id(&label, "remove");
+        draft.push(change(
+            &id,
+            via,
+            &format!("remove member {label}"),
+            vec!["the cluster file does not name it".into()],
+            Action::EtcdRemove { id: found.id.clone(), name: label.clone() },
+            chain,
+        ));
+        chain = vec![id];
+    }
+}
+
+fn change(id: &str, via: &str, title: &str, why: Vec<String>, action: Action, needs: Vec<String>) -> Step {
+    Step {
+        id: id.into(),
+        machine: via.into(),
+        title: title.into(),
+        why,
+        action,
+        needs,
+        done_when: Vec::new(),
+        undo: Undo::Manual { hint: "membership is not taken back by itself; change the cluster file and apply".into() },
+        attempts: 3,
+        essential: true,
+    }
+}
+
+/// A machine whose member is healthy and is not the one being changed.
+fn healthy_other<'a>(context: &Context<'a>, live: &[EtcdMember], name: &str) -> Option<&'a str> {
+    let healthy: BTreeSet<&str> = live.iter().filter(|found| found.healthy && !found.learner).map(|found| found.name.as_str()).collect();
+    context.spec.etcd_members().into_iter().map(|machine| machine.name.as_str()).find(|machine| *machine != name && healthy.contains(machine) && context.facts.reachable(machine))
+}
+
+fn is(found: &EtcdMember, member: &Member) -> bool {
+    let peer = format!("https://{}", host_port(member.address, component::PEER_PORT));
+    found.name == member.name || found.peer_urls.contains(&peer)
+}
+
+/// etcd makes `member/` on its first start and never without.
+fn has_data(context: &Context<'_>, machine: &Machine) -> bool {
+    let path = format!("{}/member", context.spec.etcd.data_dir);
+    context.facts.host(&machine.name).and_then(|host| host.files.get(&path)).is_some_and(|file| file.exists())
+}

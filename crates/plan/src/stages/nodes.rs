@@ -1,0 +1,191 @@
+//! Nodes: kubelets join by bootstrap token and CSR, kube-proxy runs.
+
+use quorate_pki::inventory::Ca;
+use quorate_spec::Machine;
+use serde_json::{json, Value};
+
+use crate::components::kubelet::Kubelet;
+use crate::components::{kube_proxy, kubeconfig, objects};
+use crate::model::*;
+use crate::paths;
+use crate::stages::{control_plane, Planned};
+use crate::want::{Context, Draft, Wanted};
+
+/// CSR, approval by the controller manager, certificate back.
+const JOIN_TIMEOUT_MS: u64 = 120_000;
+
+pub(crate) fn plan(context: &Context<'_>) -> Planned {
+    let mut draft = Draft::new(context, "nodes", "every node has joined, kube-proxy runs");
+    let nodes = context.reached(context.spec.nodes());
+    let joining: Vec<&Machine> = nodes.iter().copied().filter(|machine| !joined(context, machine)).collect();
+    let token = if joining.is_empty() { None } else { admit(&mut draft, joining.len()) };
+    let mut approved = Vec::new();
+    for machine in &nodes {
+        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let is_joining = joining.iter().any(|other| other.name == machine.name);
+        kubelet(&mut wanted, is_joining);
+        proxy(&mut wanted);
+        let after: Vec<String> = token.iter().cloned().collect();
+        let last = draft.add(wanted, &after);
+        if let Some(id) = approve(&mut draft, context, machine, last) {
+            approved.push(id);
+        }
+    }
+    if !joining.is_empty() {
+        close(&mut draft, context, &joining, approved);
+    }
+    draft.stage.into()
+}
+
+/// The kubelet has a client certificate and its node object is there.
+fn joined(context: &Context<'_>, machine: &Machine) -> bool {
+    let certificate = context.facts.host(&machine.name).and_then(|host| host.files.get(paths::KUBELET_CLIENT)).is_some_and(|file| file.exists());
+    certificate && context.live(&node_path(&machine.name)).is_some()
+}
+
+pub(crate) fn node_path(name: &str) -> String {
+    format!("/api/v1/nodes/{name}")
+}
+
+/// The bootstrap token exists for as long as nodes are joining, no longer.
+fn admit(draft: &mut Draft<'_>, joining: usize) -> Option<String> {
+    let machine = draft.context.api_machine()?.to_owned();
+    let id = draft.id(&machine, "token");
+    draft.push(Step {
+        id: id.clone(),
+        machine,
+        title: "admit new nodes with a bootstrap token".into(),
+        why: vec![format!("{joining} machines have not joined yet")],
+        action: Action::Apply { objects: vec![objects::bootstrap_token(objects::BOOTSTRAP_TOKEN_PATH)] },
+        needs: Vec::new(),
+        done_when: Vec::new(),
+        undo: Undo::Objects,
+        attempts: 8,
+        essential: true,
+    });
+    Some(id)
+}
+
+fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
+    let context = wanted.context;
+    let spec = context.spec;
+    let profile = wanted.profile();
+    wanted.authority(Ca::Cluster);
+    let server = spec.endpoint_url_for(wanted.machine);
+    if joining {
+        let path = format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES);
+        let secrets = vec![quorate_facts::SecretId::BootstrapTokenId, quorate_facts::SecretId::BootstrapTokenSecret];
+        let template = kubeconfig::bootstrap(&spec.name, &server, &paths::pki("ca.crt"));
+        wanted.file(&path, "root", 0o600, Content::Template { template, secrets });
+    }
+    // The kubelet writes this file when it joins; it is ours to change only when the way to the API changes.
+    let kubelet_conf = format!("{}/kubelet.conf", paths::KUBERNETES);
+    let found = wanted.host.files.get(&kubelet_conf).and_then(|file| file.text.clone()).unwrap_or_default();
+    if !joining && !found.contains(&format!("server: {server}\n")) {
+        let text = kubeconfig::by_path(&spec.name, &server, &paths::pki("ca.crt"), "default-auth", paths::KUBELET_CLIENT, paths::KUBELET_CLIENT);
+        wanted.file(&kubelet_conf, "root", 0o600, Content::text(text));
+    }
+    let machine = wanted.machine;
+    let kubelet = Kubelet {
+        name: &machine.name,
+        addresses: spec.network.pods.iter().filter_map(|net| machine.address_like(*net)).collect(),
+        dns: spec.dns.cluster_ips.iter().map(ToString::to_string).collect(),
+        domain: &spec.kubernetes.domain,
+        settings: &spec.kubernetes.kubelet,
+        keep_swap: spec.host.swap == quorate_spec::Swap::Keep,
+        taints: machine.taints.iter().map(taint).collect(),
+        tls_min: crate::components::apiserver::tls_version(spec.security.tls_min),
+    };
+    let config = format!("{}/config.yaml", paths::KUBELET);
+    wanted.text(&config, kubelet.config(profile));
+    let inputs = [config, kubelet_conf, paths::pki("ca.crt"), paths::bin("kubelet")];
+    wanted.unit("kubelet.service", &kubelet.unit(profile), &[&inputs[0], &inputs[2], &inputs[3]]);
+    wanted.wait(Condition::File { path: paths::KUBELET_CLIENT.into() }, JOIN_TIMEOUT_MS);
+}
+
+fn proxy(wanted: &mut Wanted<'_>) {
+    let context = wanted.context;
+    let spec = context.spec;
+    let profile = wanted.profile();
+    wanted.certificate("kube-proxy");
+    let conf = format!("{}/kube-proxy.conf", paths::KUBERNETES);
+    let server = spec.endpoint_url_for(wanted.machine);
+    let text = kubeconfig::by_path(&spec.name, &server, &paths::pki("ca.crt"), "kube-proxy", &paths::pki("kube-proxy.crt"), &paths::pki("kube-proxy.key"));
+    wanted.file(&conf, "root", 0o600, Content::text(text));
+    let exclude = match &spec.access {
+        quorate_spec::Access::Ipvs { virtual_address, .. } => vec![format!("{}/{}", virtual_address.ip(), if virtual_address.is_ipv4() { 32 } else { 128 })],
+        _ => Vec::new(),
+    };
+    let config = format!("{}/kube-proxy.yaml", paths::KUBERNETES);
+    wanted.text(&config, kube_proxy::config(&wanted.machine.name, &control_plane::join(&spec.network.pods), profile.proxy_mode, &exclude, profile));
+    let inputs = [conf, config, paths::bin("kube-proxy")];
+    wanted.unit("kube-proxy.service", &kube_proxy::unit(profile), &inputs.each_ref().map(String::as_str));
+}
+
+/// Serving certificates: only for the names and addresses the cluster file gives this machine.
+fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine, after: Option<String>) -> Option<String> {
+    let host = context.facts.host(&machine.name)?;
+    if host.files.get(paths::KUBELET_SERVING).is_some_and(|file| file.exists()) {
+        return None;
+    }
+    let via = context.api_machine()?.to_owned();
+    let id = draft.id(&machine.name, "serving-certificate");
+    draft.push(Step {
+        id: id.clone(),
+        machine: via,
+        title: format!("approve the serving certificate of {}", machine.name),
+        why: vec!["its kubelet has no serving certificate".into()],
+        action: Action::ApproveServing {
+            node: machine.name.clone(),
+            names: vec![machine.name.clone()],
+            addresses: machine.all_addresses().iter().map(ToString::to_string).collect(),
+        },
+        needs: after.into_iter().collect(),
+        done_when: Vec::new(),
+        undo: Undo::Nothing { because: "a certificate for a machine's own names harms nobody; it expires".into() },
+        attempts: 3,
+        essential: machine.is_control_plane(),
+    });
+    Some(id)
+}
+
+/// The token goes away again, on the machines and in the cluster.
+fn close(draft: &mut Draft<'_>, context: &Context<'_>, joining: &[&Machine], approved: Vec<String>) {
+    let Some(via) = context.api_machine().map(str::to_owned) else { return };
+    for machine in joining {
+        let id = draft.id(&machine.name, "forget-token");
+        let path = format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES);
+        draft.push(Step {
+            id,
+            machine: machine.name.clone(),
+            title: "forget the bootstrap token".into(),
+            why: vec!["the kubelet has a certificate of its own".into()],
+            action: Action::Remove { paths: vec![path], recursive: false },
+            needs: approved.iter().filter(|id| id.contains(&format!("/{}/", machine.name))).cloned().collect(),
+            done_when: Vec::new(),
+            undo: Undo::Nothing { because: "a spent token is of no use".into() },
+            attempts: 2,
+            essential: machine.is_control_plane(),
+        });
+    }
+    draft.push(Step {
+        id: draft.id(&via, "revoke-token"),
+        machine: via,
+        title: "revoke the bootstrap token".into(),
+        why: vec!["no machine is joining any more".into()],
+        action: Action::Delete { paths: vec![objects::BOOTSTRAP_TOKEN_PATH.into()] },
+        needs: approved,
+        done_when: Vec::new(),
+        undo: Undo::Nothing { because: "the next apply admits nodes with it again".into() },
+        attempts: 3,
+        essential: false,
+    });
+}
+
+fn taint(taint: &quorate_spec::Taint) -> Value {
+    let mut value = json!({"key": taint.key, "effect": format!("{:?}", taint.effect)});
+    if !taint.value.is_empty() {
+        value["value"] = json!(taint.value);
+    }
+    value
+}

@@ -1,0 +1,208 @@
+//! Hosts: what every machine needs before any program of the cluster is on it.
+
+use std::collections::BTreeMap;
+
+use quorate_facts::Feature;
+use quorate_spec::{Firewall, Swap};
+
+use crate::model::*;
+use crate::{paths, queries};
+use crate::stages::Planned;
+use crate::want::{Context, Draft, Wanted};
+
+/// Kernel modules a node needs; those of the chosen options are added.
+const MODULES: [&str; 2] = ["overlay", "br_netfilter"];
+const MODULES_FILE: &str = "/etc/modules-load.d/quorate.conf";
+const SYSCTL_FILE: &str = "/etc/sysctl.d/90-quorate.conf";
+const HOSTS_MARKER: &str = "quorate";
+
+pub(crate) fn plan(context: &Context<'_>) -> Planned {
+    let mut draft = Draft::new(context, "prepare", "machines are ready for the cluster's programs");
+    let mut notes = Vec::new();
+    for machine in context.reached(context.spec.machines.iter().collect()) {
+        let Some(mut wanted) = draft.machine(machine) else { continue };
+        directories(&mut wanted);
+        let modules = modules(&wanted);
+        let values = sysctls(&wanted);
+        remember(&mut wanted, &values);
+        if !modules.is_empty() {
+            wanted.text(MODULES_FILE, modules.iter().map(|module| format!("{module}\n")).collect::<String>());
+        }
+        wanted.text(SYSCTL_FILE, values.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>());
+        firewall_note(&wanted, &mut notes);
+        let loadable: Vec<String> = modules
+            .iter()
+            .filter(|module| wanted.host.kernel_features.get(module.as_str()) == Some(&Feature::Loadable))
+            .cloned()
+            .collect();
+        let host = wanted.host;
+        let name = machine.name.clone();
+        let hosts = hosts_block(context);
+        let last = draft.add(wanted, &[]);
+        let needs: Vec<String> = last.into_iter().collect();
+        let step = |what: &str, title: &str, why: Vec<String>, action: Action, undo: Undo| Step {
+            id: format!("prepare/{name}/{what}"),
+            machine: name.clone(),
+            title: title.into(),
+            why,
+            action,
+            needs: needs.clone(),
+            done_when: Vec::new(),
+            undo,
+            attempts: 2,
+            essential: machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
+        };
+        if !loadable.is_empty() {
+            let why = loadable.iter().map(|module| format!("module {module} is not loaded")).collect();
+            draft.push(step("modules", "load kernel modules", why, Action::Modules { names: loadable }, Undo::Nothing { because: "a loaded module harms nobody".into() }));
+        }
+        let differing: BTreeMap<String, String> = values
+            .iter()
+            .filter(|(key, value)| !matches!(host.sysctls.get(*key), Some(Some(found)) if words(found) == words(value)))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        if !differing.is_empty() {
+            let why = differing
+                .iter()
+                .map(|(key, value)| format!("{key} is {}, wanted {value}", host.sysctls.get(key).and_then(Option::as_deref).unwrap_or("absent")))
+                .collect();
+            draft.push(step("sysctls", "set kernel parameters", why, Action::Sysctls { values: differing }, Undo::Kept));
+        }
+        if context.spec.host.swap == Swap::Off && machine.is_node() && !host.swaps.is_empty() && host.container.is_none() {
+            let why = host.swaps.iter().map(|swap| format!("swap on {}", swap.path)).collect();
+            draft.push(step("swap", "turn swap off, now and at boot", why, Action::SwapOff, Undo::Manual { hint: "the lines kept in /etc/fstab start with '#quorate '; remove that and run `swapon -a`".into() }));
+        }
+        if context.spec.host.hosts {
+            let found = host.files.get("/etc/hosts").and_then(|file| file.text.as_deref()).unwrap_or_default();
+            if block_of(found, HOSTS_MARKER).as_deref() != Some(hosts.as_str()) {
+                draft.push(step(
+                    "hosts",
+                    "name the machines in /etc/hosts",
+                    vec!["the managed block in /etc/hosts differs".into()],
+                    Action::Block { path: "/etc/hosts".into(), marker: HOSTS_MARKER.into(), content: hosts, before: block_of(found, HOSTS_MARKER) },
+                    Undo::Kept,
+                ));
+            }
+        }
+        if context.spec.host.hostname && host.hostname != machine.name {
+            draft.push(step(
+                "hostname",
+                "set the hostname",
+                vec![format!("the hostname is {}, wanted {}", host.hostname, machine.name)],
+                Action::Run { argv: vec!["hostnamectl".into(), "set-hostname".into(), machine.name.clone()], stdin: None, timeout_ms: 10_000 },
+                Undo::Manual { hint: format!("hostnamectl set-hostname {}", host.hostname) },
+            ));
+        }
+    }
+    Planned { stage: draft.stage, notes }
+}
+
+fn directories(wanted: &mut Wanted<'_>) {
+    wanted.directory(paths::BIN, "root", 0o755);
+    wanted.directory(paths::QUORATE, "root", 0o700);
+    let spec = wanted.context.spec;
+    let machine = wanted.machine;
+    if machine.is_node() {
+        for (path, mode) in [(paths::KUBERNETES, 0o755), (paths::PKI, 0o700), (paths::STATIC_PODS, 0o755), (paths::CNI_BIN, 0o755), (paths::CNI_CONF, 0o755), (paths::KUBELET, 0o750)] {
+            wanted.directory(path, "root", mode);
+        }
+    }
+    if spec.etcd_members().iter().any(|member| member.name == machine.name) {
+        wanted.user("etcd", &spec.etcd.data_dir);
+        wanted.directory(paths::ETCD, "etcd", 0o700);
+        wanted.directory(&format!("{}/pki", paths::ETCD), "etcd", 0o700);
+        wanted.directory(&spec.etcd.data_dir, "etcd", 0o700);
+    }
+}
+
+fn modules(wanted: &Wanted<'_>) -> Vec<String> {
+    if !wanted.machine.is_node() {
+        return Vec::new();
+    }
+    let mut modules: Vec<&str> = MODULES.to_vec();
+    let ipvs = matches!(wanted.context.spec.access, quorate_spec::Access::Ipvs { .. }) || wanted.profile().proxy_mode == "ipvs";
+    if ipvs {
+        modules.extend(["ip_vs", "ip_vs_rr", "ip_vs_sh", "nf_conntrack"]);
+    }
+    if matches!(wanted.context.spec.network.cni, quorate_spec::Cni::Flannel(_)) {
+        modules.push("vxlan");
+    }
+    modules.into_iter().map(str::to_owned).collect()
+}
+
+/// Only what the cluster cannot do without, so that `reset` has little to put back.
+fn sysctls(wanted: &Wanted<'_>) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    let host = wanted.host;
+    if wanted.machine.is_node() {
+        values.insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
+        if wanted.context.spec.network.pods.iter().any(|net| net.addr().is_ipv6()) {
+            values.insert("net.ipv6.conf.all.forwarding".to_owned(), "1".to_owned());
+        }
+        // Absent unless br_netfilter is there; with it, bridged Pod traffic must pass the Service rules.
+        for key in ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"] {
+            let known = matches!(host.sysctls.get(key), Some(Some(_)));
+            if known || host.kernel_features.get("br_netfilter") == Some(&Feature::Loadable) {
+                values.insert(key.to_owned(), "1".to_owned());
+            }
+        }
+    }
+    values.extend(wanted.context.spec.host.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())));
+    values
+}
+
+/// What `reset` puts back, written once, before anything is changed.
+fn remember(wanted: &mut Wanted<'_>, values: &BTreeMap<String, String>) {
+    let host = wanted.host;
+    if host.files.get(queries::BEFORE).is_some_and(|file| file.exists()) {
+        return;
+    }
+    let sysctls: BTreeMap<&String, &String> = values.keys().filter_map(|key| Some((key, host.sysctls.get(key)?.as_ref()?))).collect();
+    let users: Vec<&String> = host.users.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| name).collect();
+    let directories: Vec<&str> = queries::DIRECTORIES
+        .into_iter()
+        .chain([wanted.context.spec.etcd.data_dir.as_str()])
+        .filter(|path| !host.files.get(*path).is_some_and(|file| file.exists()))
+        .collect();
+    let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories});
+    wanted.file(queries::BEFORE, "root", 0o600, Content::text(format!("{before:#}\n")));
+}
+
+/// Every machine's name, and the endpoint's.
+fn hosts_block(context: &Context<'_>) -> String {
+    let mut text = String::new();
+    for machine in &context.spec.machines {
+        for address in machine.all_addresses() {
+            text.push_str(&format!("{address} {}\n", machine.name));
+        }
+    }
+    if let Some(endpoint) = &context.spec.endpoint
+        && let Some(name) = &endpoint.name
+    {
+        text.push_str(&format!("{} {name}\n", endpoint.vip));
+    }
+    if let quorate_spec::Access::Ipvs { virtual_address, name } = &context.spec.access {
+        text.push_str(&format!("{} {name}\n", virtual_address.ip()));
+    }
+    text
+}
+
+/// The lines between our markers, if there are any. The markers are those `machine` writes.
+pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&format!("# BEGIN {marker}\n"))?;
+    rest.split_once(&format!("# END {marker}")).map(|(block, _)| block.to_owned())
+}
+
+fn firewall_note(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
+    let firewall = &wanted.host.firewall;
+    let running = [("firewalld", firewall.firewalld_active), ("ufw", firewall.ufw_active)];
+    for (name, _) in running.into_iter().filter(|(_, active)| *active) {
+        let fix = "`quorate plan --firewall` prints the ports each machine needs open";
+        let what = if wanted.context.spec.host.firewall == Firewall::Explain { "nothing is opened" } else { "check that the cluster's ports are open" };
+        notes.push(Note { machine: Some(wanted.machine.name.clone()), message: format!("{name} is running; {what}"), hint: Some(fix.into()) });
+    }
+}
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}

@@ -1,0 +1,15 @@
+//! YAML out of typed or JSON values; configuration is never templated as text.
+
+use serde_json::Value;
+
+const HEADER: &str = "# Written by quorate; changed by `quorate apply`.\n";
+
+pub(crate) fn render(value: &Value) -> String {
+    let mut text = String::from(HEADER);
+    // A `Value` has string keys and finite numbers only, so serialising cannot fail.
+    text.push_str(&serde_saphyr::to_string(value).unwrap_or_default());
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
