@@ -8,6 +8,8 @@
 
 mod block;
 mod certificates;
+pub mod clean;
+pub mod cni;
 mod error;
 pub mod fake;
 mod hash;

@@ -164,7 +164,7 @@ fn remember(wanted: &mut Wanted<'_>, values: &BTreeMap<String, String>) {
         .chain([wanted.context.spec.etcd.data_dir.as_str()])
         .filter(|path| !host.files.get(*path).is_some_and(|file| file.exists()))
         .collect();
-    let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories});
+    let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories, "nftTables": host.firewall.nft_tables});
     wanted.file(queries::BEFORE, "root", 0o600, Content::text(format!("{before:#}\n")));
 }
 
