@@ -1,0 +1,512 @@
+//! Building a bundle: components → images → one directory of links into the build cache, with a manifest.
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    bundle::{BLOBS, Bundle, MANIFEST, default_cache, link_or_copy},
+    error::{Error, Result, io_error},
+    fetch::{Client, Limits},
+    manifest::{BlobKind, FORMAT, Manifest},
+    oci::{self, Entry, Image},
+    pack,
+    recipe::{self, Component, ImageRecipe},
+    source::{self, Go},
+    unit::{Product, Unit, UnitCache, write_json},
+    upstream, userland,
+};
+
+/// The image of the verification checks' Pods: this program with the verb `probe`.
+pub const PROBE_IMAGE: &str = concat!("quorate.dev/probe:", env!("CARGO_PKG_VERSION"));
+
+/// The name recipes use for this program.
+const QUORATE: &str = "quorate";
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// `v1.36.3`.
+    pub kubernetes: String,
+    pub from: Origin,
+    /// A checkout's `bundles` directory instead of the recipes in the program.
+    pub sources: Option<PathBuf>,
+    /// Where finished parts, bundles and half-done downloads are kept; see [`default_cache`].
+    pub cache: PathBuf,
+    /// A directory, or a file when it ends in `.tar.zst`; besides the cache.
+    pub output: Option<PathBuf>,
+    /// The static quorate program for the pause and probe images, which are left out without it.
+    pub quorate: Option<PathBuf>,
+    /// Base URL that has the official hosts as first path element: `http://mirror/dl.k8s.io/release/…`.
+    pub mirror: Option<String>,
+    pub limits: Limits,
+}
+
+/// Where binaries come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Compiled here, through the Go module proxy.
+    Source,
+    /// Official releases.
+    Upstream,
+    /// Taken by name from a directory.
+    Directory(PathBuf),
+}
+
+/// What [`build`] tells while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// One of `total` components and images begins.
+    Started { unit: String, index: usize, total: usize },
+    /// Output of the compiler.
+    Line { unit: String, line: String },
+    /// Bytes of an artefact so far; `total` where the server says it.
+    Downloaded { unit: String, url: String, bytes: u64, total: Option<u64> },
+    /// Something the user should know.
+    Note { unit: String, text: String },
+    /// Sizes in bytes, uncompressed and packed.
+    Finished { unit: String, cached: bool, took: Duration, size: u64, packed_size: u64 },
+}
+
+impl Default for BuildOptions {
+    /// The newest recipe's Kubernetes, from upstream, into the default cache, without pause and probe images.
+    fn default() -> Self {
+        Self {
+            kubernetes: "v1.36.3".into(),
+            from: Origin::Upstream,
+            sources: None,
+            cache: default_cache(),
+            output: None,
+            quorate: None,
+            mirror: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source => f.write_str("source"),
+            Self::Upstream => f.write_str("upstream"),
+            Self::Directory(directory) => write!(f, "{}", directory.display()),
+        }
+    }
+}
+
+/// Builds the bundle, or finds it: finished components and images are taken from the cache, so an interrupted build goes
+/// on where it was, and a second one does nothing. `cache/bundles/<kubernetes>` links to the newest.
+///
+/// Blocks; errors name the component and the way out.
+pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<Bundle> {
+    let recipes = recipe::from_option(options.sources.as_deref());
+    let recipe = recipes.load(&options.kubernetes)?;
+    let arch = architecture()?;
+    let root = options.cache.join("build");
+    fs::create_dir_all(&root).map_err(io_error("create", &root))?;
+    let _lock = lock(&root, progress)?;
+    let cache = UnitCache::open(root)?;
+
+    let go = match &options.from {
+        Origin::Source => Some(ready_to_compile(options, &recipe.components, arch)?),
+        _ => None,
+    };
+    let client = Client::new(options.mirror.clone(), options.limits, options.cache.join("downloads"));
+    let total = recipe.components.len() + recipe.images.len();
+    let mut units = Vec::new();
+    for (index, component) in recipe.components.iter().enumerate() {
+        progress(Event::Started { unit: component.name.clone(), index, total });
+        let unit = match (&options.from, &go) {
+            (Origin::Directory(directory), _) => from_directory(component, directory, &cache)?,
+            (Origin::Source, Some(go)) => source::build(component, &recipes, go, &cache, progress)?,
+            (Origin::Source | Origin::Upstream, _) => upstream::build(component, arch, &client, &cache, progress)?,
+        };
+        finished(&component.name, &unit, progress);
+        units.push(unit);
+    }
+    let components = units.len();
+    for (index, image) in recipe.images.iter().enumerate() {
+        let image = ImageRecipe { name: image.name.replace("{quorate}", env!("CARGO_PKG_VERSION")), ..image.clone() };
+        progress(Event::Started { unit: image.name.clone(), index: components + index, total });
+        let Some(unit) = build_image(&image, arch, &units[..components], options, &cache, progress)? else { continue };
+        finished(&image.name, &unit, progress);
+        units.push(unit);
+    }
+
+    let created_from = match options.from {
+        Origin::Source => "source",
+        Origin::Upstream => "upstream",
+        Origin::Directory(_) => "directory",
+    };
+    let bundle = assemble(&recipe.kubernetes, arch, created_from, &units, &options.cache)?;
+    match &options.output {
+        Some(output) if output.to_string_lossy().ends_with(".tar.zst") => bundle.write_archive(output)?,
+        Some(output) => bundle.write_directory(output)?,
+        None => {}
+    }
+    Ok(bundle)
+}
+
+/// Checks everything a build from source needs before it starts.
+fn ready_to_compile(options: &BuildOptions, components: &[Component], arch: &'static str) -> Result<Go> {
+    let go = Go::find(arch, options.cache.join("modules"));
+    let missing = source::missing(components, go.as_ref());
+    match go {
+        Some(go) if missing.is_empty() => Ok(go),
+        _ => Err(Error::Missing { from: options.from.to_string(), missing }),
+    }
+}
+
+fn from_directory(component: &Component, directory: &Path, cache: &UnitCache) -> Result<Unit> {
+    let missing: Vec<String> = component
+        .binaries
+        .iter()
+        .map(|binary| directory.join(&binary.name))
+        .filter(|path| !path.is_file())
+        .map(|path| format!("{} (of {} {})", path.display(), component.name, component.version))
+        .collect();
+    if !missing.is_empty() {
+        return Err(Error::Missing { from: directory.display().to_string(), missing });
+    }
+    let mut sums = Vec::new();
+    for binary in &component.binaries {
+        sums.push(pack::sum_file(&directory.join(&binary.name))?.0);
+    }
+    let hash = UnitCache::hash(&("directory", &component.name, &component.version, &component.binaries, &sums))?;
+    cache.get_or_make(&component.name, &hash, |_| {
+        Ok(component
+            .binaries
+            .iter()
+            .map(|binary| Product {
+                file: directory.join(&binary.name),
+                name: binary.name.clone(),
+                kind: BlobKind::Binary,
+                version: component.version.clone(),
+                origin: "directory of binaries".into(),
+                licence: component.licence.clone(),
+                path: Some(binary.install_path()),
+                mode: "0755",
+                also: Vec::new(),
+            })
+            .collect())
+    })
+}
+
+/// `None` when the image holds the quorate program and there is none.
+fn build_image(
+    image: &ImageRecipe,
+    arch: &str,
+    units: &[Unit],
+    options: &BuildOptions,
+    cache: &UnitCache,
+    progress: &mut dyn FnMut(Event),
+) -> Result<Option<Unit>> {
+    let fail = |reason: String| Error::Image { image: image.name.clone(), reason };
+    let mut note = |text: String| progress(Event::Note { unit: image.name.clone(), text });
+    let mut contents = BTreeMap::new();
+    let (mut version, mut licence) = (env!("CARGO_PKG_VERSION").to_owned(), "Apache-2.0".to_owned());
+    for name in image.files.values() {
+        if name == QUORATE {
+            let Some(program) = &options.quorate else {
+                note("left out: no quorate program was given".into());
+                return Ok(None);
+            };
+            if !is_static(program)? {
+                return Err(fail(format!(
+                    "{} needs shared libraries, which an image of it alone does not have; \
+                     build it with `-C target-feature=+crt-static`",
+                    program.display()
+                )));
+            }
+            contents.insert(name.clone(), pack::sum_file(program)?.0);
+            continue;
+        }
+        let blob = units.iter().flat_map(|unit| &unit.blobs).find(|blob| blob.name == *name);
+        let blob = blob.ok_or_else(|| fail(format!("no component has {name}")))?;
+        version.clone_from(&blob.version);
+        licence.clone_from(&blob.licence);
+        contents.insert(name.clone(), blob.sha256.clone());
+    }
+    let extra = userland::collect(&image.userland)?;
+    for text in &extra.notes {
+        note(text.clone());
+    }
+    let origin = match extra.packages.as_slice() {
+        [] => "written from this bundle's binaries".to_owned(),
+        packages => format!("written from this bundle's binaries and the Debian packages {}", packages.join(", ")),
+    };
+    if !extra.packages.is_empty() {
+        licence = format!("{licence} AND LicenseRef-Debian-packages");
+    }
+
+    let hash = UnitCache::hash(&("image", image, arch, &contents, &extra.sums, &version, &licence, &origin))?;
+    let make = |work: &Path| -> Result<Vec<Product>> {
+        let mut entries = extra.entries.clone();
+        entries.extend(base_entries());
+        for (path, name) in &image.files {
+            let source = match (&options.quorate, name.as_str()) {
+                (Some(program), QUORATE) => program.clone(),
+                _ => unpack_binary(name, units, work)?,
+            };
+            entries.insert(path.clone(), Entry::File { source, mode: 0o755 });
+        }
+        let mut references = vec![image.name.clone()];
+        references.extend(image.also.iter().cloned());
+        let file = work.join("image.tar");
+        let image = Image {
+            references,
+            architecture: arch.to_owned(),
+            version: version.clone(),
+            licence: licence.clone(),
+            entrypoint: image.entrypoint.clone(),
+            entries,
+        };
+        oci::write(&image, &file)?;
+        Ok(vec![Product {
+            file,
+            name: image.references[0].clone(),
+            kind: BlobKind::Image,
+            version: version.clone(),
+            origin: origin.clone(),
+            licence: licence.clone(),
+            path: None,
+            mode: "0644",
+            also: image.references[1..].to_vec(),
+        }])
+    };
+    let name = format!("image-{}", image.name);
+    cache.get_or_make(&name, &hash, make).map(Some)
+}
+
+/// What every image has: names for the usual users, a world-writable /tmp, and a resolver order.
+fn base_entries() -> BTreeMap<String, Entry> {
+    let text = |content: &str| Entry::Text { content: content.to_owned(), mode: 0o644 };
+    BTreeMap::from([
+        (
+            "/etc/passwd".to_owned(),
+            text("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n"),
+        ),
+        ("/etc/group".to_owned(), text("root:x:0:\nnobody:x:65534:\nnonroot:x:65532:\n")),
+        ("/etc/nsswitch.conf".to_owned(), text("hosts: files dns\n")),
+        ("/tmp".to_owned(), Entry::Directory { mode: 0o1777 }),
+    ])
+}
+
+fn unpack_binary(name: &str, units: &[Unit], work: &Path) -> Result<PathBuf> {
+    let found = units.iter().find_map(|unit| Some((unit, unit.blobs.iter().find(|blob| blob.name == name)?)));
+    let Some((unit, blob)) = found else {
+        return Err(Error::NoSuchBlob { name: name.to_owned(), known: Vec::new() });
+    };
+    let packed = unit.packed(blob);
+    let file = work.join(name);
+    let mut output = File::create(&file).map_err(io_error("create", &file))?;
+    let input = File::open(&packed).map_err(io_error("open", &packed))?;
+    let sums = pack::unpack(input, &mut output).map_err(io_error("decompress", &packed))?;
+    crate::bundle::check_sum(name, &sums.sha256, &blob.sha256)?;
+    Ok(file)
+}
+
+/// The directory with manifest and links; named by the content of the manifest, so it is written once.
+fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], cache: &Path) -> Result<Bundle> {
+    let mut blobs: Vec<_> = units.iter().flat_map(|unit| unit.blobs.iter().cloned()).collect();
+    blobs.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+    let manifest = Manifest {
+        format: FORMAT.into(),
+        kubernetes: kubernetes.into(),
+        architecture: arch.into(),
+        created_from: created_from.into(),
+        blobs,
+    };
+    let bundles = cache.join("bundles");
+    fs::create_dir_all(&bundles).map_err(io_error("create", &bundles))?;
+    let name = format!("{kubernetes}-{}", UnitCache::hash(&manifest)?);
+    let directory = bundles.join(&name);
+    let complete = Bundle::open(&directory).is_ok_and(|bundle| {
+        bundle.manifest() == &manifest
+            && manifest.blobs.iter().all(|blob| {
+                fs::metadata(bundle.blob_path(&blob.sha256)).is_ok_and(|found| found.len() == blob.packed_size)
+            })
+    });
+    if !complete {
+        let staging = tempfile::Builder::new()
+            .prefix(".assembling-")
+            .tempdir_in(&bundles)
+            .map_err(io_error("create a directory in", &bundles))?;
+        let place = staging.path().join(BLOBS);
+        fs::create_dir_all(&place).map_err(io_error("create", &place))?;
+        for unit in units {
+            for blob in &unit.blobs {
+                link_or_copy(&unit.packed(blob), &place.join(&blob.sha256))?;
+            }
+        }
+        write_json(&staging.path().join(MANIFEST), &manifest)?;
+        fs::set_permissions(staging.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(io_error("set permissions of", staging.path()))?;
+        if directory.exists() {
+            fs::remove_dir_all(&directory).map_err(io_error("remove the damaged", &directory))?;
+        }
+        let staged = staging.keep();
+        fs::rename(&staged, &directory).map_err(io_error("rename to", &directory))?;
+    }
+    // The link of the newest changes in one step; whoever has the old one open keeps it.
+    let link = bundles.join(format!(".link-{}", std::process::id()));
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(&name, &link).map_err(io_error("create the link", &link))?;
+    let stable = bundles.join(kubernetes);
+    fs::rename(&link, &stable).map_err(io_error("rename to", &stable))?;
+    Bundle::open(&directory)
+}
+
+/// One build per cache at a time; a second one waits and then finds everything done.
+fn lock(root: &Path, progress: &mut dyn FnMut(Event)) -> Result<File> {
+    let path = root.join(".lock");
+    let file = File::create(&path).map_err(io_error("create", &path))?;
+    if file.try_lock().is_err() {
+        let text = format!("another build is at work in {}; waiting for it", root.display());
+        progress(Event::Note { unit: "bundle".into(), text });
+        file.lock().map_err(io_error("lock", &path))?;
+    }
+    Ok(file)
+}
+
+fn finished(name: &str, unit: &Unit, progress: &mut dyn FnMut(Event)) {
+    progress(Event::Finished {
+        unit: name.to_owned(),
+        cached: unit.cached,
+        took: unit.took,
+        size: unit.blobs.iter().map(|blob| blob.size).sum(),
+        packed_size: unit.blobs.iter().map(|blob| blob.packed_size).sum(),
+    });
+}
+
+/// This machine's architecture by its Go name; bundles are built for the architecture they are built on.
+fn architecture() -> Result<&'static str> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        other => Err(Error::Missing {
+            from: "this machine".into(),
+            missing: vec![format!("a supported architecture: it is {other}, bundles are for x86_64 and aarch64")],
+        }),
+    }
+}
+
+/// Whether an ELF program runs without a dynamic linker: it has no PT_INTERP program header (ELF-64, little endian).
+fn is_static(program: &Path) -> Result<bool> {
+    const PT_INTERP: u32 = 3;
+    let mut head = Vec::new();
+    File::open(program)
+        .and_then(|file| file.take(4096).read_to_end(&mut head))
+        .map_err(io_error("read the program", program))?;
+    let number = |at: usize, length: usize| -> u64 {
+        head.get(at..at + length).map_or(0, |bytes| bytes.iter().rev().fold(0, |all, byte| (all << 8) | u64::from(*byte)))
+    };
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return Ok(false);
+    }
+    let (table, size, count) = (number(32, 8) as usize, number(54, 2) as usize, number(56, 2) as usize);
+    Ok((0..count).all(|index| number(table + index * size, 4) != u64::from(PT_INTERP)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Binaries of every name of the recipe, with their names as content.
+    fn binaries(directory: &Path) {
+        let recipe = crate::Recipes::Embedded.load("v1.36.3").unwrap();
+        for binary in recipe.components.iter().flat_map(|component| &component.binaries) {
+            fs::write(directory.join(&binary.name), &binary.name).unwrap();
+        }
+    }
+
+    fn options(root: &Path) -> BuildOptions {
+        let from = root.join("bin");
+        fs::create_dir_all(&from).unwrap();
+        binaries(&from);
+        BuildOptions { from: Origin::Directory(from), cache: root.join("cache"), ..BuildOptions::default() }
+    }
+
+    fn cached(options: &BuildOptions) -> (Bundle, Vec<String>) {
+        let mut made = Vec::new();
+        let bundle = build(options, &mut |event| {
+            if let Event::Finished { unit, cached: false, .. } = event {
+                made.push(unit);
+            }
+        });
+        (bundle.unwrap(), made)
+    }
+
+    #[test]
+    fn built_from_a_directory_once() {
+        let root = tempfile::tempdir().unwrap();
+        let mut options = options(root.path());
+        let (bundle, made) = cached(&options);
+        assert!(made.contains(&"etcd".to_owned()) && made.contains(&"registry.k8s.io/kube-proxy:v1.36.3".to_owned()));
+        assert_eq!(bundle.verify(), []);
+        assert_eq!(bundle.manifest().created_from, "directory");
+        assert_eq!(bundle.blob("bridge").unwrap().path.as_deref(), Some("/opt/cni/bin/bridge"));
+        assert_eq!(bundle.blob("registry.k8s.io/etcd:3.6.8-0").unwrap().name, "registry.k8s.io/etcd:3.6.16-0");
+        let stable = options.cache.join("bundles/v1.36.3");
+        assert_eq!(Bundle::open(&stable).unwrap().directory(), bundle.directory());
+
+        let (again, made) = cached(&options);
+        assert_eq!((again.directory(), made), (bundle.directory(), Vec::new()));
+
+        let Origin::Directory(from) = &options.from else { panic!() };
+        fs::write(from.join("kube-proxy"), "another").unwrap();
+        let (changed, made) = cached(&options);
+        assert_eq!(made, ["kubernetes", "registry.k8s.io/kube-proxy:v1.36.3"]);
+        assert_ne!(changed.directory(), bundle.directory());
+        assert_eq!(changed.directory(), fs::canonicalize(&stable).unwrap());
+        assert_eq!(bundle.verify(), [], "the old one stays as it was");
+
+        for output in ["out.tar.zst", "out"] {
+            let output = root.path().join(output);
+            options.output = Some(output.clone());
+            build(&options, &mut |_| {}).unwrap();
+            let (manifest, problems) = crate::verify(&output).unwrap();
+            assert_eq!((&manifest, problems), (changed.manifest(), Vec::new()));
+        }
+    }
+
+    #[test]
+    fn every_missing_binary_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let options = options(root.path());
+        let Origin::Directory(from) = &options.from else { panic!() };
+        fs::remove_file(from.join("kubelet")).unwrap();
+        fs::remove_file(from.join("kubectl")).unwrap();
+        let error = build(&options, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("bin/kubelet (of kubernetes v1.36.3)") && error.contains("bin/kubectl"), "{error}");
+    }
+
+    #[test]
+    fn pause_and_probe_hold_a_static_program() {
+        let root = tempfile::tempdir().unwrap();
+        let mut options = options(root.path());
+        let program = root.path().join("quorate");
+        // An ELF head with one program header: PT_INTERP, then PT_LOAD.
+        let mut elf = vec![0_u8; 128];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[32], elf[54], elf[56], elf[64]) = (64, 56, 1, 3);
+        fs::write(&program, &elf).unwrap();
+        options.quorate = Some(program.clone());
+        let error = build(&options, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("pause:3.10.2: ") && error.contains("+crt-static"), "{error}");
+
+        elf[64] = 1;
+        fs::write(&program, &elf).unwrap();
+        let (bundle, _) = cached(&options);
+        assert!(bundle.blob("registry.k8s.io/pause:3.10.2").is_ok() && bundle.blob(PROBE_IMAGE).is_ok());
+
+        elf[100] = 1;
+        fs::write(&program, &elf).unwrap();
+        let (_, made) = cached(&options);
+        assert_eq!(made, ["registry.k8s.io/pause:3.10.2", PROBE_IMAGE], "only they are made again");
+    }
+}
