@@ -388,6 +388,11 @@ pub struct HttpRequest {
     pub ca_file: Option<String>,
     pub cert_file: Option<String>,
     pub key_file: Option<String>,
+    /// PEM of a client certificate and its key, for an identity that never touches the machine's disk; instead of
+    /// `cert_file` and `key_file`.
+    pub identity: Option<Bytes>,
+    /// PEM of authorities, instead of `ca_file`.
+    pub ca_pem: Option<Bytes>,
     /// Its content becomes `Authorization: Bearer …`.
     pub bearer_file: Option<String>,
     pub timeout_ms: u64,
