@@ -1,0 +1,690 @@
+//! Health of the backends of one set.
+//!
+//! | state of a server | seen as | new connections | its connections |
+//! |---|---|---|---|
+//! | process dead | refused | none, at once | its kernel resets them; the rest after a minute |
+//! | host dead, cut off | no TCP answer, `fall` times | none | reset, once another backend is heard |
+//! | hung | TCP accepts, no answer, `fall` times | none | reset, if another backend is ready meanwhile |
+//! | shutting down | was ready, says it is not | only if none is up | kept |
+//! | starting | was down, says it is not ready | none | - |
+//! | etcd away | not ready for etcd's sake only | only if none is up | kept |
+//! | none ready | the same everywhere | to all that are alive (fail open) | kept |
+//! | this process late | its own clock | as before | kept |
+//!
+//! Nothing is reset on the word of this machine alone: it may be the one that is cut off. Another backend
+//! must have answered since the trouble began.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::{Backend, BackendSetRef, Health, HealthKind, SetKind};
+use crate::io::{
+    Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome, ProbeStage, Reason,
+};
+
+/// Checks of one backend under way at most.
+const MOST_PROBES: usize = 8;
+/// A backend that stays away is checked fast for this long, then at the usual interval: many agents
+/// must not flood a dead machine's network.
+const FAST_FOR: Duration = Duration::from_secs(10);
+/// Connections of a backend that refuses new ones may be finishing work (kube-apiserver gives its
+/// requests 60 s); after that they are reset.
+const REFUSED_GRACE: Duration = Duration::from_secs(60);
+/// Resets that are not urgent are spread, so that clients do not come back all at once.
+const GENTLE_SPREAD: Duration = Duration::from_secs(3);
+/// An answer that never came back from the prober is forgotten this long after its time-out.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+const SLOW_START_STEPS: u32 = 10;
+
+/// Reads a kube-apiserver's answer to `/readyz`: 2xx is ready; otherwise the body lists what failed
+/// (`[-]etcd failed: reason withheld`).
+pub fn classify_readyz(status: u16, body: &str) -> ProbeOutcome {
+    if (200..300).contains(&status) {
+        return ProbeOutcome::Ready;
+    }
+    let mut failing = body.lines().filter_map(|l| l.trim().strip_prefix("[-]")).peekable();
+    let etcd_only = failing.peek().is_some()
+        && failing.all(|l| matches!(l.split(' ').next(), Some("etcd" | "etcd-readiness")));
+    ProbeOutcome::Unready { status, etcd_only }
+}
+
+/// One backend, for statistics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    pub name: String,
+    pub address: SocketAddr,
+    pub availability: Availability,
+    pub reason: Reason,
+    pub admin: AdminState,
+    /// Effective weight now.
+    pub weight: u16,
+    /// Time of the last change of availability.
+    pub since: Duration,
+    pub checks: u64,
+    pub failed_checks: u64,
+}
+
+/// One backend set, for statistics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetStatus {
+    pub name: String,
+    pub kind: SetKind,
+    pub backends: Vec<BackendStatus>,
+    /// None is up, connections go to those that are alive.
+    pub fail_open: bool,
+    pub usable: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct BackendSet {
+    name: String,
+    kind: SetKind,
+    health: Health,
+    slow_start: Duration,
+    members: Vec<Member>,
+    next_id: u64,
+    /// Time-outs of checks older than this prove nothing: this process was late meanwhile.
+    trusted_from: u64,
+    published: Option<Vec<BackendView>>,
+    usable: Option<bool>,
+    fail_open: bool,
+    seed: u64,
+}
+
+#[derive(Debug)]
+struct Member {
+    config: Backend,
+    admin: AdminState,
+    ordered_weight: Option<u16>,
+    availability: Availability,
+    reason: Reason,
+    since: Now,
+    /// Good or bad answers in a row.
+    good: u8,
+    bad: u8,
+    /// First sign of trouble since the last good answer.
+    trouble: Option<Now>,
+    /// Last time it said it was ready, and last time it said anything.
+    last_ready: Option<Now>,
+    last_alive: Option<Now>,
+    next_probe: Now,
+    last_probe: Option<Now>,
+    /// Fast checks still to be made because of a doubt.
+    doubt: u8,
+    pending: Vec<(u64, Now)>,
+    /// To be reset as soon as another backend shows that the network works.
+    owes_reset: bool,
+    reset_at: Option<Now>,
+    checks: u64,
+    failed_checks: u64,
+}
+
+impl BackendSet {
+    /// `seed` differs between machines, so that they do not check in step.
+    pub(crate) fn new(now: Now, set: BackendSetRef<'_>, seed: u64) -> Self {
+        let mut new = Self {
+            name: set.name.to_string(),
+            kind: set.kind,
+            health: set.health.clone(),
+            slow_start: set.slow_start.get(),
+            members: Vec::new(),
+            next_id: 1,
+            trusted_from: 0,
+            published: None,
+            usable: None,
+            fail_open: false,
+            seed,
+        };
+        new.members = set.backends.iter().map(|b| Member::new(now, b.clone(), set.health.kind)).collect();
+        new
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes a new configuration; backends with the same name and address keep their health.
+    pub(crate) fn reconfigure(&mut self, now: Now, set: BackendSetRef<'_>) {
+        if self.health.kind != set.health.kind {
+            self.members.clear();
+        }
+        self.health = set.health.clone();
+        self.slow_start = set.slow_start.get();
+        self.kind = set.kind;
+        let mut old = std::mem::take(&mut self.members);
+        for backend in set.backends {
+            let kept = old.iter().position(|m| m.config.name == backend.name && m.config.address == backend.address);
+            self.members.push(match kept {
+                Some(at) => {
+                    let mut member = old.swap_remove(at);
+                    member.config = backend.clone();
+                    member
+                }
+                None => Member::new(now, backend.clone(), self.health.kind),
+            });
+        }
+    }
+
+    pub(crate) fn usable(&self) -> Option<bool> {
+        self.usable
+    }
+
+    pub(crate) fn status(&self, now: Now) -> SetStatus {
+        let backend = |m: &Member| BackendStatus {
+            name: m.config.name.clone(),
+            address: m.config.address,
+            availability: m.availability,
+            reason: m.reason,
+            admin: m.admin,
+            weight: m.weight(now, self.slow_start),
+            since: m.since,
+            checks: m.checks,
+            failed_checks: m.failed_checks,
+        };
+        SetStatus {
+            name: self.name.clone(),
+            kind: self.kind,
+            backends: self.members.iter().map(backend).collect(),
+            fail_open: self.fail_open,
+            usable: self.usable.unwrap_or(false),
+        }
+    }
+
+    /// This process was woken too late: what ran out meanwhile proves nothing.
+    pub(crate) fn distrust(&mut self) {
+        self.trusted_from = self.next_id;
+    }
+
+    /// How late a wake-up must be for that.
+    pub(crate) fn tolerance(&self) -> Duration {
+        self.health.fast_interval.get().max(Duration::from_millis(50))
+    }
+
+    pub(crate) fn on_time(&mut self, now: Now, out: &mut impl Extend<Action>) {
+        for at in 0..self.members.len() {
+            self.member_on_time(now, at, out);
+        }
+    }
+
+    fn member_on_time(&mut self, now: Now, at: usize, out: &mut impl Extend<Action>) {
+        let (fast, timeout) = (self.health.fast_interval.get(), self.health.timeout.get());
+        let m = &mut self.members[at];
+        if m.admin == AdminState::Maintenance {
+            return;
+        }
+        if m.reset_at.is_some_and(|t| now >= t) {
+            m.reset_at = None;
+            out.extend([m.reset(&self.name, GENTLE_SPREAD)]);
+        }
+        if self.health.kind == HealthKind::None {
+            // Nothing to ask: after a while, dials may try again.
+            if m.availability == Availability::Down && now >= m.next_probe {
+                self.set(now, at, Availability::Up, Reason::Ready, "tried again", out);
+            }
+            return;
+        }
+        m.pending.retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
+        if m.availability == Availability::Up && m.doubt == 0 && m.oldest_pending().is_some_and(|t| now >= t + fast) {
+            m.doubt = self.health.fall;
+            m.next_probe = m.next_probe.min(now);
+        }
+        if now >= m.next_probe {
+            self.probe(now, at, out);
+        }
+    }
+
+    pub(crate) fn wake_at(&self, now: Now) -> Option<Now> {
+        self.members.iter().filter_map(|m| self.member_wakes_at(now, m)).min()
+    }
+
+    fn member_wakes_at(&self, now: Now, m: &Member) -> Option<Now> {
+        if m.admin == AdminState::Maintenance {
+            return None;
+        }
+        let checked = self.health.kind != HealthKind::None;
+        let probe = (checked || m.availability == Availability::Down).then_some(m.next_probe);
+        let overdue = (checked && m.availability == Availability::Up && m.doubt == 0)
+            .then(|| m.oldest_pending().map(|t| t + self.health.fast_interval.get()))
+            .flatten();
+        let step = m.next_slow_start_step(now, self.slow_start);
+        [probe, overdue, step, m.reset_at].into_iter().flatten().min()
+    }
+
+    pub(crate) fn on_probed(
+        &mut self,
+        now: Now,
+        backend: &str,
+        id: u64,
+        outcome: &ProbeOutcome,
+        late: Duration,
+        out: &mut impl Extend<Action>,
+    ) {
+        let Some(at) = self.members.iter().position(|m| m.config.name == backend) else {
+            return;
+        };
+        let timeout = self.health.timeout.get();
+        let m = &mut self.members[at];
+        let Some(position) = m.pending.iter().position(|(i, _)| *i == id) else {
+            return;
+        };
+        let (_, sent) = m.pending.remove(position);
+        if m.admin == AdminState::Maintenance {
+            return;
+        }
+        let ran_out = matches!(outcome, ProbeOutcome::Timeout { .. });
+        if ran_out && (late > timeout / 2 || id < self.trusted_from) {
+            m.next_probe = m.next_probe.min(now);
+            return;
+        }
+        m.checks += 1;
+        if *outcome != ProbeOutcome::Ready {
+            m.failed_checks += 1;
+        }
+        match outcome {
+            ProbeOutcome::Ready => self.ready(now, at, out),
+            ProbeOutcome::Unready { status, etcd_only } => self.unready(now, at, *status, *etcd_only, out),
+            ProbeOutcome::Refused => self.refused(now, at, "check refused", out),
+            ProbeOutcome::Timeout { .. } | ProbeOutcome::Unreachable | ProbeOutcome::Broken { .. } => {
+                // An older check that ran out after a newer one was answered says nothing new.
+                if m.last_alive.is_none_or(|alive| sent >= alive) {
+                    self.failed(now, at, sent, outcome, out);
+                }
+            }
+        }
+        self.settle_debts(now, out);
+    }
+
+    pub(crate) fn on_dial(
+        &mut self,
+        now: Now,
+        backend: &str,
+        outcome: DialOutcome,
+        out: &mut impl Extend<Action>,
+    ) {
+        let Some(at) = self.members.iter().position(|m| m.config.name == backend) else {
+            return;
+        };
+        let interval = self.health.interval.get();
+        let unchecked = self.health.kind == HealthKind::None;
+        let m = &mut self.members[at];
+        match outcome {
+            DialOutcome::Connected => {}
+            DialOutcome::Refused => {
+                if m.availability != Availability::Down {
+                    self.refused(now, at, "connection refused", out);
+                    let m = &mut self.members[at];
+                    m.next_probe = if unchecked { now + interval } else { now };
+                }
+            }
+            DialOutcome::Timeout | DialOutcome::Unreachable if unchecked => {
+                if m.availability == Availability::Up {
+                    m.next_probe = now + interval;
+                    self.set(now, at, Availability::Down, Reason::Silent, "connections time out", out);
+                }
+            }
+            DialOutcome::Slow | DialOutcome::Timeout | DialOutcome::Unreachable => {
+                if !unchecked && m.availability != Availability::Down {
+                    let soonest = m.last_probe.map_or(now, |t| t + self.health.fast_interval.get());
+                    m.doubt = self.health.fall;
+                    m.next_probe = m.next_probe.min(soonest.max(now));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn set_admin(
+        &mut self,
+        now: Now,
+        backend: &str,
+        state: AdminState,
+        out: &mut impl Extend<Action>,
+    ) -> Result<(), String> {
+        let at = self.find(backend)?;
+        let m = &mut self.members[at];
+        let before = std::mem::replace(&mut m.admin, state);
+        if state == AdminState::Maintenance && before != state {
+            m.pending.clear();
+            m.reset_at = None;
+            out.extend([m.reset(&self.name, GENTLE_SPREAD)]);
+            self.set(now, at, Availability::Down, Reason::Admin, "maintenance", out);
+        } else if before == AdminState::Maintenance && state != before {
+            let fresh = Member::new(now, m.config.clone(), self.health.kind);
+            let old = std::mem::replace(m, fresh);
+            m.admin = state;
+            m.ordered_weight = old.ordered_weight;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_weight(&mut self, backend: &str, weight: Option<u16>) -> Result<(), String> {
+        let at = self.find(backend)?;
+        self.members[at].ordered_weight = weight.map(|w| w.min(256));
+        Ok(())
+    }
+
+    /// Says what changed since the last call: the set as a whole, fail open, path.
+    pub(crate) fn publish(&mut self, now: Now, out: &mut impl Extend<Action>) {
+        let views: Vec<BackendView> = self.members.iter().map(|m| m.view(now, self.slow_start)).collect();
+        let alive = views.iter().filter(|v| v.weight > 0 && v.availability == Availability::LastResort).count();
+        let up = views.iter().any(|v| v.weight > 0 && v.availability == Availability::Up);
+        let fail_open = !up && alive > 0;
+        let frontend = &self.name;
+        if fail_open != self.fail_open {
+            self.fail_open = fail_open;
+            out.extend(fail_open.then(|| Action::Report {
+                event: Event::FailOpen {
+                    frontend: frontend.clone(),
+                    usable: alive,
+                },
+            }));
+        }
+        let usable = up || alive > 0;
+        // Before the first answers there is no telling.
+        let decided = usable || views.iter().all(|v| v.reason != Reason::Unchecked);
+        if decided && self.usable != Some(usable) {
+            self.usable = Some(usable);
+            out.extend([Action::Report {
+                event: Event::Path {
+                    frontend: frontend.clone(),
+                    usable,
+                },
+            }]);
+        }
+        if self.published.as_ref() != Some(&views) {
+            self.published = Some(views.clone());
+            out.extend([Action::Backends {
+                frontend: frontend.clone(),
+                kind: self.kind,
+                backends: views,
+            }]);
+        }
+    }
+
+    // --- what an answer means ---
+
+    fn ready(&mut self, now: Now, at: usize, out: &mut impl Extend<Action>) {
+        let first = self.members[at].reason == Reason::Unchecked;
+        let rise = if first { 1 } else { self.health.rise };
+        let next = now + self.spread_interval(at);
+        let m = &mut self.members[at];
+        m.answered(now);
+        m.last_ready = Some(now);
+        m.good = m.good.saturating_add(1);
+        if m.availability == Availability::Up {
+            m.next_probe = next;
+        } else if m.good >= rise {
+            m.owes_reset = false;
+            m.reset_at = None;
+            self.set(now, at, Availability::Up, Reason::Ready, "ready", out);
+            self.members[at].next_probe = next;
+        }
+    }
+
+    fn unready(&mut self, now: Now, at: usize, status: u16, etcd_only: bool, out: &mut impl Extend<Action>) {
+        let m = &mut self.members[at];
+        m.answered(now);
+        m.good = 0;
+        m.owes_reset = false;
+        let was_in_service = m.availability != Availability::Down;
+        let detail = format!("answered {status}");
+        match (etcd_only, was_in_service) {
+            (true, _) => self.set(now, at, Availability::LastResort, Reason::Etcd, &detail, out),
+            (false, true) => self.set(now, at, Availability::LastResort, Reason::Unready, &detail, out),
+            (false, false) => self.set(now, at, Availability::Down, Reason::Starting, &detail, out),
+        }
+    }
+
+    fn refused(&mut self, now: Now, at: usize, detail: &str, out: &mut impl Extend<Action>) {
+        let m = &mut self.members[at];
+        m.good = 0;
+        m.bad = 0;
+        m.trouble.get_or_insert(now);
+        if m.reason != Reason::Refused {
+            m.reset_at = Some(now + REFUSED_GRACE);
+            m.next_probe = m.next_probe.min(now + self.health.fast_interval.get());
+        }
+        self.set(now, at, Availability::Down, Reason::Refused, detail, out);
+    }
+
+    fn failed(
+        &mut self,
+        now: Now,
+        at: usize,
+        sent: Now,
+        outcome: &ProbeOutcome,
+        out: &mut impl Extend<Action>,
+    ) {
+        let fall = self.health.fall;
+        let m = &mut self.members[at];
+        m.good = 0;
+        m.bad = m.bad.saturating_add(1);
+        m.trouble.get_or_insert(sent);
+        m.doubt = m.doubt.max(1);
+        let soon = now + self.health.fast_interval.get();
+        m.next_probe = m.next_probe.min(soon);
+        if m.bad < fall {
+            return;
+        }
+        let bad = m.bad;
+        let out_of_service = m.availability == Availability::Down;
+        match outcome {
+            ProbeOutcome::Timeout { stage: ProbeStage::Connect } | ProbeOutcome::Unreachable => {
+                let reason = match outcome {
+                    ProbeOutcome::Unreachable => Reason::Unreachable,
+                    _ => Reason::Silent,
+                };
+                m.owes_reset |= !out_of_service || m.reason == Reason::Refused;
+                self.set(now, at, Availability::Down, reason, &format!("{bad} checks unanswered"), out);
+            }
+            ProbeOutcome::Timeout { .. } => {
+                let detail = format!("{bad} checks accepted but not answered");
+                m.owes_reset |= !out_of_service;
+                // Down only on another's word (`settle_debts`): when all hang, the cause is behind them.
+                let availability =
+                    if out_of_service && m.reason != Reason::Unchecked { Availability::Down } else { Availability::LastResort };
+                self.set(now, at, availability, Reason::Hung, &detail, out);
+            }
+            ProbeOutcome::Broken { error } => {
+                let availability =
+                    if out_of_service && m.reason != Reason::Unchecked { Availability::Down } else { Availability::LastResort };
+                self.set(now, at, availability, Reason::Broken, error, out);
+            }
+            ProbeOutcome::Ready | ProbeOutcome::Unready { .. } | ProbeOutcome::Refused => {}
+        }
+    }
+
+    /// Resets what is due where another backend answered since the trouble began.
+    fn settle_debts(&mut self, now: Now, out: &mut impl Extend<Action>) {
+        for at in 0..self.members.len() {
+            let m = &self.members[at];
+            let Some(trouble) = m.trouble.filter(|_| m.owes_reset) else { continue };
+            let hung = m.reason == Reason::Hung;
+            let witness = self.members.iter().enumerate().any(|(other, o)| {
+                // For the hung, being alive is not enough: etcd may hold up both.
+                let heard = if hung { o.last_ready } else { o.last_alive };
+                other != at && heard.is_some_and(|t| t >= trouble)
+            });
+            if !witness {
+                continue;
+            }
+            self.members[at].owes_reset = false;
+            out.extend([self.members[at].reset(&self.name, Duration::ZERO)]);
+            if hung {
+                self.set(now, at, Availability::Down, Reason::Hung, "others are ready, this one hangs", out);
+            }
+        }
+    }
+
+    fn set(
+        &mut self,
+        now: Now,
+        at: usize,
+        to: Availability,
+        reason: Reason,
+        detail: &str,
+        out: &mut impl Extend<Action>,
+    ) {
+        let m = &mut self.members[at];
+        let (from, old_reason) = (m.availability, m.reason);
+        m.availability = to;
+        m.reason = reason;
+        if reason != Reason::Refused {
+            m.reset_at = None;
+        }
+        if from != to {
+            m.since = now;
+            m.good = 0;
+        }
+        if (from, old_reason) != (to, reason) {
+            out.extend([Action::Report {
+                event: Event::Backend {
+                    frontend: self.name.clone(),
+                    backend: m.config.name.clone(),
+                    from,
+                    to,
+                    reason,
+                    detail: detail.to_string(),
+                },
+            }]);
+        }
+    }
+
+    fn probe(&mut self, now: Now, at: usize, out: &mut impl Extend<Action>) {
+        let fast = self.health.fast_interval.get();
+        let interval = self.spread_interval(at);
+        let m = &mut self.members[at];
+        let troubled = m.availability != Availability::Up && now < m.since + FAST_FOR;
+        let in_doubt = m.doubt > 0 || m.good > 0 && m.availability != Availability::Up;
+        m.doubt = m.doubt.saturating_sub(1);
+        m.next_probe = now + if troubled || in_doubt { fast } else { interval };
+        if m.pending.len() >= MOST_PROBES {
+            return;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        m.last_probe = Some(now);
+        m.pending.push((id, now));
+        out.extend([Action::Probe {
+            frontend: self.name.clone(),
+            backend: m.config.name.clone(),
+            id,
+            timeout: self.health.timeout.get(),
+        }]);
+    }
+
+    /// The interval, 10 % more or less, so that machines drift apart.
+    fn spread_interval(&mut self, at: usize) -> Duration {
+        self.seed = self.seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(at as u64 | 1);
+        let percent = 90 + (self.seed >> 33) % 21;
+        self.health.interval.get() * percent as u32 / 100
+    }
+
+    fn find(&self, backend: &str) -> Result<usize, String> {
+        self.members.iter().position(|m| m.config.name == backend).ok_or_else(|| {
+            let names: Vec<_> = self.members.iter().map(|m| m.config.name.as_str()).collect();
+            format!("frontend {} has the backends {}", self.name, names.join(", "))
+        })
+    }
+}
+
+impl Member {
+    fn new(now: Now, config: Backend, kind: HealthKind) -> Self {
+        let (availability, reason) = match kind {
+            HealthKind::None => (Availability::Up, Reason::Ready),
+            _ => (Availability::Down, Reason::Unchecked),
+        };
+        Self {
+            config,
+            admin: AdminState::Ready,
+            ordered_weight: None,
+            availability,
+            reason,
+            since: now,
+            good: 0,
+            bad: 0,
+            trouble: None,
+            last_ready: None,
+            last_alive: None,
+            next_probe: now,
+            last_probe: None,
+            doubt: 0,
+            pending: Vec::new(),
+            owes_reset: false,
+            reset_at: None,
+            checks: 0,
+            failed_checks: 0,
+        }
+    }
+
+    fn answered(&mut self, now: Now) {
+        self.bad = 0;
+        self.doubt = 0;
+        self.trouble = None;
+        self.last_alive = Some(now);
+    }
+
+    fn oldest_pending(&self) -> Option<Now> {
+        self.pending.iter().map(|(_, sent)| *sent).min()
+    }
+
+    fn weight(&self, now: Now, slow_start: Duration) -> u16 {
+        if self.admin != AdminState::Ready {
+            return 0;
+        }
+        let full = self.ordered_weight.unwrap_or(self.config.weight);
+        let Some(step) = self.slow_start_step(now, slow_start) else { return full };
+        let scaled = (u32::from(full) * step / SLOW_START_STEPS) as u16;
+        scaled.max(full.min(1))
+    }
+
+    /// 1 to `SLOW_START_STEPS`, while warming up.
+    fn slow_start_step(&self, now: Now, slow_start: Duration) -> Option<u32> {
+        let warming = self.availability == Availability::Up && now < self.since + slow_start;
+        warming.then(|| {
+            let passed = now.saturating_sub(self.since).as_millis();
+            1 + (passed * u128::from(SLOW_START_STEPS - 1) / slow_start.as_millis().max(1)) as u32
+        })
+    }
+
+    fn next_slow_start_step(&self, now: Now, slow_start: Duration) -> Option<Now> {
+        let step = self.slow_start_step(now, slow_start)?;
+        Some(self.since + (slow_start * step).div_ceil(SLOW_START_STEPS - 1))
+    }
+
+    fn view(&self, now: Now, slow_start: Duration) -> BackendView {
+        BackendView {
+            name: self.config.name.clone(),
+            address: self.config.address,
+            weight: self.weight(now, slow_start),
+            max_connections: self.config.max_connections,
+            backup: self.config.backup,
+            local: self.config.local,
+            availability: self.availability,
+            reason: self.reason,
+        }
+    }
+
+    fn reset(&self, frontend: &str, spread: Duration) -> Action {
+        Action::ResetConnections {
+            frontend: frontend.to_string(),
+            backend: self.config.name.clone(),
+            address: self.config.address,
+            spread,
+        }
+    }
+}
+
+/// Rounds up to the millisecond, so that a step is over when its timer fires.
+trait DivCeil {
+    fn div_ceil(self, by: u32) -> Duration;
+}
+
+impl DivCeil for Duration {
+    fn div_ceil(self, by: u32) -> Duration {
+        Self::from_millis((self.as_millis() as u64).div_ceil(u64::from(by)))
+    }
+}
