@@ -1,4 +1,4 @@
-//! What the planner works from. A value of these types came out of `load` and has passed every check:
+//! What the planner works from. A value of these types came out of [`crate::load`] and has passed every check:
 //! names are unique, CIDRs do not overlap, options fit each other, every default is filled in. It holds no secret
 //! and serialises, so it can be hashed and written to a journal.
 
