@@ -190,7 +190,7 @@ fn check_interval(v: &VrrpInstance, at: &str, f: &mut Findings) {
     match v.version {
         VrrpVersion::V3 => {
             let fits = (Duration::from_millis(10)..=Duration::from_millis(40_950)).contains(&interval);
-            if !fits || interval.subsec_micros() % 10_000 != 0 {
+            if !fits || !interval.subsec_micros().is_multiple_of(10_000) {
                 f.add(
                     "vrrp.interval",
                     path,
