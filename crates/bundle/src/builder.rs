@@ -18,11 +18,15 @@ use crate::{
     recipe::{self, Component, ImageRecipe},
     source::{self, Go},
     unit::{Product, Unit, UnitCache, write_json},
-    upstream, userland,
+    upstream,
+    userland::Collector,
 };
 
 /// The image of the verification checks' Pods: this program with the verb `probe`.
 pub const PROBE_IMAGE: &str = concat!("quorate.dev/probe:", env!("CARGO_PKG_VERSION"));
+
+/// The Kubernetes version of a bundle when none is named.
+pub const DEFAULT_KUBERNETES: &str = "v1.36.3";
 
 /// The name recipes use for this program.
 const QUORATE: &str = "quorate";
@@ -61,22 +65,37 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// One of `total` components and images begins.
-    Started { unit: String, index: usize, total: usize },
+    Started {
+        unit: String,
+        index: usize,
+        total: usize,
+    },
     /// Output of the compiler.
     Line { unit: String, line: String },
     /// Bytes of an artefact so far; `total` where the server says it.
-    Downloaded { unit: String, url: String, bytes: u64, total: Option<u64> },
+    Downloaded {
+        unit: String,
+        url: String,
+        bytes: u64,
+        total: Option<u64>,
+    },
     /// Something the user should know.
     Note { unit: String, text: String },
     /// Sizes in bytes, uncompressed and packed.
-    Finished { unit: String, cached: bool, took: Duration, size: u64, packed_size: u64 },
+    Finished {
+        unit: String,
+        cached: bool,
+        took: Duration,
+        size: u64,
+        packed_size: u64,
+    },
 }
 
 impl Default for BuildOptions {
-    /// The newest recipe's Kubernetes, from upstream, into the default cache, without pause and probe images.
+    /// [`DEFAULT_KUBERNETES`] from upstream, into the default cache, without pause and probe images.
     fn default() -> Self {
         Self {
-            kubernetes: "v1.36.3".into(),
+            kubernetes: DEFAULT_KUBERNETES.into(),
             from: Origin::Upstream,
             sources: None,
             cache: default_cache(),
@@ -115,24 +134,53 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
         Origin::Source => Some(ready_to_compile(options, &recipe.components, arch)?),
         _ => None,
     };
-    let client = Client::new(options.mirror.clone(), options.limits, options.cache.join("downloads"));
+    let client = Client::new(
+        options.mirror.clone(),
+        options.limits,
+        options.cache.join("downloads"),
+    );
     let total = recipe.components.len() + recipe.images.len();
     let mut units = Vec::new();
     for (index, component) in recipe.components.iter().enumerate() {
-        progress(Event::Started { unit: component.name.clone(), index, total });
+        progress(Event::Started {
+            unit: component.name.clone(),
+            index,
+            total,
+        });
         let unit = match (&options.from, &go) {
             (Origin::Directory(directory), _) => from_directory(component, directory, &cache)?,
             (Origin::Source, Some(go)) => source::build(component, &recipes, go, &cache, progress)?,
-            (Origin::Source | Origin::Upstream, _) => upstream::build(component, arch, &client, &cache, progress)?,
+            (Origin::Source | Origin::Upstream, _) => {
+                upstream::build(component, arch, &client, &cache, progress)?
+            }
         };
         finished(&component.name, &unit, progress);
         units.push(unit);
     }
     let components = units.len();
+    let mut userland = Collector::default();
     for (index, image) in recipe.images.iter().enumerate() {
-        let image = ImageRecipe { name: image.name.replace("{quorate}", env!("CARGO_PKG_VERSION")), ..image.clone() };
-        progress(Event::Started { unit: image.name.clone(), index: components + index, total });
-        let Some(unit) = build_image(&image, arch, &units[..components], options, &cache, progress)? else { continue };
+        let image = ImageRecipe {
+            name: image.name.replace("{quorate}", env!("CARGO_PKG_VERSION")),
+            ..image.clone()
+        };
+        progress(Event::Started {
+            unit: image.name.clone(),
+            index: components + index,
+            total,
+        });
+        let Some(unit) = build_image(
+            &image,
+            arch,
+            &units[..components],
+            options,
+            &cache,
+            &mut userland,
+            progress,
+        )?
+        else {
+            continue;
+        };
         finished(&image.name, &unit, progress);
         units.push(unit);
     }
@@ -142,9 +190,17 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
         Origin::Upstream => "upstream",
         Origin::Directory(_) => "directory",
     };
-    let bundle = assemble(&recipe.kubernetes, arch, created_from, &units, &options.cache)?;
+    let bundle = assemble(
+        &recipe.kubernetes,
+        arch,
+        created_from,
+        &units,
+        &options.cache,
+    )?;
     match &options.output {
-        Some(output) if output.to_string_lossy().ends_with(".tar.zst") => bundle.write_archive(output)?,
+        Some(output) if output.to_string_lossy().ends_with(".tar.zst") => {
+            bundle.write_archive(output)?
+        }
         Some(output) => bundle.write_directory(output)?,
         None => {}
     }
@@ -152,12 +208,19 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
 }
 
 /// Checks everything a build from source needs before it starts.
-fn ready_to_compile(options: &BuildOptions, components: &[Component], arch: &'static str) -> Result<Go> {
+fn ready_to_compile(
+    options: &BuildOptions,
+    components: &[Component],
+    arch: &'static str,
+) -> Result<Go> {
     let go = Go::find(arch, options.cache.join("modules"));
     let missing = source::missing(components, go.as_ref());
     match go {
         Some(go) if missing.is_empty() => Ok(go),
-        _ => Err(Error::Missing { from: options.from.to_string(), missing }),
+        _ => Err(Error::Missing {
+            from: options.from.to_string(),
+            missing,
+        }),
     }
 }
 
@@ -167,16 +230,32 @@ fn from_directory(component: &Component, directory: &Path, cache: &UnitCache) ->
         .iter()
         .map(|binary| directory.join(&binary.name))
         .filter(|path| !path.is_file())
-        .map(|path| format!("{} (of {} {})", path.display(), component.name, component.version))
+        .map(|path| {
+            format!(
+                "{} (of {} {})",
+                path.display(),
+                component.name,
+                component.version
+            )
+        })
         .collect();
     if !missing.is_empty() {
-        return Err(Error::Missing { from: directory.display().to_string(), missing });
+        return Err(Error::Missing {
+            from: directory.display().to_string(),
+            missing,
+        });
     }
     let mut sums = Vec::new();
     for binary in &component.binaries {
         sums.push(pack::sum_file(&directory.join(&binary.name))?.0);
     }
-    let hash = UnitCache::hash(&("directory", &component.name, &component.version, &component.binaries, &sums))?;
+    let hash = UnitCache::hash(&(
+        "directory",
+        &component.name,
+        &component.version,
+        &component.binaries,
+        &sums,
+    ))?;
     cache.get_or_make(&component.name, &hash, |_| {
         Ok(component
             .binaries
@@ -203,12 +282,24 @@ fn build_image(
     units: &[Unit],
     options: &BuildOptions,
     cache: &UnitCache,
+    userland: &mut Collector,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Option<Unit>> {
-    let fail = |reason: String| Error::Image { image: image.name.clone(), reason };
-    let mut note = |text: String| progress(Event::Note { unit: image.name.clone(), text });
+    let fail = |reason: String| Error::Image {
+        image: image.name.clone(),
+        reason,
+    };
+    let mut note = |text: String| {
+        progress(Event::Note {
+            unit: image.name.clone(),
+            text,
+        })
+    };
     let mut contents = BTreeMap::new();
-    let (mut version, mut licence) = (env!("CARGO_PKG_VERSION").to_owned(), "Apache-2.0".to_owned());
+    let (mut version, mut licence) = (
+        env!("CARGO_PKG_VERSION").to_owned(),
+        "Apache-2.0".to_owned(),
+    );
     for name in image.files.values() {
         if name == QUORATE {
             let Some(program) = &options.quorate else {
@@ -225,25 +316,40 @@ fn build_image(
             contents.insert(name.clone(), pack::sum_file(program)?.0);
             continue;
         }
-        let blob = units.iter().flat_map(|unit| &unit.blobs).find(|blob| blob.name == *name);
+        let blob = units
+            .iter()
+            .flat_map(|unit| &unit.blobs)
+            .find(|blob| blob.name == *name);
         let blob = blob.ok_or_else(|| fail(format!("no component has {name}")))?;
         version.clone_from(&blob.version);
         licence.clone_from(&blob.licence);
         contents.insert(name.clone(), blob.sha256.clone());
     }
-    let extra = userland::collect(&image.userland)?;
+    let extra = userland.collect(&image.userland)?;
     for text in &extra.notes {
         note(text.clone());
     }
     let origin = match extra.packages.as_slice() {
         [] => "written from this bundle's binaries".to_owned(),
-        packages => format!("written from this bundle's binaries and the Debian packages {}", packages.join(", ")),
+        packages => format!(
+            "written from this bundle's binaries and the Debian packages {}",
+            packages.join(", ")
+        ),
     };
     if !extra.packages.is_empty() {
         licence = format!("{licence} AND LicenseRef-Debian-packages");
     }
 
-    let hash = UnitCache::hash(&("image", image, arch, &contents, &extra.sums, &version, &licence, &origin))?;
+    let hash = UnitCache::hash(&(
+        "image",
+        image,
+        arch,
+        &contents,
+        &extra.sums,
+        &version,
+        &licence,
+        &origin,
+    ))?;
     let make = |work: &Path| -> Result<Vec<Product>> {
         let mut entries = extra.entries.clone();
         entries.extend(base_entries());
@@ -252,7 +358,13 @@ fn build_image(
                 (Some(program), QUORATE) => program.clone(),
                 _ => unpack_binary(name, units, work)?,
             };
-            entries.insert(path.clone(), Entry::File { source, mode: 0o755 });
+            entries.insert(
+                path.clone(),
+                Entry::File {
+                    source,
+                    mode: 0o755,
+                },
+            );
         }
         let mut references = vec![image.name.clone()];
         references.extend(image.also.iter().cloned());
@@ -284,22 +396,35 @@ fn build_image(
 
 /// What every image has: names for the usual users, a world-writable /tmp, and a resolver order.
 fn base_entries() -> BTreeMap<String, Entry> {
-    let text = |content: &str| Entry::Text { content: content.to_owned(), mode: 0o644 };
+    let text = |content: &str| Entry::Text {
+        content: content.to_owned(),
+        mode: 0o644,
+    };
     BTreeMap::from([
         (
             "/etc/passwd".to_owned(),
-            text("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n"),
+            text(
+                "root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n",
+            ),
         ),
-        ("/etc/group".to_owned(), text("root:x:0:\nnobody:x:65534:\nnonroot:x:65532:\n")),
+        (
+            "/etc/group".to_owned(),
+            text("root:x:0:\nnobody:x:65534:\nnonroot:x:65532:\n"),
+        ),
         ("/etc/nsswitch.conf".to_owned(), text("hosts: files dns\n")),
         ("/tmp".to_owned(), Entry::Directory { mode: 0o1777 }),
     ])
 }
 
 fn unpack_binary(name: &str, units: &[Unit], work: &Path) -> Result<PathBuf> {
-    let found = units.iter().find_map(|unit| Some((unit, unit.blobs.iter().find(|blob| blob.name == name)?)));
+    let found = units
+        .iter()
+        .find_map(|unit| Some((unit, unit.blobs.iter().find(|blob| blob.name == name)?)));
     let Some((unit, blob)) = found else {
-        return Err(Error::NoSuchBlob { name: name.to_owned(), known: Vec::new() });
+        return Err(Error::NoSuchBlob {
+            name: name.to_owned(),
+            known: Vec::new(),
+        });
     };
     let packed = unit.packed(blob);
     let file = work.join(name);
@@ -311,8 +436,17 @@ fn unpack_binary(name: &str, units: &[Unit], work: &Path) -> Result<PathBuf> {
 }
 
 /// The directory with manifest and links; named by the content of the manifest, so it is written once.
-fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], cache: &Path) -> Result<Bundle> {
-    let mut blobs: Vec<_> = units.iter().flat_map(|unit| unit.blobs.iter().cloned()).collect();
+fn assemble(
+    kubernetes: &str,
+    arch: &str,
+    created_from: &str,
+    units: &[Unit],
+    cache: &Path,
+) -> Result<Bundle> {
+    let mut blobs: Vec<_> = units
+        .iter()
+        .flat_map(|unit| unit.blobs.iter().cloned())
+        .collect();
     blobs.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     let manifest = Manifest {
         format: FORMAT.into(),
@@ -328,7 +462,8 @@ fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], ca
     let complete = Bundle::open(&directory).is_ok_and(|bundle| {
         bundle.manifest() == &manifest
             && manifest.blobs.iter().all(|blob| {
-                fs::metadata(bundle.blob_path(&blob.sha256)).is_ok_and(|found| found.len() == blob.packed_size)
+                fs::metadata(bundle.blob_path(&blob.sha256))
+                    .is_ok_and(|found| found.len() == blob.packed_size)
             })
     });
     if !complete {
@@ -344,8 +479,11 @@ fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], ca
             }
         }
         write_json(&staging.path().join(MANIFEST), &manifest)?;
-        fs::set_permissions(staging.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .map_err(io_error("set permissions of", staging.path()))?;
+        fs::set_permissions(
+            staging.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .map_err(io_error("set permissions of", staging.path()))?;
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(io_error("remove the damaged", &directory))?;
         }
@@ -356,9 +494,14 @@ fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], ca
     let link = bundles.join(format!(".link-{}", std::process::id()));
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(&name, &link).map_err(io_error("create the link", &link))?;
-    let stable = bundles.join(kubernetes);
+    let stable = newest(cache, kubernetes);
     fs::rename(&link, &stable).map_err(io_error("rename to", &stable))?;
     Bundle::open(&directory)
+}
+
+/// Where [`build`] leaves the newest bundle of a Kubernetes version, if it ever did.
+pub fn newest(cache: &Path, kubernetes: &str) -> PathBuf {
+    cache.join("bundles").join(kubernetes)
 }
 
 /// One build per cache at a time; a second one waits and then finds everything done.
@@ -366,8 +509,14 @@ fn lock(root: &Path, progress: &mut dyn FnMut(Event)) -> Result<File> {
     let path = root.join(".lock");
     let file = File::create(&path).map_err(io_error("create", &path))?;
     if file.try_lock().is_err() {
-        let text = format!("another build is at work in {}; waiting for it", root.display());
-        progress(Event::Note { unit: "bundle".into(), text });
+        let text = format!(
+            "another build is at work in {}; waiting for it",
+            root.display()
+        );
+        progress(Event::Note {
+            unit: "bundle".into(),
+            text,
+        });
         file.lock().map_err(io_error("lock", &path))?;
     }
     Ok(file)
@@ -390,7 +539,9 @@ fn architecture() -> Result<&'static str> {
         "aarch64" => Ok("arm64"),
         other => Err(Error::Missing {
             from: "this machine".into(),
-            missing: vec![format!("a supported architecture: it is {other}, bundles are for x86_64 and aarch64")],
+            missing: vec![format!(
+                "a supported architecture: it is {other}, bundles are for x86_64 and aarch64"
+            )],
         }),
     }
 }
@@ -403,12 +554,21 @@ fn is_static(program: &Path) -> Result<bool> {
         .and_then(|file| file.take(4096).read_to_end(&mut head))
         .map_err(io_error("read the program", program))?;
     let number = |at: usize, length: usize| -> u64 {
-        head.get(at..at + length).map_or(0, |bytes| bytes.iter().rev().fold(0, |all, byte| (all << 8) | u64::from(*byte)))
+        head.get(at..at + length).map_or(0, |bytes| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |all, byte| (all << 8) | u64::from(*byte))
+        })
     };
     if !head.starts_with(b"\x7fELF\x02\x01") {
         return Ok(false);
     }
-    let (table, size, count) = (number(32, 8) as usize, number(54, 2) as usize, number(56, 2) as usize);
+    let (table, size, count) = (
+        number(32, 8) as usize,
+        number(54, 2) as usize,
+        number(56, 2) as usize,
+    );
     Ok((0..count).all(|index| number(table + index * size, 4) != u64::from(PT_INTERP)))
 }
 
@@ -419,7 +579,11 @@ mod tests {
     /// Binaries of every name of the recipe, with their names as content.
     fn binaries(directory: &Path) {
         let recipe = crate::Recipes::Embedded.load("v1.36.3").unwrap();
-        for binary in recipe.components.iter().flat_map(|component| &component.binaries) {
+        for binary in recipe
+            .components
+            .iter()
+            .flat_map(|component| &component.binaries)
+        {
             fs::write(directory.join(&binary.name), &binary.name).unwrap();
         }
     }
@@ -428,13 +592,22 @@ mod tests {
         let from = root.join("bin");
         fs::create_dir_all(&from).unwrap();
         binaries(&from);
-        BuildOptions { from: Origin::Directory(from), cache: root.join("cache"), ..BuildOptions::default() }
+        BuildOptions {
+            from: Origin::Directory(from),
+            cache: root.join("cache"),
+            ..BuildOptions::default()
+        }
     }
 
     fn cached(options: &BuildOptions) -> (Bundle, Vec<String>) {
         let mut made = Vec::new();
         let bundle = build(options, &mut |event| {
-            if let Event::Finished { unit, cached: false, .. } = event {
+            if let Event::Finished {
+                unit,
+                cached: false,
+                ..
+            } = event
+            {
                 made.push(unit);
             }
         });
@@ -446,18 +619,32 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut options = options(root.path());
         let (bundle, made) = cached(&options);
-        assert!(made.contains(&"etcd".to_owned()) && made.contains(&"registry.k8s.io/kube-proxy:v1.36.3".to_owned()));
+        assert!(
+            made.contains(&"etcd".to_owned())
+                && made.contains(&"registry.k8s.io/kube-proxy:v1.36.3".to_owned())
+        );
         assert_eq!(bundle.verify(), []);
         assert_eq!(bundle.manifest().created_from, "directory");
-        assert_eq!(bundle.blob("bridge").unwrap().path.as_deref(), Some("/opt/cni/bin/bridge"));
-        assert_eq!(bundle.blob("registry.k8s.io/etcd:3.6.8-0").unwrap().name, "registry.k8s.io/etcd:3.6.16-0");
+        assert_eq!(
+            bundle.blob("bridge").unwrap().path.as_deref(),
+            Some("/opt/cni/bin/bridge")
+        );
+        assert_eq!(
+            bundle.blob("registry.k8s.io/etcd:3.6.8-0").unwrap().name,
+            "registry.k8s.io/etcd:3.6.16-0"
+        );
         let stable = options.cache.join("bundles/v1.36.3");
-        assert_eq!(Bundle::open(&stable).unwrap().directory(), bundle.directory());
+        assert_eq!(
+            Bundle::open(&stable).unwrap().directory(),
+            bundle.directory()
+        );
 
         let (again, made) = cached(&options);
         assert_eq!((again.directory(), made), (bundle.directory(), Vec::new()));
 
-        let Origin::Directory(from) = &options.from else { panic!() };
+        let Origin::Directory(from) = &options.from else {
+            panic!()
+        };
         fs::write(from.join("kube-proxy"), "another").unwrap();
         let (changed, made) = cached(&options);
         assert_eq!(made, ["kubernetes", "registry.k8s.io/kube-proxy:v1.36.3"]);
@@ -478,11 +665,16 @@ mod tests {
     fn every_missing_binary_is_named() {
         let root = tempfile::tempdir().unwrap();
         let options = options(root.path());
-        let Origin::Directory(from) = &options.from else { panic!() };
+        let Origin::Directory(from) = &options.from else {
+            panic!()
+        };
         fs::remove_file(from.join("kubelet")).unwrap();
         fs::remove_file(from.join("kubectl")).unwrap();
         let error = build(&options, &mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("bin/kubelet (of kubernetes v1.36.3)") && error.contains("bin/kubectl"), "{error}");
+        assert!(
+            error.contains("bin/kubelet (of kubernetes v1.36.3)") && error.contains("bin/kubectl"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -497,16 +689,25 @@ mod tests {
         fs::write(&program, &elf).unwrap();
         options.quorate = Some(program.clone());
         let error = build(&options, &mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("pause:3.10.2: ") && error.contains("+crt-static"), "{error}");
+        assert!(
+            error.contains("pause:3.10.2: ") && error.contains("+crt-static"),
+            "{error}"
+        );
 
         elf[64] = 1;
         fs::write(&program, &elf).unwrap();
         let (bundle, _) = cached(&options);
-        assert!(bundle.blob("registry.k8s.io/pause:3.10.2").is_ok() && bundle.blob(PROBE_IMAGE).is_ok());
+        assert!(
+            bundle.blob("registry.k8s.io/pause:3.10.2").is_ok() && bundle.blob(PROBE_IMAGE).is_ok()
+        );
 
         elf[100] = 1;
         fs::write(&program, &elf).unwrap();
         let (_, made) = cached(&options);
-        assert_eq!(made, ["registry.k8s.io/pause:3.10.2", PROBE_IMAGE], "only they are made again");
+        assert_eq!(
+            made,
+            ["registry.k8s.io/pause:3.10.2", PROBE_IMAGE],
+            "only they are made again"
+        );
     }
 }

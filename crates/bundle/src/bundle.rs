@@ -52,15 +52,28 @@ impl Bundle {
     /// [`Bundle::open`] with another cache than [`default_cache`].
     pub fn open_with_cache(path: &Path, cache: &Path) -> Result<Self> {
         let found = fs::metadata(path).map_err(io_error("open the bundle", path))?;
-        if found.is_dir() { Self::open_directory(path) } else { Self::unpack_archive(path, cache) }
+        if found.is_dir() {
+            Self::open_directory(path)
+        } else {
+            Self::unpack_archive(path, cache)
+        }
     }
 
     fn open_directory(path: &Path) -> Result<Self> {
-        let not = |reason: String| Error::NotABundle { path: path.to_owned(), reason };
-        let directory = path.canonicalize().map_err(io_error("open the bundle", path))?;
-        let text = fs::read(directory.join(MANIFEST)).map_err(|error| not(format!("{MANIFEST}: {error}")))?;
+        let not = |reason: String| Error::NotABundle {
+            path: path.to_owned(),
+            reason,
+        };
+        let directory = path
+            .canonicalize()
+            .map_err(io_error("open the bundle", path))?;
+        let text = fs::read(directory.join(MANIFEST))
+            .map_err(|error| not(format!("{MANIFEST}: {error}")))?;
         let manifest = parse_manifest(&text).map_err(not)?;
-        Ok(Self { directory, manifest })
+        Ok(Self {
+            directory,
+            manifest,
+        })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -80,29 +93,49 @@ impl Bundle {
     pub fn blob(&self, name: &str) -> Result<&Blob> {
         self.manifest.blob(name).ok_or_else(|| Error::NoSuchBlob {
             name: name.to_owned(),
-            known: self.manifest.blobs.iter().map(|blob| blob.name.clone()).collect(),
+            known: self
+                .manifest
+                .blobs
+                .iter()
+                .map(|blob| blob.name.clone())
+                .collect(),
         })
     }
 
     /// Writes a blob's content to `output` with the blob's mode, by way of a temporary file next to it.
     pub fn extract(&self, blob: &Blob, output: &Path) -> Result<()> {
-        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        let staged = tempfile::NamedTempFile::new_in(parent).map_err(io_error("create a file in", parent))?;
+        let staged = tempfile::NamedTempFile::new_in(parent)
+            .map_err(io_error("create a file in", parent))?;
         let packed = self.blob_path(&blob.sha256);
         let input = File::open(&packed).map_err(io_error("open", &packed))?;
-        let found = pack::unpack(input, &mut staged.as_file()).map_err(io_error("decompress", &packed))?;
+        let found =
+            pack::unpack(input, &mut staged.as_file()).map_err(io_error("decompress", &packed))?;
         check_sum(&blob.name, &found.sha256, &blob.sha256)?;
         let mode = blob.mode().unwrap_or(0o644);
-        fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(mode))
-            .map_err(io_error("set permissions of", output))?;
-        staged.into_temp_path().persist(output).map_err(|error| io_error("rename to", output)(error.error))
+        fs::set_permissions(
+            staged.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
+        )
+        .map_err(io_error("set permissions of", output))?;
+        staged
+            .into_temp_path()
+            .persist(output)
+            .map_err(|error| io_error("rename to", output)(error.error))
     }
 
     /// Recomputes every sum; lists everything that is wrong. Several blobs are read at once.
     pub fn verify(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> =
-            self.manifest.findings().into_iter().map(|reason| problem(MANIFEST, reason)).collect();
+        let mut problems: Vec<Problem> = self
+            .manifest
+            .findings()
+            .into_iter()
+            .map(|reason| problem(MANIFEST, reason))
+            .collect();
         let blobs = &self.manifest.blobs;
         let next = Mutex::new(blobs.iter());
         let found: Mutex<Vec<(usize, Problem)>> = Mutex::new(Vec::new());
@@ -111,20 +144,29 @@ impl Bundle {
             for _ in 0..workers {
                 scope.spawn(|| {
                     loop {
-                        let taken = next.lock().ok().and_then(|mut next| Some((next.len(), next.next()?)));
+                        let taken = next
+                            .lock()
+                            .ok()
+                            .and_then(|mut next| Some((next.len(), next.next()?)));
                         let Some((left, blob)) = taken else { break };
                         let reasons = match File::open(self.blob_path(&blob.sha256)) {
                             Ok(file) => check_blob(blob, pack::unpack(file, &mut io::sink())),
                             Err(error) => vec![error.to_string()],
                         };
                         if let Ok(mut found) = found.lock() {
-                            found.extend(reasons.into_iter().map(|why| (blobs.len() - left, problem(&blob.name, why))));
+                            found.extend(
+                                reasons
+                                    .into_iter()
+                                    .map(|why| (blobs.len() - left, problem(&blob.name, why))),
+                            );
                         }
                     }
                 });
             }
         });
-        let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut found = found
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         found.sort_by_key(|(index, _)| *index);
         problems.extend(found.into_iter().map(|(_, problem)| problem));
         problems.extend(self.strangers());
@@ -135,21 +177,32 @@ impl Bundle {
     fn strangers(&self) -> Vec<Problem> {
         let directory = self.directory.join(BLOBS);
         let mut names: Vec<String> = match fs::read_dir(&directory) {
-            Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
+            Ok(entries) => entries
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect(),
             Err(error) => return vec![problem(BLOBS, error.to_string())],
         };
         names.retain(|name| !self.manifest.blobs.iter().any(|blob| blob.sha256 == *name));
         names.sort();
-        names.into_iter().map(|name| problem(&format!("{BLOBS}/{name}"), "not in the manifest".into())).collect()
+        names
+            .into_iter()
+            .map(|name| problem(&format!("{BLOBS}/{name}"), "not in the manifest".into()))
+            .collect()
     }
 
     /// Writes the bundle as one file. Replaces `output` only when it is complete.
     pub fn write_archive(&self, output: &Path) -> Result<()> {
-        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        let staged = tempfile::NamedTempFile::new_in(parent).map_err(io_error("create a file in", parent))?;
+        let staged = tempfile::NamedTempFile::new_in(parent)
+            .map_err(io_error("create a file in", parent))?;
         let write = || -> io::Result<()> {
-            let mut tar = tar::Builder::new(zstd::stream::Encoder::new(staged.as_file(), ARCHIVE_LEVEL)?);
+            let mut tar =
+                tar::Builder::new(zstd::stream::Encoder::new(staged.as_file(), ARCHIVE_LEVEL)?);
             let mut add = |path: &str, file: &Path| {
                 let mut file = File::open(file)?;
                 let mut header = tar::Header::new_gnu();
@@ -159,7 +212,12 @@ impl Bundle {
                 tar.append_data(&mut header, path, &mut file)
             };
             add(MANIFEST, &self.directory.join(MANIFEST))?;
-            let mut sums: Vec<&str> = self.manifest.blobs.iter().map(|blob| blob.sha256.as_str()).collect();
+            let mut sums: Vec<&str> = self
+                .manifest
+                .blobs
+                .iter()
+                .map(|blob| blob.sha256.as_str())
+                .collect();
             sums.sort_unstable();
             sums.dedup();
             for sum in sums {
@@ -168,9 +226,15 @@ impl Bundle {
             tar.into_inner()?.finish()?.flush()
         };
         write().map_err(io_error("write", output))?;
-        fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .map_err(io_error("set permissions of", output))?;
-        staged.into_temp_path().persist(output).map_err(|error| io_error("rename to", output)(error.error))
+        fs::set_permissions(
+            staged.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o644),
+        )
+        .map_err(io_error("set permissions of", output))?;
+        staged
+            .into_temp_path()
+            .persist(output)
+            .map_err(|error| io_error("rename to", output)(error.error))
     }
 
     /// Links or copies the bundle's files to another directory.
@@ -191,10 +255,16 @@ impl Bundle {
     }
 
     fn unpack_archive(path: &Path, cache: &Path) -> Result<Self> {
-        let not = |reason: String| Error::NotABundle { path: path.to_owned(), reason };
+        let not = |reason: String| Error::NotABundle {
+            path: path.to_owned(),
+            reason,
+        };
         let mut archive = Archive::open(path)?;
         let bundles = cache.join("bundles");
-        let directory = bundles.join(format!("unpacked-{}", &pack::sum(&archive.manifest_text)[..16]));
+        let directory = bundles.join(format!(
+            "unpacked-{}",
+            &pack::sum(&archive.manifest_text)[..16]
+        ));
         if let Ok(bundle) = Self::open_directory(&directory) {
             return Ok(bundle);
         }
@@ -217,12 +287,24 @@ impl Bundle {
             Ok(())
         })?;
         if !unknown.is_empty() {
-            return Err(not(format!("it has blobs that its manifest does not: {}", unknown.join(", "))));
+            return Err(not(format!(
+                "it has blobs that its manifest does not: {}",
+                unknown.join(", ")
+            )));
         }
-        fs::write(staging.path().join(MANIFEST), &archive.manifest_text).map_err(io_error("write", staging.path()))?;
-        let problems = Self { directory: staging.path().to_owned(), manifest: manifest.clone() }.verify();
+        fs::write(staging.path().join(MANIFEST), &archive.manifest_text)
+            .map_err(io_error("write", staging.path()))?;
+        let problems = Self {
+            directory: staging.path().to_owned(),
+            manifest: manifest.clone(),
+        }
+        .verify();
         if !problems.is_empty() {
-            return Err(not(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")));
+            return Err(not(problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")));
         }
         let staged = staging.keep();
         if fs::rename(&staged, &directory).is_err() {
@@ -235,34 +317,55 @@ impl Bundle {
 
 /// Verifies a directory or an archive without unpacking it; empty when nothing is wrong.
 pub fn verify(path: &Path) -> Result<(Manifest, Vec<Problem>)> {
-    if fs::metadata(path).map_err(io_error("open the bundle", path))?.is_dir() {
+    if fs::metadata(path)
+        .map_err(io_error("open the bundle", path))?
+        .is_dir()
+    {
         let bundle = Bundle::open_directory(path)?;
         let problems = bundle.verify();
         return Ok((bundle.manifest, problems));
     }
     let mut archive = Archive::open(path)?;
     let manifest = archive.manifest.clone();
-    let mut problems: Vec<Problem> =
-        manifest.findings().into_iter().map(|reason| problem(MANIFEST, reason)).collect();
+    let mut problems: Vec<Problem> = manifest
+        .findings()
+        .into_iter()
+        .map(|reason| problem(MANIFEST, reason))
+        .collect();
     let mut seen = Vec::new();
     let read = archive.for_each_blob(|sum, packed| {
         seen.push(sum.to_owned());
-        let mut named = manifest.blobs.iter().filter(|blob| blob.sha256 == sum).peekable();
+        let mut named = manifest
+            .blobs
+            .iter()
+            .filter(|blob| blob.sha256 == sum)
+            .peekable();
         if named.peek().is_none() {
-            problems.push(problem(&format!("{BLOBS}/{sum}"), "not in the manifest".into()));
+            problems.push(problem(
+                &format!("{BLOBS}/{sum}"),
+                "not in the manifest".into(),
+            ));
             return Ok(());
         }
         let found = pack::unpack(packed, &mut io::sink()).map_err(|error| error.to_string());
         for blob in named {
             let found = found.clone().map_err(io::Error::other);
-            problems.extend(check_blob(blob, found).into_iter().map(|reason| problem(&blob.name, reason)));
+            problems.extend(
+                check_blob(blob, found)
+                    .into_iter()
+                    .map(|reason| problem(&blob.name, reason)),
+            );
         }
         Ok(())
     });
     if let Err(error) = read {
         problems.push(problem(&path.display().to_string(), error.to_string()));
     }
-    for blob in manifest.blobs.iter().filter(|blob| !seen.contains(&blob.sha256)) {
+    for blob in manifest
+        .blobs
+        .iter()
+        .filter(|blob| !seen.contains(&blob.sha256))
+    {
         problems.push(problem(&blob.name, "its blob is missing".into()));
     }
     Ok((manifest, problems))
@@ -270,12 +373,20 @@ pub fn verify(path: &Path) -> Result<(Manifest, Vec<Problem>)> {
 
 /// The manifest of a directory or an archive, without reading the blobs.
 pub fn manifest(path: &Path) -> Result<Manifest> {
-    if path.is_dir() { Ok(Bundle::open_directory(path)?.manifest) } else { Ok(Archive::open(path)?.manifest) }
+    if path.is_dir() {
+        Ok(Bundle::open_directory(path)?.manifest)
+    } else {
+        Ok(Archive::open(path)?.manifest)
+    }
 }
 
 /// `$XDG_CACHE_HOME/quorate`, or `~/.cache/quorate`.
 pub fn default_cache() -> PathBuf {
-    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| PathBuf::from("/var/cache"))
@@ -294,10 +405,15 @@ struct Archive {
 
 impl Archive {
     fn open(path: &Path) -> Result<Self> {
-        let not = |reason: String| Error::NotABundle { path: path.to_owned(), reason };
+        let not = |reason: String| Error::NotABundle {
+            path: path.to_owned(),
+            reason,
+        };
         let read = || -> io::Result<Option<Vec<u8>>> {
             let mut tar = tar::Archive::new(zstd::stream::Decoder::new(File::open(path)?)?);
-            let Some(first) = tar.entries()?.next() else { return Ok(None) };
+            let Some(first) = tar.entries()?.next() else {
+                return Ok(None);
+            };
             let first = first?;
             if first.path()? != Path::new(MANIFEST) {
                 return Ok(None);
@@ -310,11 +426,18 @@ impl Archive {
             .map_err(|error| not(format!("not a readable .tar.zst file: {error}")))?
             .ok_or_else(|| not(format!("its first entry is not {MANIFEST}")))?;
         let manifest = parse_manifest(&manifest_text).map_err(not)?;
-        Ok(Self { path: path.to_owned(), manifest, manifest_text })
+        Ok(Self {
+            path: path.to_owned(),
+            manifest,
+            manifest_text,
+        })
     }
 
     /// Calls `each` with the name and the packed content of every blob in the archive's order.
-    fn for_each_blob(&mut self, mut each: impl FnMut(&str, &mut dyn Read) -> io::Result<()>) -> Result<()> {
+    fn for_each_blob(
+        &mut self,
+        mut each: impl FnMut(&str, &mut dyn Read) -> io::Result<()>,
+    ) -> Result<()> {
         let mut read = || -> io::Result<()> {
             let input = BufReader::with_capacity(1 << 20, File::open(&self.path)?);
             let mut tar = tar::Archive::new(zstd::stream::Decoder::with_buffer(input)?);
@@ -324,9 +447,17 @@ impl Archive {
                     continue;
                 }
                 let path = entry.path()?.into_owned();
-                let name = path.strip_prefix(BLOBS).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
+                let name = path
+                    .strip_prefix(BLOBS)
+                    .ok()
+                    .and_then(Path::to_str)
+                    .unwrap_or_default()
+                    .to_owned();
                 if !crate::manifest::is_sha256(&name) {
-                    return Err(io::Error::other(format!("unexpected entry {}", path.display())));
+                    return Err(io::Error::other(format!(
+                        "unexpected entry {}",
+                        path.display()
+                    )));
                 }
                 each(&name, &mut entry)?;
             }
@@ -338,15 +469,27 @@ impl Archive {
 
 fn parse_manifest(text: &[u8]) -> Result<Manifest, String> {
     // The format is looked at first: a later one may have other fields.
-    let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;
     let format = value["format"].as_str().unwrap_or_default();
     if format != crate::manifest::FORMAT {
-        return Err(format!("its format is {format:?}; this program reads {:?}", crate::manifest::FORMAT));
+        return Err(format!(
+            "its format is {format:?}; this program reads {:?}",
+            crate::manifest::FORMAT
+        ));
     }
-    let manifest: Manifest = serde_json::from_value(value).map_err(|error| format!("{MANIFEST}: {error}"))?;
-    match manifest.blobs.iter().find(|blob| !crate::manifest::is_sha256(&blob.sha256)) {
+    let manifest: Manifest =
+        serde_json::from_value(value).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    match manifest
+        .blobs
+        .iter()
+        .find(|blob| !crate::manifest::is_sha256(&blob.sha256))
+    {
         // Sums become file names.
-        Some(blob) => Err(format!("{MANIFEST}: {}: {:?} is not a SHA-256", blob.name, blob.sha256)),
+        Some(blob) => Err(format!(
+            "{MANIFEST}: {}: {:?} is not a SHA-256",
+            blob.name, blob.sha256
+        )),
         None => Ok(manifest),
     }
 }
@@ -364,8 +507,16 @@ fn check_blob(blob: &Blob, found: io::Result<Packed>) -> Vec<String> {
     };
     compare("size", found.size.to_string(), blob.size.to_string());
     compare("SHA-256", found.sha256, blob.sha256.clone());
-    compare("packed size", found.packed_size.to_string(), blob.packed_size.to_string());
-    compare("packed SHA-256", found.packed_sha256, blob.packed_sha256.clone());
+    compare(
+        "packed size",
+        found.packed_size.to_string(),
+        blob.packed_size.to_string(),
+    );
+    compare(
+        "packed SHA-256",
+        found.packed_sha256,
+        blob.packed_sha256.clone(),
+    );
     reasons
 }
 
@@ -373,7 +524,11 @@ pub(crate) fn check_sum(what: &str, found: &str, expected: &str) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::WrongSum { what: what.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
+    Err(Error::WrongSum {
+        what: what.to_owned(),
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    })
 }
 
 /// Packed files are never changed in place, so a hard link is as good as a copy; other file systems get the copy.
@@ -388,5 +543,8 @@ pub(crate) fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn problem(what: &str, reason: String) -> Problem {
-    Problem { what: what.to_owned(), reason }
+    Problem {
+        what: what.to_owned(),
+        reason,
+    }
 }

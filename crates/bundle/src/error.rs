@@ -4,7 +4,11 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{op} {}: {source}", path.display())]
-    Io { op: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 
     #[error("no recipe for Kubernetes {wanted}; there are recipes for {}", known.join(", "))]
     UnknownVersion { wanted: String, known: Vec<String> },
@@ -20,10 +24,18 @@ pub enum Error {
     Missing { from: String, missing: Vec<String> },
 
     #[error("download {url}: {reason}{}", attempts_text(*attempts))]
-    Download { url: String, reason: String, attempts: u32 },
+    Download {
+        url: String,
+        reason: String,
+        attempts: u32,
+    },
 
     #[error("{what}: SHA-256 is {found}, expected {expected}; nothing of it was used")]
-    WrongSum { what: String, found: String, expected: String },
+    WrongSum {
+        what: String,
+        found: String,
+        expected: String,
+    },
 
     #[error("image {image}: {reason}")]
     Image { image: String, reason: String },
@@ -38,15 +50,26 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// `map_err` helper: what was being done, to which path.
-pub(crate) fn io_error(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn io_error(
+    op: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |source| Error::Io { op, path, source }
 }
 
 fn list(items: &[String]) -> String {
-    items.iter().map(|item| format!("  - {item}")).collect::<Vec<_>>().join("\n")
+    items
+        .iter()
+        .map(|item| format!("  - {item}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn attempts_text(attempts: u32) -> String {
-    if attempts > 1 { format!(" (after {attempts} attempts)") } else { String::new() }
+    if attempts > 1 {
+        format!(" (after {attempts} attempts)")
+    } else {
+        String::new()
+    }
 }

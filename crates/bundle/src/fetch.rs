@@ -60,7 +60,10 @@ pub(crate) struct Client {
 enum Attempt {
     Complete,
     /// Worth another try; whether it brought any bytes.
-    Broken { reason: String, progress: bool },
+    Broken {
+        reason: String,
+        progress: bool,
+    },
 }
 
 impl Client {
@@ -72,7 +75,12 @@ impl Client {
             .timeout_per_read(Some(limits.stall))
             .user_agent(concat!("quorate/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.new_agent(), mirror, limits, directory }
+        Self {
+            agent: config.new_agent(),
+            mirror,
+            limits,
+            directory,
+        }
     }
 
     /// The URL that is really asked: below the mirror, if there is one.
@@ -87,7 +95,12 @@ impl Client {
     }
 
     /// A small text, such as a checksum file.
-    pub(crate) fn text(&self, unit: &str, url: &str, progress: &mut dyn FnMut(Event)) -> Result<String> {
+    pub(crate) fn text(
+        &self,
+        unit: &str,
+        url: &str,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<String> {
         let path = self.place(url);
         // Never resumed: it may have changed.
         let _ = fs::remove_file(&path);
@@ -120,16 +133,29 @@ impl Client {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
             if !resumed {
                 let what = self.effective(url);
-                return Err(Error::WrongSum { what, found, expected: expected.unwrap_or_default().to_owned() });
+                return Err(Error::WrongSum {
+                    what,
+                    found,
+                    expected: expected.unwrap_or_default().to_owned(),
+                });
             }
             // The first part may be of an earlier, different file.
             let text = "the resumed download has the wrong sum; starting over".to_owned();
-            progress(Event::Note { unit: unit.to_owned(), text });
+            progress(Event::Note {
+                unit: unit.to_owned(),
+                text,
+            });
         }
     }
 
     /// Repeats attempts until `path` is complete.
-    fn complete(&self, unit: &str, url: &str, path: &Path, progress: &mut dyn FnMut(Event)) -> Result<()> {
+    fn complete(
+        &self,
+        unit: &str,
+        url: &str,
+        path: &Path,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<()> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
         let url = self.effective(url);
         let deadline = Instant::now() + self.limits.total;
@@ -138,21 +164,42 @@ impl Client {
             attempts += 1;
             match self.attempt(unit, &url, path, deadline, attempts, progress)? {
                 Attempt::Complete => return Ok(()),
-                Attempt::Broken { reason, progress: true } => {
+                Attempt::Broken {
+                    reason,
+                    progress: true,
+                } => {
                     in_vain = 0;
-                    progress(Event::Note { unit: unit.to_owned(), text: format!("{url}: {reason}; resuming") });
+                    progress(Event::Note {
+                        unit: unit.to_owned(),
+                        text: format!("{url}: {reason}; resuming"),
+                    });
                 }
-                Attempt::Broken { reason, progress: false } => {
+                Attempt::Broken {
+                    reason,
+                    progress: false,
+                } => {
                     in_vain += 1;
                     if in_vain >= self.limits.attempts {
-                        return Err(Error::Download { url, reason, attempts });
+                        return Err(Error::Download {
+                            url,
+                            reason,
+                            attempts,
+                        });
                     }
-                    progress(Event::Note { unit: unit.to_owned(), text: format!("{url}: {reason}; trying again") });
+                    progress(Event::Note {
+                        unit: unit.to_owned(),
+                        text: format!("{url}: {reason}; trying again"),
+                    });
                 }
             }
-            let pause = self.limits.backoff * 2_u32.saturating_pow(in_vain.saturating_sub(1)).min(64);
+            let pause =
+                self.limits.backoff * 2_u32.saturating_pow(in_vain.saturating_sub(1)).min(64);
             if Instant::now() + pause >= deadline {
-                return Err(Error::Download { url, reason: self.too_slow(), attempts });
+                return Err(Error::Download {
+                    url,
+                    reason: self.too_slow(),
+                    attempts,
+                });
             }
             thread::sleep(pause);
         }
@@ -168,8 +215,17 @@ impl Client {
         attempts: u32,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Attempt> {
-        let fatal = |reason: String| Error::Download { url: url.to_owned(), reason, attempts };
-        let broken = |reason: String| Ok(Attempt::Broken { reason, progress: false });
+        let fatal = |reason: String| Error::Download {
+            url: url.to_owned(),
+            reason,
+            attempts,
+        };
+        let broken = |reason: String| {
+            Ok(Attempt::Broken {
+                reason,
+                progress: false,
+            })
+        };
         let have = fs::metadata(path).map_or(0, |found| found.len());
         let mut request = self.agent.get(url).header("Accept-Encoding", "identity");
         if have > 0 {
@@ -177,21 +233,31 @@ impl Client {
         }
         let mut response = match request.call() {
             Ok(response) => response,
-            Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => return Err(fatal(error.to_string())),
+            Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
+                return Err(fatal(error.to_string()));
+            }
             Err(error) => return broken(error.to_string()),
         };
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let header = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
         let start = match response.status().as_u16() {
             200 => 0,
             206 => {
                 let range = header("content-range").unwrap_or_default();
                 if !range.starts_with(&format!("bytes {have}-")) {
-                    return Err(fatal(format!("asked for the bytes from {have} on, the server sent {range:?}")));
+                    return Err(fatal(format!(
+                        "asked for the bytes from {have} on, the server sent {range:?}"
+                    )));
                 }
                 have
             }
             416 => {
-                let size = header("content-range").and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
+                let size = header("content-range")
+                    .and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
                 if size == Some(have) {
                     return Ok(Attempt::Complete);
                 }
@@ -200,11 +266,16 @@ impl Client {
             }
             status @ (408 | 425 | 429 | 500..) => return broken(format!("HTTP status {status}")),
             404 => {
-                return Err(fatal("HTTP status 404: there is no such release, or the mirror does not have it".into()));
+                return Err(fatal(
+                    "HTTP status 404: there is no such release, or the mirror does not have it"
+                        .into(),
+                ));
             }
             status => return Err(fatal(format!("HTTP status {status}"))),
         };
-        let total = header("content-length").and_then(|length| length.parse::<u64>().ok()).map(|length| start + length);
+        let total = header("content-length")
+            .and_then(|length| length.parse::<u64>().ok())
+            .map(|length| start + length);
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -220,27 +291,47 @@ impl Client {
             }
             let read = match body.read(&mut buffer) {
                 Ok(0) if total.is_none_or(|total| total == bytes) => return Ok(Attempt::Complete),
-                Ok(0) => break format!("the connection ended after {bytes} of {} bytes", total.unwrap_or(0)),
+                Ok(0) => {
+                    break format!(
+                        "the connection ended after {bytes} of {} bytes",
+                        total.unwrap_or(0)
+                    );
+                }
                 Ok(read) => read,
                 Err(error) => break format!("{error} after {bytes} bytes"),
             };
-            file.write_all(&buffer[..read]).map_err(io_error("write", path))?;
+            file.write_all(&buffer[..read])
+                .map_err(io_error("write", path))?;
             bytes += read as u64;
             if bytes - reported >= PROGRESS_BYTES {
                 reported = bytes;
-                progress(Event::Downloaded { unit: unit.to_owned(), url: url.to_owned(), bytes, total });
+                progress(Event::Downloaded {
+                    unit: unit.to_owned(),
+                    url: url.to_owned(),
+                    bytes,
+                    total,
+                });
             }
         };
-        Ok(Attempt::Broken { reason, progress: bytes > have })
+        Ok(Attempt::Broken {
+            reason,
+            progress: bytes > have,
+        })
     }
 
     fn too_slow(&self) -> String {
-        format!("not complete after {} s; the next build resumes it", self.limits.total.as_secs())
+        format!(
+            "not complete after {} s; the next build resumes it",
+            self.limits.total.as_secs()
+        )
     }
 
     fn place(&self, url: &str) -> PathBuf {
         let name = url.rsplit('/').next().unwrap_or_default();
-        self.directory.join(format!("{}-{name}.part", &pack::sum(self.effective(url).as_bytes())[..16]))
+        self.directory.join(format!(
+            "{}-{name}.part",
+            &pack::sum(self.effective(url).as_bytes())[..16]
+        ))
     }
 }
 
@@ -278,7 +369,14 @@ mod tests {
 
     #[test]
     fn a_mirror_has_hosts_as_directories() {
-        let client = Client::new(Some("http://10.0.0.1:8000/m/".into()), Limits::default(), PathBuf::new());
-        assert_eq!(client.effective("https://dl.k8s.io/release/x"), "http://10.0.0.1:8000/m/dl.k8s.io/release/x");
+        let client = Client::new(
+            Some("http://10.0.0.1:8000/m/".into()),
+            Limits::default(),
+            PathBuf::new(),
+        );
+        assert_eq!(
+            client.effective("https://dl.k8s.io/release/x"),
+            "http://10.0.0.1:8000/m/dl.k8s.io/release/x"
+        );
     }
 }

@@ -16,7 +16,7 @@ mod unit;
 mod upstream;
 mod userland;
 
-pub use builder::{BuildOptions, Event, Origin, PROBE_IMAGE, build};
+pub use builder::{BuildOptions, DEFAULT_KUBERNETES, Event, Origin, PROBE_IMAGE, build, newest};
 pub use bundle::{Bundle, Problem, default_cache, manifest, verify};
 pub use error::{Error, Result};
 pub use fetch::Limits;

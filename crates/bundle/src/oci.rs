@@ -51,8 +51,12 @@ const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
     let name = image.references.first().cloned().unwrap_or_default();
     let directory = output.parent().unwrap_or(Path::new("."));
-    let layer = tempfile::NamedTempFile::new_in(directory).map_err(io_error("create a file in", directory))?;
-    let fail = |reason: io::Error| Error::Image { image: name.clone(), reason: reason.to_string() };
+    let layer = tempfile::NamedTempFile::new_in(directory)
+        .map_err(io_error("create a file in", directory))?;
+    let fail = |reason: io::Error| Error::Image {
+        image: name.clone(),
+        reason: reason.to_string(),
+    };
     let (layer_sum, layer_size) = write_layer(&image.entries, layer.as_file()).map_err(fail)?;
 
     let config = bytes(&json!({
@@ -86,14 +90,19 @@ pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
             one
         })
         .collect();
-    let index = bytes(&json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}));
+    let index =
+        bytes(&json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}));
 
     let mut blobs = BTreeMap::from([(sum(&config), config), (sum(&manifest), manifest)]);
     blobs.retain(|digest, _| *digest != layer_sum);
     let file = File::create(output).map_err(io_error("create", output))?;
     let assemble = || -> io::Result<()> {
         let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, file));
-        append(&mut tar, "oci-layout", &bytes(&json!({"imageLayoutVersion": "1.0.0"})))?;
+        append(
+            &mut tar,
+            "oci-layout",
+            &bytes(&json!({"imageLayoutVersion": "1.0.0"})),
+        )?;
         append(&mut tar, "index.json", &index)?;
         append_directory(&mut tar, "blobs/", 0o755)?;
         append_directory(&mut tar, "blobs/sha256/", 0o755)?;
@@ -101,7 +110,11 @@ pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
             append(&mut tar, &format!("blobs/sha256/{digest}"), content)?;
         }
         let mut head = header(tar::EntryType::Regular, 0o644, layer_size);
-        tar.append_data(&mut head, format!("blobs/sha256/{layer_sum}"), File::open(layer.path())?)?;
+        tar.append_data(
+            &mut head,
+            format!("blobs/sha256/{layer_sum}"),
+            File::open(layer.path())?,
+        )?;
         tar.into_inner()?.flush()
     };
     assemble().map_err(fail)
@@ -114,8 +127,9 @@ fn write_layer(entries: &BTreeMap<String, Entry>, output: &File) -> io::Result<(
         let path = path.trim_start_matches('/');
         match entry {
             Entry::File { source, mode } => {
-                let file = File::open(source)
-                    .map_err(|error| io::Error::new(error.kind(), format!("open {}: {error}", source.display())))?;
+                let file = File::open(source).map_err(|error| {
+                    io::Error::new(error.kind(), format!("open {}: {error}", source.display()))
+                })?;
                 let mut head = header(tar::EntryType::Regular, *mode, file.metadata()?.len());
                 tar.append_data(&mut head, path, file)?;
             }
@@ -143,7 +157,8 @@ fn with_parents(entries: &BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
         while let Some((parent, _)) = path.rsplit_once('/')
             && !parent.is_empty()
         {
-            all.entry(parent.to_owned()).or_insert(Entry::Directory { mode: 0o755 });
+            all.entry(parent.to_owned())
+                .or_insert(Entry::Directory { mode: 0o755 });
             path = parent;
         }
     }
@@ -196,15 +211,35 @@ mod tests {
         let source = directory.join("program");
         fs::write(&source, "ELF").unwrap();
         Image {
-            references: vec!["registry.k8s.io/etcd:3.6.16-0".into(), "registry.k8s.io/etcd:3.6.8-0".into()],
+            references: vec![
+                "registry.k8s.io/etcd:3.6.16-0".into(),
+                "registry.k8s.io/etcd:3.6.8-0".into(),
+            ],
             architecture: "amd64".into(),
             version: "v3.6.16".into(),
             licence: "Apache-2.0".into(),
             entrypoint: vec!["etcd".into()],
             entries: BTreeMap::from([
-                ("/usr/local/bin/etcd".into(), Entry::File { source, mode: 0o755 }),
-                ("/etc/passwd".into(), Entry::Text { content: "root:x:0:0\n".into(), mode: 0o644 }),
-                ("/bin".into(), Entry::Symlink { target: "usr/bin".into() }),
+                (
+                    "/usr/local/bin/etcd".into(),
+                    Entry::File {
+                        source,
+                        mode: 0o755,
+                    },
+                ),
+                (
+                    "/etc/passwd".into(),
+                    Entry::Text {
+                        content: "root:x:0:0\n".into(),
+                        mode: 0o644,
+                    },
+                ),
+                (
+                    "/bin".into(),
+                    Entry::Symlink {
+                        target: "usr/bin".into(),
+                    },
+                ),
                 ("/tmp".into(), Entry::Directory { mode: 0o1777 }),
             ]),
         }
@@ -217,7 +252,10 @@ mod tests {
             assert_eq!(entry.header().mtime().unwrap(), 0);
             let mut content = Vec::new();
             entry.read_to_end(&mut content).unwrap();
-            files.insert(entry.path().unwrap().to_string_lossy().into_owned(), content);
+            files.insert(
+                entry.path().unwrap().to_string_lossy().into_owned(),
+                content,
+            );
         }
         files
     }
@@ -230,29 +268,49 @@ mod tests {
         let files = files(&fs::read(&output).unwrap());
         assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
         for (path, content) in &files {
-            if let Some(digest) = path.strip_prefix("blobs/sha256/").filter(|digest| !digest.is_empty()) {
+            if let Some(digest) = path
+                .strip_prefix("blobs/sha256/")
+                .filter(|digest| !digest.is_empty())
+            {
                 assert_eq!(digest, sum(content));
             }
         }
         let blob = |descriptor: &Value| -> &Vec<u8> {
-            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            let digest = descriptor["digest"]
+                .as_str()
+                .unwrap()
+                .strip_prefix("sha256:")
+                .unwrap();
             let content = &files[&format!("blobs/sha256/{digest}")];
             assert_eq!(descriptor["size"], content.len());
             content
         };
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
-        assert_eq!(index["manifests"][1]["annotations"]["io.containerd.image.name"], "registry.k8s.io/etcd:3.6.8-0");
-        assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "3.6.16-0");
+        assert_eq!(
+            index["manifests"][1]["annotations"]["io.containerd.image.name"],
+            "registry.k8s.io/etcd:3.6.8-0"
+        );
+        assert_eq!(
+            index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"],
+            "3.6.16-0"
+        );
         let manifest: Value = serde_json::from_slice(blob(&index["manifests"][0])).unwrap();
         let config: Value = serde_json::from_slice(blob(&manifest["config"])).unwrap();
         let layer = blob(&manifest["layers"][0]);
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sum(layer)));
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            format!("sha256:{}", sum(layer))
+        );
         let names: Vec<_> = tar::Archive::new(&layer[..])
             .entries()
             .unwrap()
             .map(|entry| {
                 let entry = entry.unwrap();
-                format!("{} {:o}", entry.path().unwrap().display(), entry.header().mode().unwrap())
+                format!(
+                    "{} {:o}",
+                    entry.path().unwrap().display(),
+                    entry.header().mode().unwrap()
+                )
             })
             .collect();
         assert_eq!(

@@ -28,9 +28,12 @@ pub(crate) struct Packed {
 
 /// Compresses each file into `blobs/<sha256 of its content>`, several at once; results are in the order of `files`.
 pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(files.len());
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(files.len());
     let next = Mutex::new(0..files.len());
-    let results: Mutex<Vec<Option<Result<Packed>>>> = Mutex::new(files.iter().map(|_| None).collect());
+    let results: Mutex<Vec<Option<Result<Packed>>>> =
+        Mutex::new(files.iter().map(|_| None).collect());
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -43,7 +46,9 @@ pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
             });
         }
     });
-    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let results = results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     results.into_iter().flatten().collect()
 }
 
@@ -51,7 +56,8 @@ pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
 fn pack(file: &Path, blobs: &Path) -> Result<Packed> {
     let mut input = File::open(file).map_err(io_error("open", file))?;
     let length = input.metadata().map_err(io_error("stat", file))?.len();
-    let staged = tempfile::NamedTempFile::new_in(blobs).map_err(io_error("create a file in", blobs))?;
+    let staged =
+        tempfile::NamedTempFile::new_in(blobs).map_err(io_error("create a file in", blobs))?;
     let compress = |input: &mut File| -> io::Result<Packed> {
         let mut encoder = zstd::stream::Encoder::new(Hashing::new(staged.as_file()), LEVEL)?;
         encoder.include_checksum(false)?; // SHA-256 covers it
@@ -61,30 +67,48 @@ fn pack(file: &Path, blobs: &Path) -> Result<Packed> {
         copy(input, &mut content)?;
         let (encoder, sha256, size) = content.finish();
         let (_, packed_sha256, packed_size) = encoder.finish()?.finish();
-        Ok(Packed { sha256, size, packed_sha256, packed_size })
+        Ok(Packed {
+            sha256,
+            size,
+            packed_sha256,
+            packed_size,
+        })
     };
     let packed = compress(&mut input).map_err(io_error("compress", file))?;
     let place = blobs.join(&packed.sha256);
     let staged = staged.into_temp_path();
     fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .map_err(io_error("set permissions of", &place))?;
-    staged.persist(&place).map_err(|error| io_error("rename to", &place)(error.error))?;
+    staged
+        .persist(&place)
+        .map_err(|error| io_error("rename to", &place)(error.error))?;
     Ok(packed)
 }
 
 /// Reads one packed stream to its end, writing the content to `output`; returns what was found.
 pub(crate) fn unpack(packed: impl Read, output: &mut dyn Write) -> io::Result<Packed> {
-    let mut reader = HashingReader { inner: packed, hash: Sha256::new(), size: 0 };
+    let mut reader = HashingReader {
+        inner: packed,
+        hash: Sha256::new(),
+        size: 0,
+    };
     let mut content = Hashing::new(output);
     {
-        let mut decoder = zstd::stream::Decoder::with_buffer(BufReader::with_capacity(BUFFER, &mut reader))?.single_frame();
+        let mut decoder =
+            zstd::stream::Decoder::with_buffer(BufReader::with_capacity(BUFFER, &mut reader))?
+                .single_frame();
         copy(&mut decoder, &mut content)?;
         // What follows the frame would never be read by a decoder, so it must not be there; hash it as well.
         let mut rest = decoder.finish();
         io::copy(&mut rest, &mut io::sink())?;
     }
     let (_, sha256, size) = content.finish();
-    Ok(Packed { sha256, size, packed_sha256: hex(reader.hash), packed_size: reader.size })
+    Ok(Packed {
+        sha256,
+        size,
+        packed_sha256: hex(reader.hash),
+        packed_size: reader.size,
+    })
 }
 
 /// SHA-256 (lower-case hexadecimal) and length of a file.
@@ -109,7 +133,11 @@ pub(crate) struct Hashing<W> {
 
 impl<W: Write> Hashing<W> {
     pub(crate) fn new(inner: W) -> Self {
-        Self { inner, hash: Sha256::new(), size: 0 }
+        Self {
+            inner,
+            hash: Sha256::new(),
+            size: 0,
+        }
     }
 
     /// The writer, the SHA-256 and the number of bytes.
@@ -159,11 +187,16 @@ fn copy(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
 }
 
 fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -184,13 +217,25 @@ mod tests {
         let blobs = directory.path().join("blobs");
         fs::create_dir(&blobs).unwrap();
         let packed = pack_all(&files, &blobs).unwrap();
-        assert_eq!(packed.iter().map(|packed| packed.size).collect::<Vec<_>>(), [0, 1000, 2000]);
+        assert_eq!(
+            packed.iter().map(|packed| packed.size).collect::<Vec<_>>(),
+            [0, 1000, 2000]
+        );
         for (packed, file) in packed.iter().zip(&files) {
-            assert_eq!(sum_file(file).unwrap(), (packed.sha256.clone(), packed.size));
+            assert_eq!(
+                sum_file(file).unwrap(),
+                (packed.sha256.clone(), packed.size)
+            );
             let stored = blobs.join(&packed.sha256);
-            assert_eq!(sum_file(&stored).unwrap(), (packed.packed_sha256.clone(), packed.packed_size));
+            assert_eq!(
+                sum_file(&stored).unwrap(),
+                (packed.packed_sha256.clone(), packed.packed_size)
+            );
             let mut out = Vec::new();
-            assert_eq!(&unpack(File::open(stored).unwrap(), &mut out).unwrap(), packed);
+            assert_eq!(
+                &unpack(File::open(stored).unwrap(), &mut out).unwrap(),
+                packed
+            );
             assert_eq!(out, fs::read(file).unwrap());
         }
     }
@@ -204,14 +249,22 @@ mod tests {
         let mut stored = fs::read(directory.path().join(&packed.sha256)).unwrap();
         stored.extend_from_slice(b"tail");
         let found = unpack(&stored[..], &mut io::sink()).unwrap();
-        assert_eq!((found.sha256.as_str(), found.packed_size), (packed.sha256.as_str(), packed.packed_size + 4));
+        assert_eq!(
+            (found.sha256.as_str(), found.packed_size),
+            (packed.sha256.as_str(), packed.packed_size + 4)
+        );
         assert_ne!(found.packed_sha256, packed.packed_sha256);
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let error = pack_all(&[directory.path().join("absent")], directory.path()).unwrap_err().to_string();
-        assert!(error.starts_with("open ") && error.contains("absent"), "{error}");
+        let error = pack_all(&[directory.path().join("absent")], directory.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("open ") && error.contains("absent"),
+            "{error}"
+        );
     }
 }

@@ -111,30 +111,48 @@ pub struct ImageRecipe {
 impl Recipes {
     /// The recipe for Kubernetes `version` (`v1.36.3`; the `v` may be missing).
     pub fn load(&self, version: &str) -> Result<Recipe> {
-        let wanted = if version.starts_with('v') { version.to_owned() } else { format!("v{version}") };
+        let wanted = if version.starts_with('v') {
+            version.to_owned()
+        } else {
+            format!("v{version}")
+        };
         let known = self.versions()?;
         if !known.contains(&wanted) {
             return Err(Error::UnknownVersion { wanted, known });
         }
         let name = format!("{wanted}.yaml");
-        let bad = |reason: String| Error::Recipe { name: name.clone(), reason };
+        let bad = |reason: String| Error::Recipe {
+            name: name.clone(),
+            reason,
+        };
         let text = String::from_utf8(self.file(&name)?).map_err(|error| bad(error.to_string()))?;
-        let recipe: Recipe = serde_saphyr::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let recipe: Recipe =
+            serde_saphyr::from_str(&text).map_err(|error| bad(error.to_string()))?;
         let findings = recipe.findings();
-        if findings.is_empty() { Ok(recipe) } else { Err(bad(findings.join("; "))) }
+        if findings.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(bad(findings.join("; ")))
+        }
     }
 
     /// The Kubernetes versions there are recipes for, sorted.
     pub fn versions(&self) -> Result<Vec<String>> {
         let names: Vec<String> = match self {
-            Self::Embedded => EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            Self::Embedded => EMBEDDED
+                .iter()
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
             Self::Directory(directory) => fs::read_dir(directory)
                 .map_err(io_error("read recipes from", directory))?
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
                 .collect(),
         };
-        let mut versions: Vec<String> =
-            names.iter().filter_map(|name| name.strip_suffix(".yaml")).map(str::to_owned).collect();
+        let mut versions: Vec<String> = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".yaml"))
+            .map(str::to_owned)
+            .collect();
         versions.sort();
         Ok(versions)
     }
@@ -146,7 +164,10 @@ impl Recipes {
                 .iter()
                 .find(|(known, _)| *known == name)
                 .map(|(_, content)| content.to_vec())
-                .ok_or_else(|| Error::Recipe { name: name.to_owned(), reason: "there is no such file".into() }),
+                .ok_or_else(|| Error::Recipe {
+                    name: name.to_owned(),
+                    reason: "there is no such file".into(),
+                }),
             Self::Directory(directory) => {
                 let path = directory.join(name);
                 fs::read(&path).map_err(io_error("read recipe", path))
@@ -167,16 +188,26 @@ impl Recipe {
                 }
                 binaries.push(&binary.name);
             }
-            for name in component.downloads.iter().flat_map(|download| download.take.keys()) {
+            for name in component
+                .downloads
+                .iter()
+                .flat_map(|download| download.take.keys())
+            {
                 if !component.binaries.iter().any(|binary| &binary.name == name) {
-                    findings.push(format!("a download of {} has {name}, which is not one of its binaries", component.name));
+                    findings.push(format!(
+                        "a download of {} has {name}, which is not one of its binaries",
+                        component.name
+                    ));
                 }
             }
         }
         for image in &self.images {
             for name in image.files.values() {
                 if !binaries.contains(&name.as_str()) {
-                    findings.push(format!("image {} wants {name}, which no component has", image.name));
+                    findings.push(format!(
+                        "image {} wants {name}, which no component has",
+                        image.name
+                    ));
                 }
             }
         }
@@ -186,7 +217,9 @@ impl Recipe {
 
 impl Binary {
     pub(crate) fn install_path(&self) -> String {
-        self.path.clone().unwrap_or_else(|| format!("/usr/local/bin/{}", self.name))
+        self.path
+            .clone()
+            .unwrap_or_else(|| format!("/usr/local/bin/{}", self.name))
     }
 }
 
@@ -200,16 +233,26 @@ impl Download {
         };
         let url = fill(&self.url);
         Self {
-            sums: self.sums.as_ref().map(|sums| fill(&sums.replace("{url}", &url))),
+            sums: self
+                .sums
+                .as_ref()
+                .map(|sums| fill(&sums.replace("{url}", &url))),
             pinned: self.pinned.clone(),
-            take: self.take.iter().map(|(name, path)| (name.clone(), fill(path))).collect(),
+            take: self
+                .take
+                .iter()
+                .map(|(name, path)| (name.clone(), fill(path)))
+                .collect(),
             url,
         }
     }
 }
 
 /// Reads a go.mod or go.sum of `directory`.
-pub(crate) fn module_files(recipes: &Recipes, directory: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
+pub(crate) fn module_files(
+    recipes: &Recipes,
+    directory: &str,
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     ["go.mod", "go.sum"]
         .into_iter()
         .map(|name| Ok((name, recipes.file(&format!("{directory}/{name}"))?)))
@@ -218,7 +261,9 @@ pub(crate) fn module_files(recipes: &Recipes, directory: &str) -> Result<Vec<(&'
 
 /// The checkout's recipes when `path` is one, for `--sources`.
 pub(crate) fn from_option(path: Option<&Path>) -> Recipes {
-    path.map_or(Recipes::Embedded, |path| Recipes::Directory(path.to_owned()))
+    path.map_or(Recipes::Embedded, |path| {
+        Recipes::Directory(path.to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -236,31 +281,61 @@ mod tests {
                 let files = module_files(&Recipes::Embedded, &component.source.directory).unwrap();
                 let module = String::from_utf8_lossy(&files[0].1).into_owned();
                 for binary in &component.binaries {
-                    assert!(module.contains(&binary.package), "{} is no tool of {}", binary.package, component.name);
+                    assert!(
+                        module.contains(&binary.package),
+                        "{} is no tool of {}",
+                        binary.package,
+                        component.name
+                    );
                 }
-                assert!(module.contains(&format!(" {}", component.version)), "{} {}", component.name, component.version);
-                let taken: Vec<_> = component.downloads.iter().flat_map(|download| download.take.keys()).collect();
-                assert_eq!(taken.len(), component.binaries.len(), "{}: each binary is downloaded once", component.name);
+                assert!(
+                    module.contains(&format!(" {}", component.version)),
+                    "{} {}",
+                    component.name,
+                    component.version
+                );
+                let taken: Vec<_> = component
+                    .downloads
+                    .iter()
+                    .flat_map(|download| download.take.keys())
+                    .collect();
+                assert_eq!(
+                    taken.len(),
+                    component.binaries.len(),
+                    "{}: each binary is downloaded once",
+                    component.name
+                );
             }
         }
     }
 
     #[test]
     fn embedded_recipes_are_those_of_the_checkout() {
-        let checkout = Recipes::Directory(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles"));
-        assert_eq!(checkout.load("1.36.3").unwrap(), Recipes::Embedded.load("v1.36.3").unwrap());
+        let checkout =
+            Recipes::Directory(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles"));
+        assert_eq!(
+            checkout.load("1.36.3").unwrap(),
+            Recipes::Embedded.load("v1.36.3").unwrap()
+        );
     }
 
     #[test]
     fn an_unknown_version_names_the_known_ones() {
         let error = Recipes::Embedded.load("v9.9.9").unwrap_err().to_string();
-        assert!(error.contains("no recipe for Kubernetes v9.9.9") && error.contains("v1.36.3"), "{error}");
+        assert!(
+            error.contains("no recipe for Kubernetes v9.9.9") && error.contains("v1.36.3"),
+            "{error}"
+        );
     }
 
     #[test]
     fn urls_are_filled_in() {
         let recipe = Recipes::Embedded.load("v1.36.3").unwrap();
-        let etcd = recipe.components.iter().find(|component| component.name == "etcd").unwrap();
+        let etcd = recipe
+            .components
+            .iter()
+            .find(|component| component.name == "etcd")
+            .unwrap();
         let download = etcd.downloads[0].resolved("v3.6.16", "arm64");
         assert_eq!(
             download.url,
@@ -270,7 +345,12 @@ mod tests {
         for component in &recipe.components {
             for download in &component.downloads {
                 let text = format!("{:?}", download.resolved(&component.version, "amd64"));
-                assert!(!text.contains("{version}") && !text.contains("{arch}") && !text.contains("{url}"), "{text}");
+                assert!(
+                    !text.contains("{version}")
+                        && !text.contains("{arch}")
+                        && !text.contains("{url}"),
+                    "{text}"
+                );
             }
         }
     }

@@ -35,12 +35,20 @@ impl Go {
             .chain([PathBuf::from("/usr/local/go/bin")])
             .map(|directory| directory.join("go"))
             .find(|program| program.is_file())?;
-        Some(Self { program, arch, modules })
+        Some(Self {
+            program,
+            arch,
+            modules,
+        })
     }
 
     #[cfg(test)]
     fn at(program: PathBuf, modules: PathBuf) -> Self {
-        Self { program, arch: "amd64", modules }
+        Self {
+            program,
+            arch: "amd64",
+            modules,
+        }
     }
 }
 
@@ -48,17 +56,26 @@ impl Go {
 pub(crate) fn missing(components: &[Component], go: Option<&Go>) -> Vec<String> {
     let mut missing = Vec::new();
     if go.is_none() {
-        missing.push("the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian".to_owned());
+        missing.push(
+            "the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian"
+                .to_owned(),
+        );
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let has = |name: &str| env::split_paths(&path).any(|directory| directory.join(name).is_file());
-    if components.iter().any(|component| component.source.cgo) && !has("gcc") && env::var_os("CC").is_none() {
+    if components.iter().any(|component| component.source.cgo)
+        && !has("gcc")
+        && env::var_os("CC").is_none()
+    {
         missing.push("a C compiler: apt-get install gcc libc6-dev".to_owned());
     }
     for component in components {
         for need in &component.source.needs {
             if !Path::new(&need.file).exists() {
-                missing.push(format!("{} (for {}): apt-get install {}", need.file, component.name, need.package));
+                missing.push(format!(
+                    "{} (for {}): apt-get install {}",
+                    need.file, component.name, need.package
+                ));
             }
         }
     }
@@ -84,10 +101,18 @@ pub(crate) fn build(
         }
     }
     let version = go_version(go, component, &directory)?;
-    let without_downloads = Component { downloads: Vec::new(), ..component.clone() };
-    let modules: Vec<_> = modules.iter().map(|(name, content)| (name, crate::pack::sum(content))).collect();
+    let without_downloads = Component {
+        downloads: Vec::new(),
+        ..component.clone()
+    };
+    let modules: Vec<_> = modules
+        .iter()
+        .map(|(name, content)| (name, crate::pack::sum(content)))
+        .collect();
     let hash = UnitCache::hash(&("source", &without_downloads, modules, &version, go.arch))?;
-    cache.get_or_make(&component.name, &hash, |work| compile(component, go, &version, &directory, work, progress))
+    cache.get_or_make(&component.name, &hash, |work| {
+        compile(component, go, &version, &directory, work, progress)
+    })
 }
 
 fn compile(
@@ -98,19 +123,33 @@ fn compile(
     work: &Path,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Vec<Product>> {
-    let fail = |reason: String| Error::Source { component: component.name.clone(), reason };
+    let fail = |reason: String| Error::Source {
+        component: component.name.clone(),
+        reason,
+    };
     let mut command = go_command(go, directory);
     command.env("CGO_ENABLED", if component.source.cgo { "1" } else { "0" });
-    command.args(["build", "-v", "-trimpath", "-ldflags", component.source.ldflags.trim()]);
+    command.args([
+        "build",
+        "-v",
+        "-trimpath",
+        "-ldflags",
+        component.source.ldflags.trim(),
+    ]);
     if !component.source.tags.is_empty() {
         command.args(["-tags", &component.source.tags.join(",")]);
     }
     // With a trailing slash `go build` takes it for a directory even for one package.
     command.arg("-o").arg(work.join(""));
     command.args(component.binaries.iter().map(|binary| &binary.package));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
 
-    let mut child = command.spawn().map_err(|error| fail(format!("start {}: {error}", go.program.display())))?;
+    let mut child = command
+        .spawn()
+        .map_err(|error| fail(format!("start {}: {error}", go.program.display())))?;
     let mut tail = VecDeque::new();
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).lines().map_while(|line| line.ok()) {
@@ -118,10 +157,15 @@ fn compile(
                 tail.pop_front();
             }
             tail.push_back(line.clone());
-            progress(Event::Line { unit: component.name.clone(), line });
+            progress(Event::Line {
+                unit: component.name.clone(),
+                line,
+            });
         }
     }
-    let status = child.wait().map_err(|error| fail(format!("wait for go: {error}")))?;
+    let status = child
+        .wait()
+        .map_err(|error| fail(format!("wait for go: {error}")))?;
     if !status.success() {
         let tail: Vec<String> = tail.into();
         return Err(fail(format!("go build: {status}\n{}", tail.join("\n"))));
@@ -139,7 +183,10 @@ fn compile(
             name: binary.name.clone(),
             kind: BlobKind::Binary,
             version: component.version.clone(),
-            origin: format!("{}@{} compiled with {version}", binary.package, component.version),
+            origin: format!(
+                "{}@{} compiled with {version}",
+                binary.package, component.version
+            ),
             licence: component.licence.clone(),
             path: Some(binary.install_path()),
             mode: "0755",
@@ -151,13 +198,19 @@ fn compile(
 
 /// The version that will compile the component: go.mod may select a newer toolchain than the one installed.
 fn go_version(go: &Go, component: &Component, directory: &Path) -> Result<String> {
-    let fail = |reason: String| Error::Source { component: component.name.clone(), reason };
+    let fail = |reason: String| Error::Source {
+        component: component.name.clone(),
+        reason,
+    };
     let output = go_command(go, directory)
         .args(["env", "GOVERSION"])
         .output()
         .map_err(|error| fail(format!("start {}: {error}", go.program.display())))?;
     if !output.status.success() {
-        return Err(fail(format!("go env: {}", String::from_utf8_lossy(&output.stderr).trim())));
+        return Err(fail(format!(
+            "go env: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -171,7 +224,14 @@ fn go_command(go: &Go, directory: &Path) -> Command {
         .env("GOARCH", go.arch)
         .env("GOFLAGS", "-buildvcs=false -mod=readonly")
         .env("GOWORK", "off");
-    for name in ["GOAMD64", "GOARM64", "GOEXPERIMENT", "GOFIPS140", "CGO_CFLAGS", "CGO_LDFLAGS"] {
+    for name in [
+        "GOAMD64",
+        "GOARM64",
+        "GOEXPERIMENT",
+        "GOFIPS140",
+        "CGO_CFLAGS",
+        "CGO_LDFLAGS",
+    ] {
         command.env_remove(name);
     }
     command
@@ -181,8 +241,14 @@ fn go_command(go: &Go, directory: &Path) -> Command {
 fn executable_name(package: &str) -> &str {
     let mut elements = package.rsplit('/');
     let last = elements.next().unwrap_or(package);
-    let major = last.strip_prefix('v').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()));
-    if major { elements.next().unwrap_or(last) } else { last }
+    let major = last
+        .strip_prefix('v')
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()));
+    if major {
+        elements.next().unwrap_or(last)
+    } else {
+        last
+    }
 }
 
 #[cfg(test)]
@@ -202,9 +268,16 @@ mod tests {
                 cgo: false,
                 tags: vec!["a".into(), "b".into()],
                 ldflags: "-s -w".into(),
-                needs: vec![Need { file: "/nonexistent/x.h".into(), package: "libx-dev".into() }],
+                needs: vec![Need {
+                    file: "/nonexistent/x.h".into(),
+                    package: "libx-dev".into(),
+                }],
             },
-            binaries: vec![Binary { name: "demo".into(), package: "example.org/server/v3".into(), path: None }],
+            binaries: vec![Binary {
+                name: "demo".into(),
+                package: "example.org/server/v3".into(),
+                path: None,
+            }],
             downloads: Vec::new(),
         }
     }
@@ -242,24 +315,48 @@ mod tests {
         let mut seen = |event: Event| lines.push(format!("{event:?}"));
         let unit = build(&component(), &recipes, &go, &cache, &mut seen).unwrap();
         assert!(!unit.cached);
-        assert_eq!(unit.blobs[0].origin, "example.org/server/v3@v1.2.3 compiled with go9.9.9");
+        assert_eq!(
+            unit.blobs[0].origin,
+            "example.org/server/v3@v1.2.3 compiled with go9.9.9"
+        );
         assert_eq!(unit.blobs[0].path.as_deref(), Some("/usr/local/bin/demo"));
         let mut content = Vec::new();
-        crate::pack::unpack(fs::File::open(unit.packed(&unit.blobs[0])).unwrap(), &mut content).unwrap();
+        crate::pack::unpack(
+            fs::File::open(unit.packed(&unit.blobs[0])).unwrap(),
+            &mut content,
+        )
+        .unwrap();
         assert_eq!(
             String::from_utf8(content).unwrap(),
             "0 build -v -trimpath -ldflags -s -w -tags a,b -o OUT/ example.org/server/v3\n"
         );
-        assert!(build(&component(), &recipes, &go, &cache, &mut seen).unwrap().cached);
+        assert!(
+            build(&component(), &recipes, &go, &cache, &mut seen)
+                .unwrap()
+                .cached
+        );
 
         let other = tempfile::tempdir().unwrap();
-        assert!(build(&component(), &sources(other.path()), &go, &cache, &mut seen).unwrap().cached, "another clone");
+        assert!(
+            build(&component(), &sources(other.path()), &go, &cache, &mut seen)
+                .unwrap()
+                .cached,
+            "another clone"
+        );
 
         fs::write(root.path().join("bundles/demo/go.sum"), "changed").unwrap();
-        assert!(!build(&component(), &recipes, &go, &cache, &mut seen).unwrap().cached);
+        assert!(
+            !build(&component(), &recipes, &go, &cache, &mut seen)
+                .unwrap()
+                .cached
+        );
         let mut tagged = component();
         tagged.source.tags.pop();
-        assert!(!build(&tagged, &recipes, &go, &cache, &mut seen).unwrap().cached);
+        assert!(
+            !build(&tagged, &recipes, &go, &cache, &mut seen)
+                .unwrap()
+                .cached
+        );
         assert!(lines.iter().any(|line| line.contains("example.org/server")));
     }
 
@@ -269,8 +366,13 @@ mod tests {
         let (go, recipes) = (fake_go(root.path()), sources(root.path()));
         fs::write(root.path().join("go.fail"), "").unwrap();
         let cache = UnitCache::open(root.path().join("build")).unwrap();
-        let error = build(&component(), &recipes, &go, &cache, &mut |_| {}).unwrap_err().to_string();
-        assert!(error.starts_with("build demo from source: go build: exit status: 1"), "{error}");
+        let error = build(&component(), &recipes, &go, &cache, &mut |_| {})
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("build demo from source: go build: exit status: 1"),
+            "{error}"
+        );
         assert!(error.contains("x.go:1: broken"), "{error}");
     }
 
@@ -279,14 +381,20 @@ mod tests {
         let missing = missing(&[component()], None);
         assert_eq!(missing.len(), 2);
         assert!(missing[0].contains("Go toolchain"));
-        assert_eq!(missing[1], "/nonexistent/x.h (for demo): apt-get install libx-dev");
+        assert_eq!(
+            missing[1],
+            "/nonexistent/x.h (for demo): apt-get install libx-dev"
+        );
     }
 
     #[test]
     fn executables_are_named_as_go_names_them() {
-        for (package, name) in
-            [("go.etcd.io/etcd/server/v3", "server"), ("a/cmd/kubelet", "kubelet"), ("a/v", "v"), ("runc", "runc")]
-        {
+        for (package, name) in [
+            ("go.etcd.io/etcd/server/v3", "server"),
+            ("a/cmd/kubelet", "kubelet"),
+            ("a/v", "v"),
+            ("runc", "runc"),
+        ] {
             assert_eq!(executable_name(package), name);
         }
     }

@@ -60,7 +60,10 @@ impl UnitCache {
     /// Opens (and creates) `root` and clears what killed builds left. The caller holds the cache's lock.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root).map_err(io_error("create", &root))?;
-        for entry in fs::read_dir(&root).map_err(io_error("read", &root))?.flatten() {
+        for entry in fs::read_dir(&root)
+            .map_err(io_error("read", &root))?
+            .flatten()
+        {
             if entry.file_name().to_string_lossy().starts_with(STAGING) {
                 fs::remove_dir_all(entry.path()).map_err(io_error("remove", entry.path()))?;
             }
@@ -70,8 +73,10 @@ impl UnitCache {
 
     /// Hash of a unit's inputs; contents only, so neither paths nor times matter.
     pub(crate) fn hash(inputs: &impl Serialize) -> Result<String> {
-        let bytes = serde_json::to_vec(&(UNIT_FORMAT, inputs))
-            .map_err(|error| Error::Recipe { name: "inputs".into(), reason: error.to_string() })?;
+        let bytes = serde_json::to_vec(&(UNIT_FORMAT, inputs)).map_err(|error| Error::Recipe {
+            name: "inputs".into(),
+            reason: error.to_string(),
+        })?;
         Ok(pack::sum(&bytes)[..HASH_DIGITS].to_owned())
     }
 
@@ -81,9 +86,15 @@ impl UnitCache {
         let text = fs::read(directory.join("unit.json")).ok()?;
         let UnitFile { blobs } = serde_json::from_slice(&text).ok()?;
         let whole = blobs.iter().all(|blob| {
-            fs::metadata(directory.join("blobs").join(&blob.sha256)).is_ok_and(|found| found.len() == blob.packed_size)
+            fs::metadata(directory.join("blobs").join(&blob.sha256))
+                .is_ok_and(|found| found.len() == blob.packed_size)
         });
-        whole.then(|| Unit { directory, blobs, cached: true, took: Duration::ZERO })
+        whole.then_some(Unit {
+            directory,
+            blobs,
+            cached: true,
+            took: Duration::ZERO,
+        })
     }
 
     /// The unit from the cache, or made now: `make` gets an empty staging directory and returns what it put there.
@@ -108,7 +119,10 @@ impl UnitCache {
         fs::create_dir_all(&packed_directory).map_err(io_error("create", &packed_directory))?;
 
         let products = make(&work)?;
-        let files: Vec<PathBuf> = products.iter().map(|product| product.file.clone()).collect();
+        let files: Vec<PathBuf> = products
+            .iter()
+            .map(|product| product.file.clone())
+            .collect();
         let packed = pack::pack_all(&files, &packed_directory)?;
         let blobs: Vec<Blob> = products
             .into_iter()
@@ -128,7 +142,12 @@ impl UnitCache {
                 also: product.also,
             })
             .collect();
-        write_json(&result.join("unit.json"), &UnitFile { blobs: blobs.clone() })?;
+        write_json(
+            &result.join("unit.json"),
+            &UnitFile {
+                blobs: blobs.clone(),
+            },
+        )?;
 
         let directory = self.directory(name, hash);
         if directory.exists() {
@@ -136,11 +155,19 @@ impl UnitCache {
             fs::remove_dir_all(&directory).map_err(io_error("remove the damaged", &directory))?;
         }
         fs::rename(&result, &directory).map_err(io_error("rename to", &directory))?;
-        Ok(Unit { directory, blobs, cached: false, took: started.elapsed() })
+        Ok(Unit {
+            directory,
+            blobs,
+            cached: false,
+            took: started.elapsed(),
+        })
     }
 
     fn directory(&self, name: &str, hash: &str) -> PathBuf {
-        let name: String = name.chars().map(|c| if matches!(c, '/' | ':') { '_' } else { c }).collect();
+        let name: String = name
+            .chars()
+            .map(|c| if matches!(c, '/' | ':') { '_' } else { c })
+            .collect();
         self.root.join(format!("{name}-{hash}"))
     }
 }
@@ -154,7 +181,8 @@ impl Unit {
 
 /// Pretty-printed, so that a person can read it and `diff` works.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
+    let mut text =
+        serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
     text.push(b'\n');
     fs::write(path, text).map_err(io_error("write", path))
 }
@@ -208,7 +236,10 @@ mod tests {
         let cache = UnitCache::open(directory.path().to_owned()).unwrap();
         let failed = cache.get_or_make("a", "00", |work| {
             make(work)?;
-            Err(Error::Source { component: "a".into(), reason: "broken".into() })
+            Err(Error::Source {
+                component: "a".into(),
+                reason: "broken".into(),
+            })
         });
         assert!(failed.is_err() && cache.get("a", "00").is_none());
         let left = directory.path().join(".staging-killed/work");

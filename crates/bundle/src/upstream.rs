@@ -23,26 +23,53 @@ pub(crate) fn build(
     cache: &UnitCache,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Unit> {
-    let downloads: Vec<Download> =
-        component.downloads.iter().map(|download| download.resolved(&component.version, arch)).collect();
-    let without =
-        component.binaries.iter().find(|binary| !downloads.iter().any(|download| download.take.contains_key(&binary.name)));
+    let downloads: Vec<Download> = component
+        .downloads
+        .iter()
+        .map(|download| download.resolved(&component.version, arch))
+        .collect();
+    let without = component.binaries.iter().find(|binary| {
+        !downloads
+            .iter()
+            .any(|download| download.take.contains_key(&binary.name))
+    });
     if let Some(binary) = without {
         return Err(Error::Recipe {
             name: component.name.clone(),
-            reason: format!("no download has {}; use --from source or --from DIRECTORY", binary.name),
+            reason: format!(
+                "no download has {}; use --from source or --from DIRECTORY",
+                binary.name
+            ),
         });
     }
-    let hash = UnitCache::hash(&("upstream", &component.name, &component.version, &component.binaries, &downloads, arch))?;
+    let hash = UnitCache::hash(&(
+        "upstream",
+        &component.name,
+        &component.version,
+        &component.binaries,
+        &downloads,
+        arch,
+    ))?;
     cache.get_or_make(&component.name, &hash, |work| {
         let mut found = BTreeMap::new();
         let mut done = Vec::new();
         for download in &downloads {
             let expected = expected_sum(&component.name, download, arch, client, progress)?;
-            let (file, sum) = client.file(&component.name, &download.url, expected.as_deref(), progress)?;
+            let (file, sum) = client.file(
+                &component.name,
+                &download.url,
+                expected.as_deref(),
+                progress,
+            )?;
             if expected.is_none() {
-                let text = format!("{} has no published checksum; its SHA-256 is {sum}", download.url);
-                progress(Event::Note { unit: component.name.clone(), text });
+                let text = format!(
+                    "{} has no published checksum; its SHA-256 is {sum}",
+                    download.url
+                );
+                progress(Event::Note {
+                    unit: component.name.clone(),
+                    text,
+                });
             }
             for (name, path) in take(download, &file, work)? {
                 found.insert(name, (path, format!("{} sha256:{sum}", download.url)));
@@ -92,7 +119,11 @@ fn expected_sum(
         }
         let reason = "no checksum is pinned or published, and the transfer is not https; \
                       add its SHA-256 as `pinned` to the recipe and use --sources";
-        return Err(Error::Download { url, reason: reason.into(), attempts: 1 });
+        return Err(Error::Download {
+            url,
+            reason: reason.into(),
+            attempts: 1,
+        });
     };
     let text = client.text(unit, sums, progress)?;
     let file = download.url.rsplit('/').next().unwrap_or_default();
@@ -124,8 +155,14 @@ fn take(download: &Download, artefact: &Path, work: &Path) -> Result<BTreeMap<St
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(File::open(artefact)?));
         for entry in archive.entries()? {
             let mut entry = entry?;
-            let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
-            let Some(name) = wanted.remove(path.as_str()) else { continue };
+            let path = entry
+                .path()?
+                .to_string_lossy()
+                .trim_start_matches("./")
+                .to_owned();
+            let Some(name) = wanted.remove(path.as_str()) else {
+                continue;
+            };
             if !entry.header().entry_type().is_file() {
                 return Err(io::Error::other(format!("{path} is not a regular file")));
             }
