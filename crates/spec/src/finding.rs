@@ -118,7 +118,9 @@ fn render_one(finding: &Finding, text: &str, renderer: &Renderer) -> String {
     let (line, _) = line_column(text, start);
     let within = |span: &Range<usize>| span.start - start..span.end.max(span.start) - start;
 
-    let mut snippet = Snippet::source(&text[start..end])
+    // Of the same length, so that spans still fit.
+    let lines = text[start..end].replace('\r', " ");
+    let mut snippet = Snippet::source(&lines)
         .line_start(line)
         .path(&finding.file)
         .annotation(AnnotationKind::Primary.span(within(&finding.span)));

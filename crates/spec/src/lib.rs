@@ -21,5 +21,5 @@ pub use codes::CODES;
 pub use derive::{Capacity, FamilyCapacity, Quorum, Sans};
 pub use finding::{Finding, Related, Severity, render, to_json};
 pub use load::load;
-pub use schema::schema;
+pub use schema::{reference, schema};
 pub use spec::*;

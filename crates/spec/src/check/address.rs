@@ -71,8 +71,8 @@ pub(super) fn socket(document: &mut Document<'_>, at: &Path, text: &str, what: &
             let finding = document.error("bad-address", at, format!("{what} `{text}` is no address and port"));
             finding.reason("an IP address, a colon and a port from 1 to 65535 are wanted; IPv6 goes in brackets");
             finding.fix(match text.parse::<IpAddr>() {
-                Ok(IpAddr::V6(a)) => format!("write `\"[{a}]:6443\"`"),
-                Ok(a) => format!("write `{a}:6443`"),
+                Ok(a) if a.is_loopback() => format!("add the port: `\"{}\"`", SocketAddr::new(a, 7443)),
+                Ok(a) => format!("add the port: `\"{}\"`", SocketAddr::new(a, 6443)),
                 Err(_) => "write e.g. `127.0.0.1:7443` or `\"[::1]:7443\"`".to_owned(),
             });
             None
