@@ -1,8 +1,9 @@
-//! Embeds `bundles/**` (recipes, go.mod, go.sum) so that the one static program can build a bundle anywhere.
+//! Embeds the recipes, go.mod and go.sum files of `bundles/` so that the one static program can build a bundle anywhere.
 use std::{env, fmt::Write as _, fs, io, path::Path};
 
 fn main() -> io::Result<()> {
-    let root = Path::new(&env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../../bundles");
+    let root =
+        Path::new(&env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../../bundles");
     let root = root.canonicalize()?;
     let mut files = Vec::new();
     collect(&root, &root, &mut files)?;
@@ -24,7 +25,11 @@ fn collect(root: &Path, directory: &Path, files: &mut Vec<String>) -> io::Result
         let path = entry?.path();
         if path.is_dir() {
             collect(root, &path, files)?;
-        } else if let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str) {
+        } else if path
+            .extension()
+            .is_some_and(|kind| ["yaml", "mod", "sum"].iter().any(|wanted| kind == *wanted))
+            && let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str)
+        {
             files.push(name.to_owned());
         }
     }

@@ -16,8 +16,8 @@ use crate::{
     oci::{self, Entry, Image},
     pack,
     recipe::{self, Component, ImageRecipe},
-    source::{self, Go},
-    unit::{Product, Unit, UnitCache, write_json},
+    source,
+    unit::{self, Product, Unit, UnitCache, write_json},
     upstream,
     userland::Collector,
 };
@@ -27,6 +27,10 @@ pub const PROBE_IMAGE: &str = concat!("quorate.dev/probe:", env!("CARGO_PKG_VERS
 
 /// The Kubernetes version of a bundle when none is named.
 pub const DEFAULT_KUBERNETES: &str = "v1.36.3";
+
+/// Bundles of one Kubernetes version kept in the cache: each change of a part makes another, which mostly consists of
+/// links to the same files.
+const KEPT: usize = 5;
 
 /// The name recipes use for this program.
 const QUORATE: &str = "quorate";
@@ -130,9 +134,18 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
     let _lock = lock(&root, progress)?;
     let cache = UnitCache::open(root)?;
 
-    let go = match &options.from {
-        Origin::Source => Some(ready_to_compile(options, &recipe.components, arch)?),
-        _ => None,
+    let to_compile = match &options.from {
+        Origin::Source => {
+            let modules = options.cache.join("modules");
+            Some(source::prepare(
+                &recipe.components,
+                &recipes,
+                arch,
+                &modules,
+                &cache,
+            )?)
+        }
+        Origin::Upstream | Origin::Directory(_) => None,
     };
     let client = Client::new(
         options.mirror.clone(),
@@ -147,12 +160,10 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
             index,
             total,
         });
-        let unit = match (&options.from, &go) {
+        let unit = match (&options.from, &to_compile) {
             (Origin::Directory(directory), _) => from_directory(component, directory, &cache)?,
-            (Origin::Source, Some(go)) => source::build(component, &recipes, go, &cache, progress)?,
-            (Origin::Source | Origin::Upstream, _) => {
-                upstream::build(component, arch, &client, &cache, progress)?
-            }
+            (_, Some(prepared)) => source::build(component, &prepared[index], &cache, progress)?,
+            (_, None) => upstream::build(component, arch, &client, &cache, progress)?,
         };
         finished(&component.name, &unit, progress);
         units.push(unit);
@@ -205,23 +216,6 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
         None => {}
     }
     Ok(bundle)
-}
-
-/// Checks everything a build from source needs before it starts.
-fn ready_to_compile(
-    options: &BuildOptions,
-    components: &[Component],
-    arch: &'static str,
-) -> Result<Go> {
-    let go = Go::find(arch, options.cache.join("modules"));
-    let missing = source::missing(components, go.as_ref());
-    match go {
-        Some(go) if missing.is_empty() => Ok(go),
-        _ => Err(Error::Missing {
-            from: options.from.to_string(),
-            missing,
-        }),
-    }
 }
 
 fn from_directory(component: &Component, directory: &Path, cache: &UnitCache) -> Result<Unit> {
@@ -490,6 +484,7 @@ fn assemble(
         let staged = staging.keep();
         fs::rename(&staged, &directory).map_err(io_error("rename to", &directory))?;
     }
+    unit::keep_newest(&bundles, &format!("{kubernetes}-"), KEPT)?;
     // The link of the newest changes in one step; whoever has the old one open keeps it.
     let link = bundles.join(format!(".link-{}", std::process::id()));
     let _ = fs::remove_file(&link);

@@ -548,3 +548,183 @@ fn problem(what: &str, reason: String) -> Problem {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        manifest::{BlobKind, FORMAT},
+        pack::pack_all,
+    };
+
+    /// A bundle with two blobs, and its directory.
+    fn bundle(root: &Path) -> Bundle {
+        let directory = root.join("bundle");
+        let blobs = directory.join(BLOBS);
+        fs::create_dir_all(&blobs).unwrap();
+        let names = ["one", "two"];
+        let files: Vec<PathBuf> = names.iter().map(|name| root.join(name)).collect();
+        for (file, name) in files.iter().zip(names) {
+            fs::write(file, name.repeat(1000)).unwrap();
+        }
+        let packed = pack_all(&files, &blobs).unwrap();
+        let blobs = names
+            .iter()
+            .zip(packed)
+            .map(|(name, packed)| Blob {
+                name: (*name).into(),
+                kind: BlobKind::Binary,
+                version: "v1".into(),
+                origin: "test".into(),
+                licence: "MIT".into(),
+                sha256: packed.sha256,
+                size: packed.size,
+                packed_sha256: packed.packed_sha256,
+                packed_size: packed.packed_size,
+                path: None,
+                mode: "0755".into(),
+                also: Vec::new(),
+            })
+            .collect();
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            kubernetes: "v1.36.3".into(),
+            architecture: "amd64".into(),
+            created_from: "directory".into(),
+            blobs,
+        };
+        write_json(&directory.join(MANIFEST), &manifest).unwrap();
+        Bundle::open(&directory).unwrap()
+    }
+
+    fn reasons(problems: &[Problem]) -> Vec<String> {
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_listed() {
+        let root = tempfile::tempdir().unwrap();
+        let mut bundle = bundle(root.path());
+        assert_eq!(bundle.verify(), []);
+        let (one, two) = (
+            bundle.manifest.blobs[0].clone(),
+            bundle.manifest.blobs[1].clone(),
+        );
+        let mut damaged = fs::read(bundle.blob_path(&one.sha256)).unwrap();
+        damaged.truncate(damaged.len() - 3);
+        fs::write(bundle.blob_path(&one.sha256), damaged).unwrap();
+        fs::copy(bundle.blob_path(&two.sha256), bundle.blob_path("stranger")).unwrap();
+        bundle.manifest.blobs[1].size = 7;
+        bundle.manifest.blobs[1].mode = "rwx".into();
+        let found = reasons(&bundle.verify());
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[0], "manifest.json: two: mode \"rwx\" is not octal");
+        assert!(
+            found[1].starts_with("one: cannot be decompressed: "),
+            "{found:?}"
+        );
+        assert_eq!(found[2], "two: size is 3000, the manifest says 7");
+        assert_eq!(found[3], "blobs/sha256/stranger: not in the manifest");
+
+        fs::remove_file(bundle.blob_path(&one.sha256)).unwrap();
+        assert!(reasons(&bundle.verify())[1].starts_with("one: No such file"));
+    }
+
+    #[test]
+    fn another_content_is_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = bundle(root.path());
+        let [one, two] = &bundle.manifest.blobs[..] else {
+            panic!()
+        };
+        fs::copy(bundle.blob_path(&two.sha256), bundle.blob_path(&one.sha256)).unwrap();
+        let found = reasons(&bundle.verify());
+        assert!(
+            found[0].starts_with(&format!("one: SHA-256 is {}", two.sha256)),
+            "{found:?}"
+        );
+        let error = bundle
+            .extract(one, &root.path().join("out"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("one: SHA-256 is ") && !root.path().join("out").exists(),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_archive_is_the_same_bundle() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = bundle(root.path());
+        let (archive, cache) = (root.path().join("b.tar.zst"), root.path().join("cache"));
+        bundle.write_archive(&archive).unwrap();
+        assert_eq!(
+            verify(&archive).unwrap(),
+            (bundle.manifest.clone(), Vec::new())
+        );
+        assert_eq!(manifest(&archive).unwrap(), bundle.manifest);
+        for _ in 0..2 {
+            let opened = Bundle::open_with_cache(&archive, &cache).unwrap();
+            assert_eq!(opened.manifest, bundle.manifest);
+            let out = root.path().join("out/two");
+            opened.extract(opened.blob("two").unwrap(), &out).unwrap();
+            assert_eq!(fs::read_to_string(&out).unwrap(), "two".repeat(1000));
+            let mode =
+                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&out).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o755);
+        }
+    }
+
+    #[test]
+    fn a_cut_archive_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = bundle(root.path());
+        let archive = root.path().join("b.tar.zst");
+        bundle.write_archive(&archive).unwrap();
+        let whole = fs::read(&archive).unwrap();
+        fs::write(&archive, &whole[..whole.len() - 40]).unwrap();
+        match verify(&archive) {
+            Ok((_, problems)) => assert!(!problems.is_empty()),
+            Err(error) => assert!(error.to_string().contains("is not a bundle"), "{error}"),
+        }
+        assert!(Bundle::open_with_cache(&archive, &root.path().join("cache")).is_err());
+    }
+
+    #[test]
+    fn other_things_are_no_bundles() {
+        let root = tempfile::tempdir().unwrap();
+        let say = |path: &Path| Bundle::open(path).unwrap_err().to_string();
+        assert!(say(&root.path().join("absent")).starts_with("open the bundle "));
+        assert!(say(root.path()).contains("is not a bundle: manifest.json: No such file"));
+        let text = root.path().join("text");
+        fs::write(&text, "hello").unwrap();
+        assert!(say(&text).contains("not a readable .tar.zst file"));
+        let format = "{\"format\": \"quorate.dev/bundle/v9\", \"new\": 1}";
+        fs::write(root.path().join(MANIFEST), format).unwrap();
+        assert!(
+            say(root.path())
+                .contains("its format is \"quorate.dev/bundle/v9\"; this program reads")
+        );
+        // A sum that leads out of the bundle.
+        let bundle = bundle(root.path());
+        let evil = fs::read_to_string(bundle.directory.join(MANIFEST)).unwrap();
+        let evil = evil.replacen(&bundle.manifest.blobs[0].sha256, "../../../etc/passwd", 1);
+        fs::write(bundle.directory.join(MANIFEST), evil).unwrap();
+        assert!(say(&bundle.directory).contains("is not a SHA-256"));
+    }
+
+    #[test]
+    fn other_files_are_not_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = bundle(root.path());
+        let error = bundle.write_directory(root.path()).unwrap_err().to_string();
+        assert!(error.contains("has other files in it"), "{error}");
+        bundle.write_directory(&root.path().join("copy")).unwrap();
+        bundle.write_directory(&root.path().join("copy")).unwrap();
+        assert_eq!(
+            Bundle::open(&root.path().join("copy")).unwrap().verify(),
+            []
+        );
+    }
+}

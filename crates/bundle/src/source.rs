@@ -52,44 +52,60 @@ impl Go {
     }
 }
 
-/// What must be installed to build `components` and is not; said before the first of many minutes is spent.
-pub(crate) fn missing(components: &[Component], go: Option<&Go>) -> Vec<String> {
-    let mut missing = Vec::new();
-    if go.is_none() {
-        missing.push(
-            "the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian"
-                .to_owned(),
-        );
+/// All that is known of a component before it is compiled.
+#[derive(Clone, Debug)]
+pub(crate) struct Prepared {
+    go: Go,
+    /// Has the component's go.mod and go.sum.
+    directory: PathBuf,
+    /// Of the toolchain that will compile it.
+    version: String,
+    hash: String,
+}
+
+/// Prepares every component; if those that are not in the cache yet need something that is not installed, says all of it
+/// before the first of many minutes is spent.
+pub(crate) fn prepare(
+    components: &[Component],
+    recipes: &Recipes,
+    arch: &'static str,
+    modules: &Path,
+    cache: &UnitCache,
+) -> Result<Vec<Prepared>> {
+    let Some(go) = Go::find(arch, modules.to_owned()) else {
+        return Err(not_installed(missing(components, false)));
+    };
+    let prepared: Vec<Prepared> = components
+        .iter()
+        .map(|component| prepare_one(component, recipes, &go))
+        .collect::<Result<_>>()?;
+    let to_compile: Vec<Component> = components
+        .iter()
+        .zip(&prepared)
+        .filter(|(component, prepared)| cache.get(&component.name, &prepared.hash).is_none())
+        .map(|(component, _)| component.clone())
+        .collect();
+    let missing = missing(&to_compile, true);
+    if missing.is_empty() {
+        Ok(prepared)
+    } else {
+        Err(not_installed(missing))
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    let has = |name: &str| env::split_paths(&path).any(|directory| directory.join(name).is_file());
-    if components.iter().any(|component| component.source.cgo)
-        && !has("gcc")
-        && env::var_os("CC").is_none()
-    {
-        missing.push("a C compiler: apt-get install gcc libc6-dev".to_owned());
-    }
-    for component in components {
-        for need in &component.source.needs {
-            if !Path::new(&need.file).exists() {
-                missing.push(format!(
-                    "{} (for {}): apt-get install {}",
-                    need.file, component.name, need.package
-                ));
-            }
-        }
-    }
-    missing
 }
 
 /// The component from the cache, or compiled now.
 pub(crate) fn build(
     component: &Component,
-    recipes: &Recipes,
-    go: &Go,
+    prepared: &Prepared,
     cache: &UnitCache,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Unit> {
+    cache.get_or_make(&component.name, &prepared.hash, |work| {
+        compile(component, prepared, work, progress)
+    })
+}
+
+fn prepare_one(component: &Component, recipes: &Recipes, go: &Go) -> Result<Prepared> {
     let modules = module_files(recipes, &component.source.directory)?;
     let directory = go.modules.join(&component.source.directory);
     fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
@@ -110,16 +126,51 @@ pub(crate) fn build(
         .map(|(name, content)| (name, crate::pack::sum(content)))
         .collect();
     let hash = UnitCache::hash(&("source", &without_downloads, modules, &version, go.arch))?;
-    cache.get_or_make(&component.name, &hash, |work| {
-        compile(component, go, &version, &directory, work, progress)
+    Ok(Prepared {
+        go: go.clone(),
+        directory,
+        version,
+        hash,
     })
+}
+
+fn not_installed(missing: Vec<String>) -> Error {
+    Error::Missing {
+        from: "source".into(),
+        missing,
+    }
+}
+
+fn missing(components: &[Component], has_go: bool) -> Vec<String> {
+    let mut missing = Vec::new();
+    if !has_go {
+        missing.push(
+            "the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian"
+                .to_owned(),
+        );
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let has = |name: &str| env::split_paths(&path).any(|directory| directory.join(name).is_file());
+    let cgo = components.iter().any(|component| component.source.cgo);
+    if cgo && !has("gcc") && env::var_os("CC").is_none() {
+        missing.push("a C compiler: apt-get install gcc libc6-dev".to_owned());
+    }
+    for component in components {
+        for need in &component.source.needs {
+            if !Path::new(&need.file).exists() {
+                missing.push(format!(
+                    "{} (for {}): apt-get install {}",
+                    need.file, component.name, need.package
+                ));
+            }
+        }
+    }
+    missing
 }
 
 fn compile(
     component: &Component,
-    go: &Go,
-    version: &str,
-    directory: &Path,
+    prepared: &Prepared,
     work: &Path,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Vec<Product>> {
@@ -127,6 +178,12 @@ fn compile(
         component: component.name.clone(),
         reason,
     };
+    let Prepared {
+        go,
+        directory,
+        version,
+        ..
+    } = prepared;
     let mut command = go_command(go, directory);
     command.env("CGO_ENABLED", if component.source.cgo { "1" } else { "0" });
     command.args([
@@ -306,6 +363,21 @@ mod tests {
         Recipes::Directory(root.join("bundles"))
     }
 
+    fn make(
+        component: &Component,
+        recipes: &Recipes,
+        go: &Go,
+        cache: &UnitCache,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<Unit> {
+        build(
+            component,
+            &prepare_one(component, recipes, go)?,
+            cache,
+            progress,
+        )
+    }
+
     #[test]
     fn compiles_once_and_again_when_an_input_changes() {
         let root = tempfile::tempdir().unwrap();
@@ -313,7 +385,7 @@ mod tests {
         let cache = UnitCache::open(root.path().join("build")).unwrap();
         let mut lines = Vec::new();
         let mut seen = |event: Event| lines.push(format!("{event:?}"));
-        let unit = build(&component(), &recipes, &go, &cache, &mut seen).unwrap();
+        let unit = make(&component(), &recipes, &go, &cache, &mut seen).unwrap();
         assert!(!unit.cached);
         assert_eq!(
             unit.blobs[0].origin,
@@ -331,14 +403,14 @@ mod tests {
             "0 build -v -trimpath -ldflags -s -w -tags a,b -o OUT/ example.org/server/v3\n"
         );
         assert!(
-            build(&component(), &recipes, &go, &cache, &mut seen)
+            make(&component(), &recipes, &go, &cache, &mut seen)
                 .unwrap()
                 .cached
         );
 
         let other = tempfile::tempdir().unwrap();
         assert!(
-            build(&component(), &sources(other.path()), &go, &cache, &mut seen)
+            make(&component(), &sources(other.path()), &go, &cache, &mut seen)
                 .unwrap()
                 .cached,
             "another clone"
@@ -346,14 +418,14 @@ mod tests {
 
         fs::write(root.path().join("bundles/demo/go.sum"), "changed").unwrap();
         assert!(
-            !build(&component(), &recipes, &go, &cache, &mut seen)
+            !make(&component(), &recipes, &go, &cache, &mut seen)
                 .unwrap()
                 .cached
         );
         let mut tagged = component();
         tagged.source.tags.pop();
         assert!(
-            !build(&tagged, &recipes, &go, &cache, &mut seen)
+            !make(&tagged, &recipes, &go, &cache, &mut seen)
                 .unwrap()
                 .cached
         );
@@ -366,7 +438,7 @@ mod tests {
         let (go, recipes) = (fake_go(root.path()), sources(root.path()));
         fs::write(root.path().join("go.fail"), "").unwrap();
         let cache = UnitCache::open(root.path().join("build")).unwrap();
-        let error = build(&component(), &recipes, &go, &cache, &mut |_| {})
+        let error = make(&component(), &recipes, &go, &cache, &mut |_| {})
             .unwrap_err()
             .to_string();
         assert!(
@@ -378,7 +450,7 @@ mod tests {
 
     #[test]
     fn everything_missing_is_said_at_once() {
-        let missing = missing(&[component()], None);
+        let missing = missing(&[component()], false);
         assert_eq!(missing.len(), 2);
         assert!(missing[0].contains("Go toolchain"));
         assert_eq!(

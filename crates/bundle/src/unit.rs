@@ -5,7 +5,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,9 @@ const UNIT_FORMAT: u32 = 1;
 
 /// 64 bits are plenty to tell the handful of builds in one cache apart.
 const HASH_DIGITS: usize = 16;
+
+/// Builds of one unit that are kept: switching between a few versions or programs does not rebuild.
+const KEPT: usize = 5;
 
 /// Finished blobs of one component or image, in the cache.
 #[derive(Clone, Debug)]
@@ -155,6 +158,7 @@ impl UnitCache {
             fs::remove_dir_all(&directory).map_err(io_error("remove the damaged", &directory))?;
         }
         fs::rename(&result, &directory).map_err(io_error("rename to", &directory))?;
+        keep_newest(&self.root, &format!("{}-", file_name(name)), KEPT)?;
         Ok(Unit {
             directory,
             blobs,
@@ -164,11 +168,7 @@ impl UnitCache {
     }
 
     fn directory(&self, name: &str, hash: &str) -> PathBuf {
-        let name: String = name
-            .chars()
-            .map(|c| if matches!(c, '/' | ':') { '_' } else { c })
-            .collect();
-        self.root.join(format!("{name}-{hash}"))
+        self.root.join(format!("{}-{hash}", file_name(name)))
     }
 }
 
@@ -177,6 +177,33 @@ impl Unit {
     pub(crate) fn packed(&self, blob: &Blob) -> PathBuf {
         self.directory.join("blobs").join(&blob.sha256)
     }
+}
+
+/// Removes the directories `<prefix><16 hexadecimal digits>` in `root` but the `kept` newest.
+pub(crate) fn keep_newest(root: &Path, prefix: &str, kept: usize) -> Result<()> {
+    let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(root)
+        .map_err(io_error("read", root))?
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.to_str()
+                .and_then(|name| name.strip_prefix(prefix))
+                .is_some_and(|rest| {
+                    rest.len() == HASH_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit())
+                })
+        })
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    found.sort();
+    found.truncate(found.len().saturating_sub(kept));
+    for (_, directory) in found {
+        fs::remove_dir_all(&directory).map_err(io_error("remove the outdated", &directory))?;
+    }
+    Ok(())
+}
+
+fn file_name(unit: &str) -> String {
+    unit.replace(['/', ':'], "_")
 }
 
 /// Pretty-printed, so that a person can read it and `diff` works.
@@ -247,6 +274,21 @@ mod tests {
         UnitCache::open(directory.path().to_owned()).unwrap();
         assert!(!left.exists());
         assert!(!cache.get_or_make("a", "00", make).unwrap().cached);
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = UnitCache::open(directory.path().to_owned()).unwrap();
+        cache.get_or_make("ab", "00000000000000ff", make).unwrap();
+        for index in 0..KEPT + 2 {
+            cache
+                .get_or_make("a", &format!("{index:016x}"), make)
+                .unwrap();
+        }
+        assert!(cache.get("a", &format!("{:016x}", 1)).is_none());
+        assert!(cache.get("a", &format!("{:016x}", 2)).is_some());
+        assert!(cache.get("ab", "00000000000000ff").is_some());
     }
 
     #[test]

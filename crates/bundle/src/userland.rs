@@ -105,7 +105,11 @@ fn collect(package: &str) -> Result<Userland> {
             userland.link(&format!("/usr/sbin/{name}"), "xtables-nft-multi");
         }
     }
-    for name in ["bin", "lib", "lib64", "sbin"] {
+    let merged_usr = |name: &&str| fs::read_link(Path::new("/").join(name)).is_ok();
+    for name in ["bin", "lib", "lib64", "sbin"]
+        .into_iter()
+        .filter(merged_usr)
+    {
         userland.link(&format!("/{name}"), &format!("usr/{name}"));
     }
     Ok(userland)
