@@ -39,6 +39,7 @@ pub(crate) struct Metadata {
 
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("required" = ["machines"]))]
 pub(crate) struct SpecFile {
     /// The Kubernetes version, how it is brought up, and its components' settings.
     pub(crate) kubernetes: KubernetesFile,
@@ -70,7 +71,7 @@ pub(crate) struct SpecFile {
     /// Where the upstream binaries and images come from.
     pub(crate) bundle: BundleFile,
     /// The Linux machines the cluster is made of.
-    #[schemars(required, length(min = 1))]
+    #[schemars(length(min = 1))]
     pub(crate) machines: Vec<MachineFile>,
 }
 
@@ -165,7 +166,10 @@ pub(crate) struct EndpointFile {
     pub(crate) vrid: Option<u8>,
     /// VRRP priorities by machine name, 1–254; the highest one holds the VIP when all are well. Default: 100, 99, 98 …
     /// in the file's order.
-    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 254}))]
+    #[schemars(extend("additionalProperties" = {
+        "type": "integer", "minimum": 1, "maximum": 254,
+        "description": "VRRP priorities of backups are 1–254; 0 and 255 have meanings of their own (RFC 9568, section 5.2.4)."
+    }))]
     pub(crate) priorities: BTreeMap<String, u8>,
     /// Time between VRRP advertisements, 10ms to 40.95s; a dead holder is noticed after about three.
     #[schemars(extend("default" = "100ms"))]
@@ -255,7 +259,10 @@ pub(crate) struct EtcdFile {
     #[schemars(range(min = 1, max = 255), extend("default" = 52))]
     pub(crate) vrid: Option<u8>,
     /// VRRP priorities of etcd's VIP by machine name, 1–254. Default: 100, 99, 98 … in the file's order.
-    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 254}))]
+    #[schemars(extend("additionalProperties" = {
+        "type": "integer", "minimum": 1, "maximum": 254,
+        "description": "VRRP priorities of backups are 1–254; 0 and 255 have meanings of their own (RFC 9568, section 5.2.4)."
+    }))]
     pub(crate) priorities: BTreeMap<String, u8>,
     /// Largest size of the database, in GiB (etcd advises at most 8).
     #[serde(rename = "quotaGiB")]
@@ -420,16 +427,16 @@ pub(crate) struct BundleFile {
 
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("required" = ["address", "roles"]))]
 pub(crate) struct MachineFile {
     /// The machine's and node's name. Default: `m1`, `m2` … by its place in the list.
     pub(crate) name: Option<String>,
     /// The IPv4 or IPv6 address that all components use.
-    #[schemars(required)]
     pub(crate) address: Option<String>,
     /// Its other addresses; a dual-stack cluster needs one of the second family.
     pub(crate) addresses: Vec<String>,
     /// What the machine is for; it may have several roles.
-    #[schemars(required, length(min = 1))]
+    #[schemars(length(min = 1))]
     pub(crate) roles: Vec<RoleFile>,
     /// Node labels, reconciled at each apply.
     pub(crate) labels: BTreeMap<String, String>,

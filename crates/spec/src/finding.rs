@@ -54,7 +54,7 @@ pub struct Related {
 
 impl Finding {
     pub(crate) fn reason(&mut self, reason: impl Into<String>) -> &mut Self {
-        self.reason = Some(reason.into());
+        self.reason = Some(reason.into()).filter(|r| !r.is_empty());
         self
     }
 

@@ -15,6 +15,7 @@ mod schema;
 mod shape;
 mod spec;
 mod suggest;
+mod template;
 mod yaml;
 
 pub use codes::CODES;
@@ -23,3 +24,4 @@ pub use finding::{Finding, Related, Severity, render, to_json};
 pub use load::load;
 pub use schema::{reference, schema};
 pub use spec::*;
+pub use template::Template;

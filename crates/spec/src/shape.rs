@@ -133,15 +133,19 @@ impl Shape<'_, '_> {
                 .reason(sentence(schema))
                 .fix(example(last(at)));
         }
+        let mut of_items = schema["items"].clone();
+        if of_items.get("description").is_none() {
+            of_items["description"] = schema["description"].clone();
+        }
         let mut out = Vec::new();
         for (i, item) in items.iter().enumerate() {
             let here = at.join(i);
             if matches!(item.value, Value::Null) {
-                self.wrong_type(item, kind_of(&schema["items"]), &schema["items"], &here);
+                self.wrong_type(item, kind_of(&of_items), &of_items, &here);
             }
             // A wrong item keeps its place, so that later findings point at the right line.
-            let value = self.value(item, &schema["items"], &here);
-            match (value, schema["items"]["type"].as_str()) {
+            let value = self.value(item, &of_items, &here);
+            match (value, of_items["type"].as_str()) {
                 (Some(value), _) => out.push(value),
                 (None, Some("object")) => out.push(Json::Object(Map::new())),
                 (None, _) => {}
@@ -182,10 +186,7 @@ impl Shape<'_, '_> {
             None => format!("write one of {list}"),
         };
         let message = format!("`{text}` is no possible value of `{field}`");
-        let finding = self.document.error("unknown-value", at, message).fix(fix);
-        if !sentence(schema).is_empty() {
-            finding.reason(sentence(schema));
-        }
+        self.document.error("unknown-value", at, message).reason(sentence(schema)).fix(fix);
         None
     }
 
@@ -230,10 +231,7 @@ impl Shape<'_, '_> {
         };
         let message = format!("{of}`{field}` must be {wanted}, found {found}");
         let field = field.clone();
-        let finding = self.document.error("wrong-type", at, message);
-        if !sentence(schema).is_empty() {
-            finding.reason(sentence(schema));
-        }
+        let finding = self.document.error("wrong-type", at, message).reason(sentence(schema));
         let unquoted = match (&node.value, wanted) {
             (Value::Text(t), "a whole number") => t.trim().parse::<i64>().ok().map(|n| n.to_string()),
             (Value::Text(t), "true or false") => match t.to_lowercase().as_str() {
@@ -263,8 +261,10 @@ impl Shape<'_, '_> {
             format!("did you mean `{close}`?")
         } else if let Some(field) = elsewhere {
             format!("what other tools call `{name}` is `{field}` here")
-        } else if let [only] = moved.as_slice() {
-            format!("`{name}` belongs under `{}`", only.rsplit_once('.').map_or("the top", |(parent, _)| parent))
+        } else if (1..=3).contains(&moved.len()) {
+            let parents: Vec<String> =
+                moved.iter().filter_map(|m| m.rsplit_once('.')).map(|(parent, _)| format!("`{parent}`")).collect();
+            format!("`{name}` belongs under {}", parents.join(" or "))
         } else {
             format!("known here are {}", known.map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", "))
         };
@@ -316,7 +316,8 @@ fn last(at: &Path) -> &str {
 /// The field's own description as the reason.
 fn sentence(schema: &Json) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
-    text.split(" Default: ").next().unwrap_or(text).to_owned()
+    let text = text.split(" Default: ").next().unwrap_or(text).trim_end_matches('.');
+    if text.is_empty() { String::new() } else { format!("the reference says: {text}") }
 }
 
 fn kind_of(schema: &Json) -> &'static str {

@@ -251,6 +251,8 @@ impl Offsets<'_> {
             | serde_saphyr::Error::AliasReplayLimitExceeded { .. }
             | serde_saphyr::Error::AliasExpansionLimitExceeded { .. }
             | serde_saphyr::Error::AliasReplayStackDepthExceeded { .. } => SyntaxErrorKind::Limits,
+            // Of several kinds inside the parser.
+            other if other.to_string().contains("recursion limit") => SyntaxErrorKind::Limits,
             _ => SyntaxErrorKind::Syntax,
         };
         let span = error.location().map_or(0..0, |location| self.range(location));

@@ -107,7 +107,7 @@ pub(super) fn pairs(
             .collect();
         if let Some(first) = holders.first() {
             let (text, span) = (document.text, document.span(&first.at().join("roles")));
-            let more = if holders.len() > 1 { format!(" and {} more", holders.len() - 1) } else { String::new() };
+            let more = if holders.len() > 1 { format!(" (and {} more)", holders.len() - 1) } else { String::new() };
             document
                 .error("static-pod-without-kubelet", &at, format!("`as: static-pod`, but machine `{}`{more} runs no kubelet", first.name))
                 .reason("static Pods are started by kubelet, which only control planes and workers have")

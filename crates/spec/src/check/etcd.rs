@@ -54,7 +54,11 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
         EtcdTopology::Stacked => ("even-control-planes", "control planes, each with an etcd member,"),
         EtcdTopology::External => ("even-etcd-members", "etcd members"),
     };
-    let failures = |n: usize| if n == 1 { "1 failure".to_owned() } else { format!("{n} failures") };
+    let failures = |n: usize| match n {
+        0 => "none".to_owned(),
+        1 => "1 failure".to_owned(),
+        _ => format!("{n} failures"),
+    };
     if n > 0 && n % 2 == 0 {
         let last = members.last().map_or(at.clone(), |m| m.at());
         let less = failures(tolerates);

@@ -12,6 +12,8 @@ mod names;
 mod network;
 mod options;
 
+pub(crate) use kubernetes::DEFAULT_VERSION;
+
 use crate::document::{Document, at};
 use crate::file::ClusterFile;
 use crate::spec::{Access, Drill, Spec};
@@ -41,7 +43,7 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
         let ranges = network::taken(network, &file.network);
         let mut virtuals = Vec::new();
         let mut add = |at, what: &str, address: std::net::IpAddr| {
-            virtuals.push(network::Taken { at, what: format!("{what} {address}"), net: endpoint::single(address) });
+            virtuals.push(network::Taken { at, what: format!("{what} {address}"), field: "address", net: endpoint::single(address) });
         };
         if let Ok(Some(endpoint)) = &endpoint {
             add(at!["spec", "endpoint", "vip"], "the VIP", endpoint.vip);

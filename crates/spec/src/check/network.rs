@@ -26,6 +26,8 @@ const MIN_NODE_BITS: u8 = 4;
 pub(super) struct Taken {
     pub(super) at: Path,
     pub(super) what: String,
+    /// Where to write another one.
+    pub(super) field: &'static str,
     pub(super) net: IpNet,
 }
 
@@ -62,15 +64,15 @@ pub(super) fn network(document: &mut Document<'_>, file: &NetworkFile, drafts: &
 /// The ranges with their places, for [`overlaps`].
 pub(super) fn taken(network: &Network, file: &NetworkFile) -> Vec<Taken> {
     let at = at!["spec", "network"];
-    let of = |field: &str, what: &str, given: Option<&OneOrMany>, nets: &[IpNet]| -> Vec<Taken> {
+    let of = |(key, field): (&str, &'static str), what: &str, given: Option<&OneOrMany>, nets: &[IpNet]| -> Vec<Taken> {
         let written = if given.is_some() { "" } else { " (the default)" };
         nets.iter()
             .enumerate()
-            .map(|(i, net)| Taken { at: item(&at.join(field), given, i), what: format!("the {what} range {net}{written}"), net: *net })
+            .map(|(i, net)| Taken { at: item(&at.join(key), given, i), what: format!("the {what} range {net}{written}"), field, net: *net })
             .collect()
     };
-    let mut all = of("pods", "Pod", file.pods.as_ref(), &network.pods);
-    all.extend(of("services", "Service", file.services.as_ref(), &network.services));
+    let mut all = of(("pods", "`spec.network.pods`"), "Pod", file.pods.as_ref(), &network.pods);
+    all.extend(of(("services", "`spec.network.services`"), "Service", file.services.as_ref(), &network.services));
     all
 }
 
@@ -96,23 +98,27 @@ pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[
         if let Some((draft, first)) = inside.first() {
             let others = if inside.len() > 1 { format!(" (and {} more)", inside.len() - 1) } else { String::new() };
             let at = if draft.address == Some(*first) { draft.at().join("address") } else { draft.at().join("addresses") };
-            let span = document.span(&range.at);
+            let written = document.is_written(&range.at).then(|| document.span(&range.at));
             let name = &draft.name;
-            document
-                .error("machine-in-range", &at, format!("machine `{name}`'s address {first} is in {}{others}", range.what))
+            let finding = document
+                .error("machine-in-range", &at, format!("machine `{name}`'s address {first}{others} is in {}", range.what))
                 .reason("packets to the machine would be taken for packets to a Pod or Service and never leave the node")
-                .fix("choose a range that holds no machine")
-                .also(text, span, "the range");
+                .fix(format!("write a range that holds no machine in {}", range.field));
+            if let Some(span) = written {
+                finding.also(text, span, "the range");
+            }
         }
     }
     for virtual_address in virtuals {
         for range in ranges.iter().filter(|r| overlap(r.net, virtual_address.net)) {
-            let span = document.span(&range.at);
-            document
+            let written = document.is_written(&range.at).then(|| document.span(&range.at));
+            let finding = document
                 .error("vip-in-range", &virtual_address.at, format!("{} is in {}", virtual_address.what, range.what))
                 .reason("kube-proxy and the Pod network own those addresses on every node and would answer for it, or drop it")
-                .fix("choose an address outside of the Pod and Service ranges")
-                .also(text, span, "the range");
+                .fix(format!("choose an address outside of the Pod and Service ranges, or give another {}", range.field));
+            if let Some(span) = written {
+                finding.also(text, span, "the range");
+            }
         }
         for draft in drafts {
             if draft.all_addresses().iter().any(|a| virtual_address.net.contains(a)) {
@@ -235,7 +241,8 @@ fn ranges(document: &mut Document<'_>, at: &Path, given: Option<&OneOrMany>, def
 }
 
 fn shares(document: &mut Document<'_>, mask_at: &Path, range_at: &Path, net: IpNet, mask: u8, drafts: &[Draft<'_>]) {
-    let at = if document.is_written(mask_at) { mask_at } else { range_at };
+    let machines = at!["spec", "machines"];
+    let at = [mask_at, range_at].into_iter().find(|at| document.is_written(at)).unwrap_or(&machines);
     if mask < net.prefix_len() {
         document
             .error("pod-range-too-small", at, format!("a node's share (/{mask}) is larger than the whole Pod range {net}"))
