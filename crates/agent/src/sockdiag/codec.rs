@@ -8,9 +8,9 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// Length of `struct inet_diag_sockid`.
 const ID_LEN: usize = 48;
-/// Every state in which a client waits for its peer: ESTABLISHED, SYN_SENT, FIN_WAIT1/2, CLOSE_WAIT, LAST_ACK.
-/// TIME_WAIT needs no help and LISTEN, SYN_RECV are not clients.
-const CLIENT_STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9;
+/// Every state in which a process waits for its peer: ESTABLISHED, SYN_SENT, FIN_WAIT1/2, CLOSE_WAIT, LAST_ACK.
+/// TIME_WAIT needs no help, and LISTEN and SYN_RECV belong to nobody in particular.
+const CONNECTED_STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9;
 
 /// One TCP socket, with what is needed to destroy exactly this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +25,11 @@ pub struct Socket {
     pub destination: SocketAddr,
 }
 
-/// Asks for the client TCP sockets of one family whose remote port is `port`.
+/// Asks for the connected TCP sockets of one family whose remote port is `port`; 0 for all of them.
 pub(super) fn list(family: u8, port: u16) -> MessageBuilder {
     let mut id = [0; ID_LEN];
     id[2..4].copy_from_slice(&port.to_be_bytes());
-    request(SOCK_DIAG_BY_FAMILY, family, CLIENT_STATES, &id)
+    request(SOCK_DIAG_BY_FAMILY, family, CONNECTED_STATES, &id)
 }
 
 /// Asks to destroy one socket.

@@ -7,7 +7,7 @@
 mod codec;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 pub use codec::Socket;
@@ -63,10 +63,26 @@ pub fn find(victims: &Victims<'_>) -> Result<Vec<Socket>, Error> {
 
 /// Destroys matching sockets of the calling thread's network namespace; returns how many.
 pub fn destroy(victims: &Victims<'_>) -> Result<usize, Error> {
-    let found = find(victims)?;
+    destroy_these(&find(victims)?)
+}
+
+/// Destroys the connected TCP sockets whose local address is one of `addresses`, in the calling thread's namespace:
+/// their peers get a RST at once, as long as the addresses are still there. For VIPs that are about to move: without
+/// it an idle client would wait for its keepalive to find out.
+pub fn destroy_local(addresses: &[IpAddr]) -> Result<usize, Error> {
+    let mut netlink = Netlink::open(Protocol::SockDiag)?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let sockets = netlink.dump("listing TCP sockets", || codec::list(family as u8, 0), codec::read)?;
+        found.extend(sockets.into_iter().filter(|socket| addresses.contains(&socket.source.ip())));
+    }
+    destroy_these(&found)
+}
+
+fn destroy_these(found: &[Socket]) -> Result<usize, Error> {
     let mut netlink = Netlink::open(Protocol::SockDiag)?;
     let mut destroyed = 0;
-    for socket in &found {
+    for socket in found {
         match netlink.request(&format!("destroying the socket to {}", socket.destination), codec::destroy(socket)) {
             Ok(()) => destroyed += 1,
             // It closed by itself in the meantime.

@@ -16,7 +16,7 @@ use quorate_lb::AgentConfig;
 
 use crate::netlink::route::{Address, Routes};
 use crate::vrrp_io;
-use sys::{Change, Signals};
+use sys::{Change, Signals, Watched};
 
 /// First wait before the child is started again.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -111,10 +111,12 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
 /// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for.
 fn watch(signals: &Signals, child: Child, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
     let pid = child.id();
+    // Absent before Linux 5.3: then SIGCHLD alone has to tell.
+    let watched = Watched::open(pid).ok();
     let mut stop_by: Option<Instant> = None;
     loop {
         let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let came = signals.wait(timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        let came = signals.wait(watched.as_ref(), timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
         if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
             tracing::error!("the agent did not end within {STOP_TIMEOUT:?} and is killed");
             sys::signal(pid, libc::SIGKILL);
@@ -150,7 +152,7 @@ fn asked_to_stop_within(signals: &Signals, time: Duration) -> Result<bool, Error
         if left.is_zero() {
             return Ok(false);
         }
-        let came = signals.wait(Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        let came = signals.wait(None, Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
         if came.iter().any(|signal| matches!(*signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT)) {
             return Ok(true);
         }

@@ -55,13 +55,16 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Waits for a signal or the end of `timeout`; returns the signals that came.
-    pub(super) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<i32>> {
-        let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    /// Waits for a signal, the end of `child`, or the end of `timeout`; returns the signals that came.
+    pub(super) fn wait(&self, child: Option<&Watched>, timeout: Option<Duration>) -> io::Result<Vec<i32>> {
+        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // poll(2) skips negative descriptors.
+        let mut entries = [entry(self.0.as_raw_fd()), entry(child.map_or(-1, |child| child.0.as_raw_fd()))];
         let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
-        // SAFETY: one pollfd in a local that outlives the call.
-        if unsafe { libc::poll(&raw mut entry, 1, milliseconds) } < 0 {
-            return Err(io::Error::last_os_error());
+        // SAFETY: two pollfds in a local that outlives the call.
+        if unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) } < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(Vec::new()) } else { Err(error) };
         }
         let mut signals = Vec::new();
         loop {
@@ -75,6 +78,22 @@ impl Signals {
             }
             signals.push(info.ssi_signo as i32);
         }
+    }
+}
+
+/// The child as a descriptor that becomes readable when it ends (Linux 5.3), whatever becomes of SIGCHLD.
+#[derive(Debug)]
+pub(super) struct Watched(OwnedFd);
+
+impl Watched {
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: takes no pointers; the child has not been waited for, so its number is still its own.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor that nothing else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 }
 

@@ -180,8 +180,15 @@ impl Kernel {
 
     /// Removes a VIP if we hold it or it carries our mark (from an earlier life). An address without our mark is
     /// somebody else's, and removing it could cut the machine off.
-    pub(super) fn remove_vip(&mut self, instance: String, interface: &str, vip: Vip) -> Input {
+    ///
+    /// Clients connected to it get a RST first, so that they go to the new holder at once; `urgent` leaves that out,
+    /// since listing sockets takes milliseconds and another machine has the VIP already.
+    pub(super) fn remove_vip(&mut self, instance: String, interface: &str, vip: Vip, urgent: bool) -> Input {
         let held = self.held.remove(&vip.address).is_some();
+        if held && !urgent {
+            // A kernel that cannot do it was reported at start.
+            let _ = crate::sockdiag::destroy_local(&[vip.address]);
+        }
         let result = self.remove(interface, vip, held).map_err(|error| error.to_string());
         if result.is_err() && held {
             self.held.insert(vip.address, vip);

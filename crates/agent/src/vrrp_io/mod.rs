@@ -14,7 +14,8 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use quorate_lb::{Action, AgentConfig, Event, Input, Now};
+use quorate_lb::vrrp::Routers;
+use quorate_lb::{Action, Agent, AgentConfig, Event, Input, Now};
 
 use io::Kernel;
 pub(crate) use sys::realtime;
@@ -23,6 +24,9 @@ use sys::Waker;
 /// A failure that goes on is reported again after this time.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
 
+/// From here on a wake-up is taken for the end of a pause (SIGSTOP, a suspended machine) rather than for a busy moment.
+const LATE: Duration = Duration::from_millis(50);
+
 /// The decision core as this thread drives it.
 pub trait Engine: Send + 'static {
     /// Takes one input; `now` never goes back.
@@ -30,7 +34,43 @@ pub trait Engine: Send + 'static {
     /// What is to be done next, in order.
     fn poll_action(&mut self) -> Option<Action>;
     /// When `Input::Tick` is due at the latest.
-    fn poll_timeout(&self) -> Option<Now>;
+    fn poll_timeout(&mut self) -> Option<Now>;
+    /// Everything is given up after `Input::Stop`. A core that says so by `Action::Stopped` need not.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+impl Engine for Routers {
+    fn handle(&mut self, now: Now, input: Input) {
+        Self::handle(self, now, &input);
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        Self::poll_action(self)
+    }
+
+    fn poll_timeout(&mut self) -> Option<Now> {
+        Self::poll_timeout(self)
+    }
+
+    fn is_stopped(&self) -> bool {
+        Self::is_stopped(self)
+    }
+}
+
+impl Engine for Agent {
+    fn handle(&mut self, now: Now, input: Input) {
+        Self::handle(self, now, input);
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        Self::poll_action(self)
+    }
+
+    fn poll_timeout(&mut self) -> Option<Now> {
+        Self::poll_timeout(self)
+    }
 }
 
 /// What the thread hands to the rest of the process.
@@ -136,6 +176,13 @@ impl<E> InputSender<E> {
         }
     }
 
+    /// Has something done to the core on its own thread, without waiting for it. Keep it short.
+    pub fn tell(&self, order: impl FnOnce(&mut E, Now) + Send + 'static) {
+        if self.messages.send(Message::Query(Box::new(order))).is_ok() {
+            self.waker.wake();
+        }
+    }
+
     /// Asks the core something on its own thread; `None` when that has ended. Keep it short: time stands still there.
     pub fn query<T: Send + 'static>(&self, question: impl FnOnce(&mut E, Now) -> T + Send + 'static) -> Option<T> {
         let (answer, result) = mpsc::sync_channel(1);
@@ -143,6 +190,14 @@ impl<E> InputSender<E> {
         self.messages.send(Message::Query(ask)).ok()?;
         self.waker.wake();
         result.recv().ok()
+    }
+}
+
+impl InputSender<Routers> {
+    /// Whether the local `frontend` has a backend to pass connections to; the VIPs that track it move when it has not.
+    pub fn set_path(&self, frontend: &str, usable: bool) {
+        let frontend = frontend.to_owned();
+        self.tell(move |routers, now| routers.set_path(now, &frontend, usable));
     }
 }
 
@@ -216,6 +271,7 @@ pub fn spawn<E: Engine>(
         known: HashMap::new(),
         reported: HashMap::new(),
         stopped: false,
+        late: false,
     };
     let thread = std::thread::Builder::new()
         .name("vrrp".to_owned())
@@ -240,6 +296,9 @@ fn become_realtime() -> Shortcomings {
     if let Err(error) = sys::lock_memory() {
         list.push(format!("memory is not locked (mlockall, needs CAP_IPC_LOCK or a high LimitMEMLOCK): {error}"));
     }
+    if let Err(error) = crate::sockdiag::supported() {
+        list.push(format!("clients of a moving VIP or a dead backend are not freed at once: {error}"));
+    }
     Shortcomings(list)
 }
 
@@ -256,19 +315,20 @@ struct Worker<E> {
     /// When each failure was reported last.
     reported: HashMap<String, Now>,
     stopped: bool,
+    /// This wake-up came so late that another machine may hold our VIPs.
+    late: bool,
 }
 
 impl<E: Engine> Worker<E> {
     fn run(&mut self) {
         self.input(Input::Start);
         self.tell_links();
-        while !self.stopped {
+        while !self.stopped && !self.engine.is_stopped() {
             let deadline = self.engine.poll_timeout();
             let timeout = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
             if let Err(error) = self.kernel.wait(&self.waker, timeout) {
-                // Only a programming error gets here; hand the VIPs over rather than hold them blindly.
+                // Only a programming error gets here; dropping the kernel side removes the VIPs rather than hold them blindly.
                 self.failed("waiting for events", &error.to_string());
-                self.input(Input::Stop);
                 return;
             }
             self.counters.wakeups.fetch_add(1, Ordering::Relaxed);
@@ -284,8 +344,9 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn note_lateness(&self, deadline: Option<Duration>) {
+    fn note_lateness(&mut self, deadline: Option<Duration>) {
         let late = deadline.map_or(Duration::ZERO, |deadline| sys::now().saturating_sub(deadline));
+        self.late = late >= LATE;
         self.counters.worst_lateness_us.fetch_max(late.as_micros() as u64, Ordering::Relaxed);
     }
 
@@ -326,7 +387,10 @@ impl<E: Engine> Worker<E> {
                         self.tell_links();
                     }
                 }
-                Ok(Message::Query(query)) => query(&mut self.engine, sys::now()),
+                Ok(Message::Query(query)) => {
+                    query(&mut self.engine, sys::now());
+                    self.carry_out();
+                }
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => return self.input(Input::Stop),
             }
@@ -335,16 +399,23 @@ impl<E: Engine> Worker<E> {
 
     /// Gives one input to the core and carries out everything that follows from it.
     fn input(&mut self, input: Input) {
-        let mut next = Some(input);
-        let mut answers = std::collections::VecDeque::new();
-        while let Some(input) = next.take().or_else(|| answers.pop_front()) {
-            let now = sys::now();
-            if self.record {
-                (self.sink)(Outgoing::Recorded(now, input.clone()));
-            }
-            self.engine.handle(now, input);
-            while let Some(action) = self.engine.poll_action() {
-                answers.extend(self.apply(action));
+        self.give(input);
+        self.carry_out();
+    }
+
+    fn give(&mut self, input: Input) {
+        let now = sys::now();
+        if self.record {
+            (self.sink)(Outgoing::Recorded(now, input.clone()));
+        }
+        self.engine.handle(now, input);
+    }
+
+    /// Carries out what the core wants, and tells it what became of it.
+    fn carry_out(&mut self) {
+        while let Some(action) = self.engine.poll_action() {
+            if let Some(answer) = self.apply(action) {
+                self.give(answer);
             }
         }
     }
@@ -353,7 +424,9 @@ impl<E: Engine> Worker<E> {
     fn apply(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::AddVip { instance, interface, vip } => Some(self.kernel.add_vip(instance, &interface, vip)),
-            Action::RemoveVip { instance, interface, vip } => Some(self.kernel.remove_vip(instance, &interface, vip)),
+            Action::RemoveVip { instance, interface, vip } => {
+                Some(self.kernel.remove_vip(instance, &interface, vip, self.late))
+            }
             Action::SendVrrp { interface, source, destination, payload, .. } => {
                 if let Some(error) = self.kernel.send(&interface, source, destination, &payload) {
                     self.failed(&format!("advertising to {destination} on {interface}"), &error);
@@ -366,12 +439,8 @@ impl<E: Engine> Worker<E> {
                 }
                 None
             }
-            Action::Stopped => {
-                self.stopped = true;
-                (self.sink)(Outgoing::Action(Action::Stopped));
-                None
-            }
             other => {
+                self.stopped |= other == Action::Stopped;
                 (self.sink)(Outgoing::Action(other));
                 None
             }

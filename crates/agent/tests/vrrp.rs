@@ -1,0 +1,416 @@
+//! VRRP as clients see it: some machines with real packets, real addresses and a TCP service on the VIP.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a test program with a main of its own")]
+
+mod netns;
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use netns::{Lab, Machine, Process, full, signal_pid, skipped, until};
+use quorate_agent::vrrp_io::{Options, Outgoing};
+use quorate_agent::{supervise, vrrp_io};
+use quorate_lb::config::{ApiVersion, Kind};
+use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
+use quorate_lb::{Action, AgentConfig, Event, Input};
+
+const VIP4: &str = "10.231.0.100";
+const VIP6: &str = "fd31::100";
+const PORT: u16 = 8443;
+const SECRET: &str = "a secret of thirty-two octets ...";
+
+fn main() {
+    if let Some(path) = std::env::var_os("QT_CONFIG") {
+        return machine(&path);
+    }
+    netns::main(&[
+        ("hard_kills_move_the_vip_within_half_a_second", hard_kills_move_the_vip_within_half_a_second as fn()),
+        ("clean_stop_loses_no_connection", clean_stop_loses_no_connection as fn()),
+        ("killed_and_stopped_processes_leave_no_vip", killed_and_stopped_processes_leave_no_vip as fn()),
+        ("a_vip_removed_by_someone_else_comes_back", a_vip_removed_by_someone_else_comes_back as fn()),
+        ("starved_and_lossy_machines_do_not_flap", starved_and_lossy_machines_do_not_flap as fn()),
+        ("starvation_of_one_side_moves_nothing", starvation_of_one_side_moves_nothing as fn()),
+    ]);
+}
+
+/// What the tests start as a machine's agent. Configuration and role come from the environment.
+fn machine(path: &std::ffi::OsStr) {
+    let text = std::fs::read_to_string(path).expect("configuration");
+    let config: AgentConfig = serde_json::from_str(&text).expect("configuration");
+    assert_eq!(config.validate(), []);
+    if std::env::var_os("QT_SUPERVISED").is_some() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("program"));
+        child.env_remove("QT_SUPERVISED");
+        let ended = supervise::supervised(&config, child).expect("supervising");
+        std::process::exit(ended.code());
+    }
+    agent(&config);
+}
+
+fn agent(config: &AgentConfig) {
+    for address in [format!("0.0.0.0:{PORT}"), format!("[::]:{}", PORT + 1)] {
+        let listener = TcpListener::bind(address).expect("listening");
+        let name = config.node.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = std::io::Write::write_all(&mut { stream }, name.as_bytes());
+            }
+        });
+    }
+    let keys: Keyring = config
+        .vrrp
+        .iter()
+        .map(|one| (one.name.clone(), one.auth.keys.iter().map(|key| SecretKey::new(key.id, SECRET.as_bytes()).expect("key")).collect()))
+        .collect();
+    let start = Instant::now();
+    let boot = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock").as_millis() as u64;
+    let engine = Routers::new(&config.vrrp, keys, boot);
+    let options = Options { realtime: true, record: false };
+    let (handle, shortcomings) = vrrp_io::spawn(config, engine, options, move |outgoing| {
+        if let Outgoing::Action(Action::Report { event }) = outgoing {
+            eprintln!("{:?} {event:?}", start.elapsed());
+            if let Event::VrrpState { to, .. } = event {
+                eprintln!("STATE {to:?}");
+            }
+        }
+    })
+    .expect("VRRP thread");
+    eprintln!("started, shortcomings: {:?}", shortcomings.0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).expect("signal").recv().await;
+    });
+    handle.sender().send(Input::Stop);
+    let counters = Arc::clone(handle.counters());
+    handle.join();
+    eprintln!("stopped, {counters:?}");
+    std::process::exit(0);
+}
+
+fn config(machine: &Machine, priority: u8, machines: u8) -> AgentConfig {
+    let mut config = AgentConfig::new(format!("m{}", machine.number));
+    let others = (1..=machines).filter(|number| *number != machine.number);
+    let instance = |name: &str, vrid: u8, source: String, vip: &str, peers: Vec<String>| {
+        serde_json::from_value(serde_json::json!({
+            "name": name, "vrid": vrid, "interface": "eth0", "source": source, "vips": [vip],
+            "priority": priority, "peers": peers,
+            "auth": {"mode": "enforce", "keys": [{"id": 1, "file": "/unused"}]},
+        }))
+        .expect("instance")
+    };
+    let peers = |prefix: &str| others.clone().map(|number| format!("{prefix}{number}")).collect();
+    assert_eq!((config.api_version, config.kind), (ApiVersion::V1, Kind::Agent));
+    config.vrrp = vec![
+        instance("v4", 51, machine.v4().to_string(), VIP4, peers("10.231.0.")),
+        instance("v6", 52, machine.v6().to_string(), VIP6, peers("fd31::")),
+    ];
+    config
+}
+
+struct Node {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Node {
+    fn start(lab: &Lab, machine: &Machine, config: &AgentConfig, supervised: bool) -> Self {
+        let name = format!("m{}", machine.number);
+        let text = serde_json::to_string(config).expect("JSON");
+        let path = lab.write(&format!("{name}.json"), &text);
+        let log = lab.log(&format!("{name}.log"));
+        let mut environment = vec![("QT_CONFIG", path.to_str().expect("path"))];
+        if supervised {
+            environment.push(("QT_SUPERVISED", "1"));
+        }
+        Self { process: machine.start(&environment, &log), log }
+    }
+
+    /// The agent proper, which for a supervised one is the child.
+    fn agent_pid(&self) -> u32 {
+        self.process.children().first().copied().unwrap_or(self.process.pid())
+    }
+
+    fn states(&self) -> usize {
+        count(&self.log, "STATE ")
+    }
+}
+
+fn count(log: &Path, what: &str) -> usize {
+    std::fs::read_to_string(log).unwrap_or_default().lines().filter(|line| line.contains(what)).count()
+}
+
+fn holders(lab: &Lab, vip: &str) -> Vec<u8> {
+    lab.machines.iter().filter(|machine| machine.has(vip)).map(|machine| machine.number).collect()
+}
+
+/// One request of the client.
+#[derive(Debug, Clone)]
+struct Attempt {
+    start: Instant,
+    took: Duration,
+    /// Who answered.
+    answer: Option<String>,
+}
+
+/// A client that asks the VIP over and over, from its own machine.
+struct Client {
+    results: Arc<Mutex<Vec<Attempt>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Client {
+    /// `patience` bounds each attempt; the next one follows after a pause of 1 ms.
+    fn start(machine: &Machine, address: SocketAddr, patience: Duration) -> Self {
+        let results = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (namespace, sink, ended) = (machine.namespace(), Arc::clone(&results), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let connect = || {
+                let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+                stream.set_read_timeout(Some(patience)).ok()?;
+                let mut name = String::new();
+                stream.read_to_string(&mut name).ok()?;
+                (!name.is_empty()).then_some(name)
+            };
+            // As Kubernetes clients do, a request whose connection was cut is tried again, once and at once.
+            let attempt = || connect().or_else(connect);
+            let result = quorate_agent::netlink::in_namespaces(&[namespace], |_| {
+                while !ended.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    let answer = attempt();
+                    sink.lock().expect("lock").push(Attempt { start, took: start.elapsed(), answer });
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            result.expect("client thread");
+        });
+        Self { results, stop, thread: Some(thread) }
+    }
+
+    fn seen_since(&self, since: Instant) -> Vec<Attempt> {
+        self.results.lock().expect("lock").iter().filter(|attempt| attempt.start >= since).cloned().collect()
+    }
+
+    /// When an attempt begun after `since` first succeeded, counted from `since`.
+    fn usable_again(&self, since: Instant, within: Duration, other_than: &str) -> Option<Duration> {
+        let find = || {
+            let results = self.results.lock().expect("lock");
+            let good = |attempt: &&Attempt| attempt.answer.as_deref().is_some_and(|name| name != other_than);
+            let mut after = results.iter().skip_while(|attempt| attempt.start < since).filter(good);
+            after.next().map(|attempt| attempt.start + attempt.took - since)
+        };
+        until(within, || find().is_some()).then(find).flatten()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn vip_v4() -> SocketAddr {
+    SocketAddr::new(VIP4.parse().expect("address"), PORT)
+}
+
+fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
+    samples.sort_unstable();
+    samples[(samples.len() * percent).div_ceil(100).clamp(1, samples.len()) - 1]
+}
+
+fn hard_kills_move_the_vip_within_half_a_second() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("kill", 4);
+    let (nodes_at, client_at) = lab.machines.split_at(3);
+    let start = |at: usize| Node::start(&lab, &nodes_at[at], &config(&nodes_at[at], 100 + 10 * at as u8, 3), true);
+    let mut nodes: Vec<Node> = (0..3).map(start).collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [3] && holders(&lab, VIP6) == [3]), "no first holder");
+    let client = Client::start(&client_at[0], vip_v4(), Duration::from_millis(50));
+    let rounds = if full() { 60 } else { 10 };
+    let mut samples = Vec::new();
+    for round in 0..rounds {
+        let mut holder = Vec::new();
+        assert!(until(Duration::from_secs(5), || {
+            holder = holders(&lab, VIP4);
+            holder.len() == 1
+        }), "round {round}: holders {holder:?}");
+        // Wait until the preemption of the last round is over and the service answers.
+        let highest = nodes_at.iter().map(|machine| machine.number).max();
+        assert!(until(Duration::from_secs(10), || holders(&lab, VIP4).first().copied() == highest && holders(&lab, VIP4).len() == 1));
+        std::thread::sleep(Duration::from_millis(300));
+        let number = highest.expect("highest");
+        let index = usize::from(number) - 1;
+        let dead = Instant::now();
+        if round % 2 == 0 {
+            // The process dies; its machine lives.
+            signal_pid(nodes[index].agent_pid(), "KILL");
+            assert!(until(Duration::from_millis(50), || !nodes_at[index].has(VIP4)), "round {round}: VIP outlived its process");
+        } else {
+            // The machine dies: nothing is sent or received any more, and nothing removes the VIP in time.
+            nodes_at[index].connect(false);
+        }
+        let usable = client.usable_again(dead, Duration::from_secs(5), &format!("m{number}"));
+        samples.push(usable.unwrap_or_else(|| panic!("round {round}: VIP not usable again")));
+        if round % 2 == 1 {
+            // The supervisor first, or it would start another agent.
+            let (supervisor, agent) = (nodes[index].process.pid(), nodes[index].agent_pid());
+            signal_pid(supervisor, "KILL");
+            signal_pid(agent, "KILL");
+            nodes_at[index].connect(true);
+            nodes[index] = start(index);
+        }
+    }
+    let p50 = percentile(&mut samples, 50);
+    let p99 = percentile(&mut samples, 99);
+    println!("usable again after a hard kill: n={rounds} p50={p50:?} p99={p99:?} worst={:?}", samples.last());
+    assert!(p99 <= Duration::from_millis(500), "{samples:?}");
+}
+
+fn clean_stop_loses_no_connection() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("stop", 3);
+    let (nodes_at, client_at) = lab.machines.split_at(2);
+    let start = |at: usize| Node::start(&lab, &nodes_at[at], &config(&nodes_at[at], 100 + 10 * at as u8, 2), true);
+    let mut nodes: Vec<Node> = (0..2).map(start).collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]), "no first holder");
+    let client = Client::start(&client_at[0], vip_v4(), Duration::from_secs(2));
+    let mut worst = Duration::ZERO;
+    for round in 0..if full() { 20 } else { 4 } {
+        std::thread::sleep(Duration::from_millis(300));
+        let begin = Instant::now();
+        nodes[1].process.signal("TERM");
+        assert!(nodes[1].process.wait_for(Duration::from_secs(3)), "round {round}: does not end");
+        assert!(until(Duration::from_secs(1), || holders(&lab, VIP4) == [1]));
+        let moved = client.usable_again(begin, Duration::from_secs(2), "m2").expect("usable again");
+        std::thread::sleep(Duration::from_millis(200));
+        let seen = client.seen_since(begin);
+        let failed = seen.iter().filter(|attempt| attempt.answer.is_none()).count();
+        let slowest = seen.iter().map(|attempt| attempt.took).max().unwrap_or_default();
+        worst = worst.max(slowest);
+        println!("clean stop {round}: moved after {moved:?}, {} requests, {failed} failed, slowest {slowest:?}", seen.len());
+        assert_eq!(failed, 0);
+        nodes[1] = start(1);
+        assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]));
+    }
+    assert!(worst <= Duration::from_millis(50), "slowest request around a clean stop took {worst:?}");
+}
+
+fn killed_and_stopped_processes_leave_no_vip() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("purge", 2);
+    let nodes: Vec<Node> =
+        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), true)).collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]), "no first holder");
+
+    // SIGSTOP: the supervisor takes the VIP away at once, so there are never two owners, not even after SIGCONT.
+    let agent = nodes[1].agent_pid();
+    signal_pid(agent, "STOP");
+    assert!(until(Duration::from_millis(50), || !lab.machines[1].has(VIP4)), "a stopped process keeps the VIP");
+    assert!(until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]));
+    let watch = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let begin = Instant::now();
+            let mut double = Duration::ZERO;
+            let mut since: Option<Instant> = None;
+            while begin.elapsed() < Duration::from_millis(1500) {
+                match holders(&lab, VIP4).len() {
+                    0 | 1 => since = None,
+                    _ => double = double.max(since.get_or_insert_with(Instant::now).elapsed()),
+                }
+            }
+            double
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        signal_pid(agent, "CONT");
+        watcher.join().expect("watcher")
+    });
+    // A hand-over back to the higher priority overlaps by less than one interval.
+    assert!(watch <= Duration::from_millis(120), "two owners for {watch:?} after SIGCONT");
+    assert!(until(Duration::from_secs(3), || holders(&lab, VIP4) == [2]));
+
+    // The supervisor dies: the agent hands over in order.
+    nodes[1].process.signal("KILL");
+    assert!(until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]), "orphan keeps the VIP");
+}
+
+fn a_vip_removed_by_someone_else_comes_back() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("foreign", 1);
+    let machine = &lab.machines[0];
+    let mut config = config(machine, 100, 2);
+    config.vrrp.truncate(1);
+    let _node = Node::start(&lab, machine, &config, false);
+    assert!(until(Duration::from_secs(5), || machine.has(VIP4)));
+    machine.must("ip", &["address", "del", &format!("{VIP4}/32"), "dev", "eth0"]);
+    assert!(until(Duration::from_secs(1), || machine.has(VIP4)), "VIP was not added again");
+}
+
+fn starved_and_lossy_machines_do_not_flap() {
+    if skipped(&["ip", "nft"]) {
+        return;
+    }
+    let lab = Lab::new("starve", 2);
+    let nodes: Vec<Node> =
+        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false)).collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2] && holders(&lab, VIP6) == [2]));
+    let before: Vec<usize> = nodes.iter().map(Node::states).collect();
+
+    // Ten busy processes per core for two seconds.
+    let mut busy: Vec<std::process::Child> = (0..20)
+        .map(|_| std::process::Command::new("timeout").args(["2", "sh", "-c", "while :; do :; done"]).spawn().expect("busy loop"))
+        .collect();
+    busy.iter_mut().for_each(|child| drop(child.wait()));
+    let after: Vec<usize> = nodes.iter().map(Node::states).collect();
+    assert_eq!(before, after, "state changes under CPU starvation");
+
+    // Every tenth packet of either machine is lost.
+    for machine in &lab.machines {
+        machine.must("nft", &["add table inet loss; add chain inet loss in { type filter hook input priority -300; }; add rule inet loss in meta l4proto 112 numgen random mod 100 < 10 drop"]);
+    }
+    std::thread::sleep(Duration::from_secs(if full() { 30 } else { 5 }));
+    let after: Vec<usize> = nodes.iter().map(Node::states).collect();
+    println!("10 % loss: state changes {before:?} -> {after:?}");
+    assert_eq!(before, after, "state changes under 10 % loss");
+}
+
+fn starvation_of_one_side_moves_nothing() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    // The backup is stopped for two seconds: when it goes on, the master's silence is of its own making.
+    let lab = Lab::new("pause", 2);
+    let nodes: Vec<Node> =
+        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false)).collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]));
+    let before = nodes[0].states();
+    for _ in 0..if full() { 10 } else { 2 } {
+        nodes[0].process.signal("STOP");
+        std::thread::sleep(Duration::from_secs(2));
+        nodes[0].process.signal("CONT");
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    assert_eq!(before, nodes[0].states(), "the backup acted on silence of its own making");
+    assert_eq!(holders(&lab, VIP4), [2]);
+
+    // A master that is resumed without a supervisor gives up what another holds by now.
+    nodes[1].process.signal("STOP");
+    assert!(until(Duration::from_secs(2), || lab.machines[0].has(VIP4)));
+    nodes[1].process.signal("CONT");
+    assert!(until(Duration::from_millis(60), || !lab.machines[1].has(VIP4)), "a resumed master keeps a stale VIP");
+}
