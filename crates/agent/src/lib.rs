@@ -2,6 +2,7 @@
 pub mod arp;
 pub mod bpf;
 pub mod netlink;
+pub mod proxy;
 pub mod sockdiag;
 pub mod supervise;
 pub mod vrrp_io;
