@@ -302,10 +302,10 @@ impl<'a> Wanted<'a> {
         read::differences(wanted, &found, &ca, self.context.facts.taken_unix)
     }
 
-    /// An authority's certificate, and its key where the inventory says so.
-    pub(crate) fn authority(&mut self, ca: Ca) {
+    /// An authority's certificate below `folder`, and its key where the inventory says so.
+    pub(crate) fn authority(&mut self, ca: Ca, folder: &str) {
         let rows: Vec<AuthorityWanted> =
-            self.context.inventory.authorities.iter().filter(|row| row.ca == ca && row.machine == self.machine.name).cloned().collect();
+            self.context.inventory.authorities.iter().filter(|row| row.ca == ca && row.machine == self.machine.name && row.certificate.starts_with(folder)).cloned().collect();
         for row in rows {
             self.file(&row.certificate, &row.owner.user, 0o644, Content::Authority { name: ca.name().into() });
             if let Some(key) = &row.key {

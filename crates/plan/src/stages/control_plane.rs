@@ -41,7 +41,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 fn certificates(wanted: &mut Wanted<'_>) {
     wanted.directory(&paths::pki("etcd"), "root", 0o700);
     for ca in Ca::ALL {
-        wanted.authority(ca);
+        wanted.authority(ca, paths::PKI);
     }
     wanted.secret(&paths::pki("sa.key"), "root", quorate_facts::SecretId::ServiceAccountKey);
     let id = quorate_facts::SecretId::ServiceAccountPublicKey;

@@ -27,15 +27,16 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         let Some(mut wanted) = draft.machine(machine) else { continue };
         lacks(&wanted, &mut notes);
         let Some(config) = agent::config(context.spec, machine, wanted.host) else {
-            if machine.is_node() {
-                wanted.authority(Ca::Cluster);
+            if machine.is_node() && !machine.is_control_plane() {
+                wanted.authority(Ca::Cluster, paths::PKI);
                 draft.add(wanted, &[]);
             }
             continue;
         };
-        if machine.is_node() {
-            wanted.authority(Ca::Cluster);
-        } else {
+        // Control planes have it already.
+        if machine.is_node() && !machine.is_control_plane() {
+            wanted.authority(Ca::Cluster, paths::PKI);
+        } else if !machine.is_node() {
             wanted.file(agent::CA, "root", 0o644, Content::Authority { name: Ca::Cluster.name().into() });
         }
         if agent::needs_key(&config) {

@@ -28,7 +28,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     for machine in reached {
         let Some(mut wanted) = draft.machine(machine) else { continue };
         let member = Member { name: machine.name.clone(), address: machine.address };
-        files(&mut wanted, &member);
+        files(&mut wanted);
         let data = has_data(context, machine);
         let known = live.and_then(|live| live.members.iter().find(|found| is(found, &member)));
         let joining = match (live, known) {
@@ -42,7 +42,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     message: "no etcd member answers, and this one has no data to start from; it joins once the others are up".into(),
                     hint: Some("run `quorate apply` again when etcd answers".into()),
                 });
-                draft.add(without_unit(wanted), &[]);
+                draft.add(wanted, &[]);
                 continue;
             }
             (None, _) | (Some(_), Some(EtcdMember { healthy: true, .. })) => false,
@@ -88,8 +88,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned { stage: draft.stage, notes }
 }
 
-fn files(wanted: &mut Wanted<'_>, _member: &Member) {
-    wanted.authority(Ca::Etcd);
+fn files(wanted: &mut Wanted<'_>) {
+    wanted.authority(Ca::Etcd, paths::ETCD);
     for id in ["etcd-server", "etcd-peer", "etcd-healthcheck-client"] {
         wanted.certificate(id);
     }
@@ -98,10 +98,6 @@ fn files(wanted: &mut Wanted<'_>, _member: &Member) {
 fn bootstrap(wanted: &mut Wanted<'_>, members: &[Member], context: &Context<'_>, existing: bool) {
     let token = format!("quorate-{}", context.spec.name);
     wanted.file(&format!("{}/bootstrap.env", paths::ETCD), "root", 0o600, Content::text(component::bootstrap(members, &token, existing)));
-}
-
-fn without_unit(wanted: Wanted<'_>) -> Wanted<'_> {
-    wanted
 }
 
 /// Remove what is left of an earlier life of this member, then add it as a learner.

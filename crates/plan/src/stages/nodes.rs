@@ -1,6 +1,5 @@
 //! Nodes: kubelets join by bootstrap token and CSR, kube-proxy runs.
 
-use quorate_pki::inventory::Ca;
 use quorate_spec::Machine;
 use serde_json::{json, Value};
 
@@ -70,7 +69,6 @@ fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
     let context = wanted.context;
     let spec = context.spec;
     let profile = wanted.profile();
-    wanted.authority(Ca::Cluster);
     let server = spec.endpoint_url_for(wanted.machine);
     if joining {
         let path = format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES);

@@ -1,0 +1,20 @@
+//! Every node's own way to the API works, where that is not the endpoint.
+
+use futures_util::future::join_all;
+use quorate_spec::Access;
+
+use crate::checks::endpoint::ready;
+use crate::{Check, Cluster, check};
+
+pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+    let address = match &cluster.spec.access {
+        Access::Endpoint => return Vec::new(),
+        Access::Proxy { listen } => *listen,
+        Access::Ipvs { virtual_address, .. } | Access::Ebpf { virtual_address } => *virtual_address,
+    };
+    let nodes = cluster.spec.nodes().into_iter().filter(|node| !node.is_control_plane() || matches!(cluster.spec.access, Access::Proxy { .. }));
+    join_all(nodes.filter_map(|node| Some((node, cluster.machine(&node.name)?))).map(|(node, machine)| async move {
+        check("access", &node.name, ready(machine, &address.to_string(), "/etc/kubernetes/pki/ca.crt", "on the machine: journalctl -u quorate-agent")).await
+    }))
+    .await
+}
