@@ -1,0 +1,49 @@
+//! Why a run could not begin. What goes wrong while it runs is part of its [`crate::Outcome`].
+
+use std::path::PathBuf;
+
+use crate::lock::Holder;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+
+    #[error(transparent)]
+    Pki(#[from] quorate_pki::Error),
+
+    #[error("another run works on this cluster: {}", holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Locked { holders: Vec<Holder> },
+
+    #[error("no control plane gave the lock: {}", reasons.join("; "))]
+    NoLock { reasons: Vec<String> },
+
+    #[error("there is no run {id} in {}", folder.display())]
+    NoSuchRun { id: String, folder: PathBuf },
+
+    #[error("{}: {reason}", path.display())]
+    Journal { path: PathBuf, reason: String },
+
+    /// A second authority for a living cluster would lock everybody out of it.
+    #[error("{} holds no authorities, but {machine} belongs to a cluster already", folder.display())]
+    ForeignCluster { folder: PathBuf, machine: String },
+}
+
+impl Error {
+    /// The way out, where there is a usual one.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Locked { holders } if holders.iter().all(|holder| holder.expired) => "its time has run out; run again".into(),
+            Self::Locked { .. } => "wait for it to end; if it is certainly dead, take the lock with --steal: its changes are refused from then on".into(),
+            Self::NoLock { .. } => "see why they could not be reached; `quorate status` asks each".into(),
+            Self::NoSuchRun { .. } => "`quorate runs` lists them".into(),
+            Self::ForeignCluster { .. } => "fetch the authorities back with `quorate recover`, or `quorate reset` the machines first".into(),
+            Self::Io { .. } | Self::Pki(_) | Self::Journal { .. } => return None,
+        })
+    }
+}
+
+pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::Io { action, path, source }
+}

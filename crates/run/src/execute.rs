@@ -1,0 +1,506 @@
+//! Carrying a plan out. No choices are made here: stages in order; in a stage, every step whose needs are done runs; a
+//! step is check → act → confirm; what fails is said, and what it means follows from the plan (`essential`, `needs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quorate_machine::{MachineError, MachineRef};
+use quorate_plan::{Action, Plan, Stage, Step};
+use quorate_pki::inventory::Host;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::action;
+use crate::blobs;
+use crate::catalogue::Catalogue;
+use crate::condition;
+use crate::event::{Event, Listener, ms};
+use crate::fleet::Fleet;
+use crate::journal::{Journal, Record, RunId, now_ms};
+use crate::kube::{Api, ApiError};
+use crate::lock::Lock;
+use crate::operator::{Identity, Operator, random};
+use crate::session::{Session, apis};
+use crate::stop::Stop;
+
+/// Pause before the second attempt; doubles, up to [`LONGEST_PAUSE`], with up to a quarter more by chance.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// A kubelet asks for its serving certificate within seconds of joining.
+const CSR_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Steps that may act at the same time; waiting does not count.
+    pub concurrency: usize,
+    /// Take the lock from a run that still holds it.
+    pub steal: bool,
+    /// Ends the run at a safe point.
+    pub stop: Stop,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        // What one uplink and two cores feed without requests timing out.
+        Self { concurrency: 64, steal: false, stop: Stop::default() }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    pub run: String,
+    pub ended: Ended,
+    pub done: usize,
+    pub failures: Vec<Failure>,
+    pub skipped: usize,
+    /// Machines that took no part, or not to the end, and why.
+    pub lost: BTreeMap<String, String>,
+    /// By stage, in order, milliseconds.
+    pub stages: Vec<(String, u64)>,
+    pub took_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "how", rename_all = "kebab-case")]
+pub enum Ended {
+    /// Every step is done.
+    Complete,
+    /// The cluster is as planned but for some machines without a role in the control plane.
+    Partial,
+    /// A step the rest depends on failed; nothing of a later stage was begun.
+    Failed { stage: String },
+    /// As asked, or because another run took the lock over.
+    Stopped { because: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    pub step: String,
+    pub machine: String,
+    pub title: String,
+    pub error: String,
+    pub hint: Option<String>,
+}
+
+impl Outcome {
+    pub fn is_complete(&self) -> bool {
+        self.ended == Ended::Complete
+    }
+
+    /// What to do next, if something is left.
+    pub fn way_on(&self) -> Option<&'static str> {
+        match self.ended {
+            Ended::Complete => None,
+            Ended::Partial => Some("mend the machines named above and apply again; the others are done"),
+            Ended::Failed { .. } => Some("mend the cause and apply again: it looks at the machines anew and goes on from what is there"),
+            Ended::Stopped { .. } => Some("apply again to go on, or `quorate rollback` to take back what was done"),
+        }
+    }
+}
+
+/// One execution, as its steps see it.
+pub(crate) struct Run {
+    pub(crate) id: RunId,
+    pub(crate) fleet: Fleet,
+    pub(crate) operator: Operator,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) stop: Stop,
+    pub(crate) events: Listener,
+    apis: Vec<Api>,
+    journal: Option<Journal>,
+    acting: Semaphore,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    done: BTreeSet<String>,
+    /// Failed or skipped: nothing that needs them begins.
+    broken: BTreeSet<String>,
+    failures: Vec<Failure>,
+    begun: BTreeMap<String, Instant>,
+    lost: BTreeMap<String, String>,
+}
+
+/// Why a step failed.
+#[derive(Clone, Debug)]
+pub(crate) struct StepError {
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    retryable: bool,
+    stopped: bool,
+}
+
+impl StepError {
+    /// Trying again would not help.
+    pub(crate) fn lasting(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, retryable: false, stopped: false }
+    }
+
+    pub(crate) fn passing(message: impl Into<String>) -> Self {
+        Self { retryable: true, ..Self::lasting(message) }
+    }
+
+    pub(crate) fn stopped() -> Self {
+        Self { stopped: true, ..Self::lasting("the run was stopped while waiting") }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<MachineError> for StepError {
+    fn from(error: MachineError) -> Self {
+        use quorate_machine::ErrorKind::*;
+        // A full disk, a missing right or a lost lock is the same a second later.
+        let lasting = error.is_unreachable() || matches!(error.kind, NoSpace | NoExec | ReadOnly | PermissionDenied | NoSystemd | LockLost | Invalid | WrongArch { .. });
+        Self { message: error.to_string(), hint: error.hint.clone(), retryable: !lasting, stopped: false }
+    }
+}
+
+impl From<ApiError> for StepError {
+    fn from(error: ApiError) -> Self {
+        Self { message: error.to_string(), hint: None, retryable: error.is_retryable(), stopped: false }
+    }
+}
+
+impl From<crate::etcd::EtcdError> for StepError {
+    fn from(error: crate::etcd::EtcdError) -> Self {
+        Self::passing(error.to_string())
+    }
+}
+
+/// What may be asked of any API server.
+#[derive(Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    Get { path: &'a str },
+    Apply { path: &'a str, body: &'a [u8] },
+    Delete { path: &'a str },
+    ApproveServing { node: &'a Host },
+}
+
+/// How one step ended.
+enum End {
+    Done,
+    Failed(StepError),
+    Skipped(String),
+}
+
+#[allow(clippy::too_many_arguments)] // everything a run consists of, once
+pub(crate) async fn execute(
+    session: &Session,
+    plan: &Plan,
+    id: &RunId,
+    identity: Option<Identity>,
+    journal: Option<Journal>,
+    lock: &Lock,
+    options: &Options,
+    events: &Listener,
+) -> Outcome {
+    let begun = Instant::now();
+    let run = Arc::new(Run {
+        id: id.clone(),
+        fleet: session.fleet.clone(),
+        operator: session.operator.clone(),
+        catalogue: session.catalogue.clone(),
+        stop: options.stop.clone(),
+        events: events.clone(),
+        apis: identity.map(|identity| apis(session, &identity)).unwrap_or_default(),
+        journal,
+        acting: Semaphore::new(options.concurrency.max(1)),
+        progress: Mutex::new(Progress { lost: session.fleet.unreachable().clone(), ..Progress::default() }),
+    });
+    run.tell(Event::RunStarted { run: id.to_string(), plan: plan.hash(), stages: plan.stages.len(), steps: plan.step_count() });
+    let (stages, ended) = tokio::select! {
+        ended = run.stages(plan) => ended,
+        // The machines refuse our changes from now on; there is no safe point to wait for.
+        () = lock.lost().stopped() => (Vec::new(), Some(Ended::Stopped { because: "another run took the lock over".into() })),
+    };
+    run.outcome(plan, ended, stages, begun).await
+}
+
+impl Run {
+    async fn stages(self: &Arc<Self>, plan: &Plan) -> (Vec<(String, u64)>, Option<Ended>) {
+        let mut took = Vec::new();
+        for stage in &plan.stages {
+            if self.stop.is_stopped() {
+                return (took, Some(Ended::Stopped { because: "asked to".into() }));
+            }
+            let begun = Instant::now();
+            let failed = self.stage(stage).await;
+            let stage_ms = ms(begun.elapsed());
+            took.push((stage.name.clone(), stage_ms));
+            let record = Record::Stage { at: now_ms(), stage: stage.name.clone(), took_ms: stage_ms, failed: failed.len() };
+            let noted = self.note(record).await;
+            self.tell(Event::StageDone { stage: stage.name.clone(), took_ms: stage_ms, failed: failed.len() });
+            if let Err(error) = noted {
+                return (took, Some(Ended::Stopped { because: error.message }));
+            }
+            if self.stop.is_stopped() {
+                return (took, Some(Ended::Stopped { because: "asked to".into() }));
+            }
+            if stage.steps.iter().any(|step| step.essential && failed.contains(&step.id)) {
+                return (took, Some(Ended::Failed { stage: stage.name.clone() }));
+            }
+        }
+        (took, None)
+    }
+
+    /// Returns the steps that failed or had to be left out.
+    async fn stage(self: &Arc<Self>, stage: &Stage) -> BTreeSet<String> {
+        self.tell(Event::StageStarted { stage: stage.name.clone(), title: stage.title.clone(), steps: stage.steps.len() });
+        // A step begins when all it needs has ended; so every end is looked at once for each step that waits for it.
+        let mut open: BTreeMap<String, (Arc<Step>, usize)> = BTreeMap::new();
+        let mut waiting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let own: BTreeSet<&str> = stage.steps.iter().map(|step| step.id.as_str()).collect();
+        for step in &stage.steps {
+            let within = step.needs.iter().filter(|need| own.contains(need.as_str()));
+            open.insert(step.id.clone(), (Arc::new(step.clone()), within.clone().count()));
+            for need in within {
+                waiting.entry(need).or_default().push(&step.id);
+            }
+        }
+        let mut running = JoinSet::new();
+        let mut ready: Vec<Arc<Step>> = stage.steps.iter().filter_map(|step| open.get(&step.id).filter(|(_, count)| *count == 0).map(|(step, _)| step.clone())).collect();
+        loop {
+            // Blobs of a stage travel together, so that each leaves the operator about once.
+            let (blobs, others): (Vec<_>, Vec<_>) = ready.drain(..).partition(|step| matches!(step.action, Action::Blobs { .. }));
+            for step in others {
+                let run = self.clone();
+                running.spawn(async move {
+                    let end = run.step(&step).await;
+                    vec![(step, end)]
+                });
+            }
+            if !blobs.is_empty() {
+                let run = self.clone();
+                running.spawn(async move { run.blobs(blobs).await });
+            }
+            let Some(ended) = running.join_next().await else { break };
+            let Ok(ended) = ended else { continue };
+            for (step, end) in ended {
+                self.settle(&step, end).await;
+                for id in waiting.get(step.id.as_str()).into_iter().flatten() {
+                    if let Some((step, count)) = open.get_mut(*id) {
+                        *count -= 1;
+                        if *count == 0 {
+                            ready.push(step.clone());
+                        }
+                    }
+                }
+            }
+        }
+        let progress = self.progress();
+        stage.steps.iter().filter(|step| !progress.done.contains(&step.id)).map(|step| step.id.clone()).collect()
+    }
+
+    async fn step(&self, step: &Step) -> End {
+        if let Some(because) = self.hindrance(step) {
+            return End::Skipped(because);
+        }
+        let Some(machine) = self.fleet.get(&step.machine).cloned() else {
+            return End::Skipped(format!("{} is not reached", step.machine));
+        };
+        let begun = self.begin(step).await;
+        let end = match begun {
+            Ok(()) => self.act(step, &machine).await,
+            Err(error) => Err(error),
+        };
+        match end {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error),
+        }
+    }
+
+    async fn act(&self, step: &Step, machine: &MachineRef) -> Result<(), StepError> {
+        let mut attempt = 1;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let acted = {
+                // Closed by nobody.
+                let _permit = self.acting.acquire().await;
+                action::act(self, machine, step, attempt).await
+            };
+            match acted {
+                Ok(()) => break,
+                Err(error) if error.retryable && attempt < step.attempts && !self.stop.is_stopped() => {
+                    self.tell(Event::StepRetry { step: step.id.clone(), machine: step.machine.clone(), attempt, error: error.message });
+                    let [chance] = random::<1>();
+                    sleep(pause + pause * u32::from(chance) / 1024).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    attempt += 1;
+                }
+                Err(error) => return Err(action::explain(machine, step, error).await),
+            }
+        }
+        for wait in &step.done_when {
+            self.tell(Event::StepWaiting { step: step.id.clone(), machine: step.machine.clone(), awaited: condition::describe(&wait.until) });
+            if let Err(error) = condition::wait(self, machine, wait).await {
+                return Err(if error.stopped { error } else { action::explain(machine, step, error).await });
+            }
+        }
+        Ok(())
+    }
+
+    async fn blobs(self: Arc<Self>, steps: Vec<Arc<Step>>) -> Vec<(Arc<Step>, End)> {
+        let mut ends = Vec::new();
+        let mut wanted = Vec::new();
+        for step in steps {
+            match (self.hindrance(&step), self.fleet.get(&step.machine)) {
+                (Some(because), _) => ends.push((step, End::Skipped(because))),
+                (None, None) => {
+                    let because = format!("{} is not reached", step.machine);
+                    ends.push((step, End::Skipped(because)));
+                }
+                (None, Some(machine)) => match self.begin(&step).await {
+                    Ok(()) => wanted.push((step, machine.clone())),
+                    Err(error) => ends.push((step, End::Failed(error))),
+                },
+            }
+        }
+        for (step, result) in blobs::distribute(&self, wanted).await {
+            ends.push((step, result.map_or_else(End::Failed, |()| End::Done)));
+        }
+        ends
+    }
+
+    /// Why the step may not begin.
+    fn hindrance(&self, step: &Step) -> Option<String> {
+        if self.stop.is_stopped() {
+            return Some("the run was stopped".into());
+        }
+        let progress = self.progress();
+        if let Some(reason) = progress.lost.get(&step.machine) {
+            return Some(format!("{} took no further part: {reason}", step.machine));
+        }
+        let broken = step.needs.iter().find(|need| progress.broken.contains(*need))?;
+        Some(format!("it needs {broken}"))
+    }
+
+    /// On disk before anything changes.
+    async fn begin(&self, step: &Step) -> Result<(), StepError> {
+        self.progress().begun.insert(step.id.clone(), Instant::now());
+        self.tell(Event::StepStarted { step: step.id.clone(), machine: step.machine.clone(), title: step.title.clone() });
+        self.note(Record::Started { at: now_ms(), step: step.id.clone(), machine: step.machine.clone() }).await
+    }
+
+    async fn settle(&self, step: &Step, end: End) {
+        let (id, machine) = (step.id.clone(), step.machine.clone());
+        let took_ms = self.progress().begun.get(&id).map_or(0, |begun| ms(begun.elapsed()));
+        let record = match end {
+            End::Done => {
+                self.progress().done.insert(id.clone());
+                self.tell(Event::StepDone { step: id.clone(), machine: machine.clone(), took_ms });
+                Record::Done { at: now_ms(), step: id, machine, took_ms }
+            }
+            End::Skipped(because) => {
+                self.progress().broken.insert(id.clone());
+                self.tell(Event::StepSkipped { step: id.clone(), machine: machine.clone(), because: because.clone() });
+                Record::Skipped { at: now_ms(), step: id, machine, because }
+            }
+            End::Failed(error) => {
+                self.fail(step, &error);
+                self.tell(Event::StepFailed { step: id.clone(), machine: machine.clone(), error: error.message.clone(), hint: error.hint, took_ms });
+                Record::Failed { at: now_ms(), step: id, machine, took_ms, error: error.message }
+            }
+        };
+        // What is done is done; a journal that cannot be written stops the run before the next step begins.
+        let _ = self.note(record).await;
+    }
+
+    fn fail(&self, step: &Step, error: &StepError) {
+        let mut progress = self.progress();
+        progress.broken.insert(step.id.clone());
+        progress.failures.push(Failure {
+            step: step.id.clone(),
+            machine: step.machine.clone(),
+            title: step.title.clone(),
+            error: error.message.clone(),
+            hint: error.hint.clone(),
+        });
+        if step.essential || error.stopped {
+            return;
+        }
+        let because = format!("{} failed", step.id);
+        // What a step does for one machine may be asked of another (an API server): the machine it is for drops out.
+        let dropped = match &step.action {
+            Action::ApproveServing { node, .. } => node.clone(),
+            Action::Apply { .. } | Action::Delete { .. } => return,
+            _ => step.machine.clone(),
+        };
+        if progress.lost.insert(dropped.clone(), because.clone()).is_none() {
+            drop(progress);
+            self.tell(Event::MachineLost { machine: dropped, because });
+        }
+    }
+
+    /// Asks the API server of this machine, then the others, until one answers.
+    pub(crate) async fn api(&self, first: &str, ask: Ask<'_>) -> Result<Option<Value>, ApiError> {
+        let (own, others): (Vec<&Api>, Vec<&Api>) = self.apis.iter().partition(|api| api.machine() == first);
+        let mut last = ApiError::Late("there is no API server to ask".into());
+        for api in own.into_iter().chain(others) {
+            let answer = match ask {
+                Ask::Get { path } => api.get(path).await,
+                Ask::Apply { path, body } => api.apply(path, body).await.map(Some),
+                Ask::Delete { path } => api.delete(path).await.map(|()| None),
+                Ask::ApproveServing { node } => api.approve_serving(node, CSR_TIMEOUT).await.map(|()| None),
+            };
+            match answer {
+                Err(error @ (ApiError::Machine(_) | ApiError::Refused { status: 500.., .. })) => last = error,
+                other => return other,
+            }
+        }
+        Err(last)
+    }
+
+    async fn outcome(&self, plan: &Plan, ended: Option<Ended>, stages: Vec<(String, u64)>, begun: Instant) -> Outcome {
+        let took_ms = ms(begun.elapsed());
+        let outcome = {
+            let progress = self.progress();
+            let whole = progress.done.len() == plan.step_count() && progress.lost.is_empty();
+            Outcome {
+                run: self.id.to_string(),
+                ended: ended.unwrap_or(if whole { Ended::Complete } else { Ended::Partial }),
+                done: progress.done.len(),
+                failures: progress.failures.clone(),
+                skipped: plan.step_count().saturating_sub(progress.done.len() + progress.failures.len()),
+                lost: progress.lost.clone(),
+                stages,
+                took_ms,
+            }
+        };
+        let how = match &outcome.ended {
+            Ended::Complete => "complete",
+            Ended::Partial => "partial",
+            Ended::Failed { .. } => "failed",
+            Ended::Stopped { .. } => "stopped",
+        };
+        let (done, failed, skipped) = (outcome.done, outcome.failures.len(), outcome.skipped);
+        // The run is over either way, and the outcome says how.
+        let _ = self.note(Record::Ended { at: now_ms(), how: how.into(), took_ms, done, failed, skipped }).await;
+        self.tell(Event::RunDone { took_ms, done, failed, skipped });
+        outcome
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        (self.events)(&event);
+    }
+
+    async fn note(&self, record: Record) -> Result<(), StepError> {
+        match &self.journal {
+            None => Ok(()),
+            Some(journal) => journal.write(record).await.map_err(|error| StepError::lasting(error.to_string())),
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,159 @@
+//! Facts of everything at once: machines, etcd, API servers, images. One silent machine holds nobody up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_facts::{ClusterFacts, EtcdFacts, Facts, HostFacts, MachineFacts};
+use quorate_machine::MachineRef;
+use quorate_machine::proto::{Exec, GatherQuery, HttpRequest};
+use quorate_plan::{paths, queries};
+use quorate_spec::{Machine, Spec};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::catalogue::Catalogue;
+use crate::error::Error;
+use crate::etcd;
+use crate::fleet::Fleet;
+use crate::kube::Api;
+use crate::operator::{Identity, Operator, now};
+
+/// Hashing a few hundred megabytes of programs for the first time takes a slow disk some seconds.
+const MACHINE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A containerd that hangs must not hold a plan up.
+const IMAGES_TIMEOUT_MS: u64 = 5_000;
+/// Programs whose absence preflight reports.
+const PROGRAMS: [&str; 6] = ["nft", "iptables", "conntrack", "ip", "mount", "systemctl"];
+
+pub(crate) async fn gather(spec: &Arc<Spec>, fleet: &Fleet, operator: &Operator, catalogue: &Catalogue) -> Result<Facts, Error> {
+    let identity = operator.identity()?;
+    let mut asked = JoinSet::new();
+    for machine in &spec.machines {
+        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
+        asked.spawn(one(spec.clone(), machine.clone(), connection));
+    }
+    let (cluster, found) = tokio::join!(cluster(spec, fleet, identity), asked.join_all());
+    let mut facts = Facts {
+        taken_unix: now(),
+        machines: BTreeMap::new(),
+        operator: operator.facts(),
+        bundle: catalogue.facts.clone(),
+        cluster,
+    };
+    for (name, machine, images) in found {
+        facts.cluster.images.extend(images.map(|images| (name.clone(), images)));
+        facts.machines.insert(name, machine);
+    }
+    for machine in &spec.machines {
+        let reason = || fleet.unreachable().get(&machine.name).cloned().unwrap_or_else(|| "no connection was made".into());
+        facts.machines.entry(machine.name.clone()).or_insert_with(|| MachineFacts::Unreachable { reason: reason() });
+    }
+    Ok(facts)
+}
+
+async fn one(spec: Arc<Spec>, machine: Machine, connection: MachineRef) -> (String, MachineFacts, Option<BTreeSet<String>>) {
+    let asked = timeout(MACHINE_TIMEOUT, async { tokio::join!(host(&spec, &machine, &connection), images(&machine, &connection)) });
+    let (found, images) = match asked.await {
+        Ok((Ok(host), images)) => (MachineFacts::Found(Box::new(host)), images),
+        Ok((Err(error), _)) => (MachineFacts::Unreachable { reason: error.to_string() }, None),
+        Err(_) => (MachineFacts::Unreachable { reason: format!("gave no facts within {} s", MACHINE_TIMEOUT.as_secs()) }, None),
+    };
+    (machine.name, found, images)
+}
+
+async fn host(spec: &Spec, machine: &Machine, connection: &MachineRef) -> Result<HostFacts, quorate_machine::MachineError> {
+    let query = queries::machine(spec, machine);
+    connection
+        .gather(GatherQuery {
+            paths: query.paths,
+            text_roots: query.texts,
+            keys: query.keys,
+            units: query.units,
+            sysctls: query.sysctls,
+            modules: query.modules,
+            users: query.users,
+            programs: PROGRAMS.map(str::to_owned).to_vec(),
+            ..GatherQuery::default()
+        })
+        .await
+}
+
+/// References of the images the runtime holds; `None` while it is not up.
+async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<String>> {
+    const RUNTIME: &str = "containerd.service";
+    if !machine.is_node() || !connection.unit_status(vec![RUNTIME.into()]).await.ok()?.get(RUNTIME)?.is_active() {
+        return None;
+    }
+    let ctr = Exec::new([paths::bin("ctr").as_str(), "-n", "k8s.io", "images", "ls", "-q"]).timeout_ms(IMAGES_TIMEOUT_MS);
+    let listed = connection.exec_ok(ctr).await.ok()?;
+    Some(listed.stdout.lossy().lines().map(str::to_owned).collect())
+}
+
+async fn cluster(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
+    let (etcd, (ready_api_servers, objects)) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
+    ClusterFacts { ready_api_servers, etcd, objects, images: BTreeMap::new() }
+}
+
+async fn etcd_facts(spec: &Spec, fleet: &Fleet) -> Option<EtcdFacts> {
+    let mut asked = JoinSet::new();
+    for machine in spec.etcd_members() {
+        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
+        asked.spawn(async move { tokio::join!(etcd::members(&connection), etcd::status(&connection)) });
+    }
+    let answers = asked.join_all().await;
+    let (cluster_id, mut members) = answers.iter().find_map(|(members, _)| members.as_ref().ok().cloned())?;
+    // A member that was once removed, or belongs to another cluster, may still answer for itself.
+    let statuses: Vec<&etcd::Status> = answers.iter().filter_map(|(_, status)| status.as_ref().ok()).filter(|status| status.cluster_id == cluster_id).collect();
+    for member in &mut members {
+        member.healthy = statuses.iter().any(|status| status.member_id == member.id && !status.leader.is_empty());
+    }
+    let leader = statuses.iter().map(|status| &status.leader).find(|leader| !leader.is_empty());
+    let leader = leader.and_then(|id| members.iter().find(|member| member.id == *id)).map(|member| member.name.clone());
+    Some(EtcdFacts { cluster_id, leader, members })
+}
+
+async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> (BTreeSet<String>, BTreeMap<String, Value>) {
+    let mut asked = JoinSet::new();
+    for machine in spec.control_planes() {
+        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
+        let (address, identity) = (spec.api_server_of(machine), identity.clone());
+        asked.spawn(async move {
+            let ready = ready(&connection, address).await;
+            (connection.name().to_owned(), ready.then(|| identity.map(|identity| Api::new(connection, address, identity))))
+        });
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by(|(left, _), (right, _)| left.cmp(right));
+    let ready: BTreeSet<String> = answers.iter().filter(|(_, api)| api.is_some()).map(|(name, _)| name.clone()).collect();
+    let servers: Vec<Api> = answers.into_iter().filter_map(|(_, api)| api.flatten()).collect();
+    (ready, objects(&servers, queries::objects(spec)).await)
+}
+
+/// Asked without an identity: health paths are open to everybody, and the authority's certificate lies on the machine.
+async fn ready(connection: &MachineRef, address: std::net::SocketAddr) -> bool {
+    let mut request = HttpRequest::get(format!("https://{address}/readyz")).ca(paths::pki("ca.crt"));
+    request.server_name = Some("kubernetes".into());
+    request.timeout_ms = 2_000;
+    connection.http(request).await.is_ok_and(|reply| reply.status == 200)
+}
+
+/// Live objects, the requests shared out among the servers; one that fails is asked of another server.
+async fn objects(servers: &[Api], paths: Vec<String>) -> BTreeMap<String, Value> {
+    if servers.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut asked = JoinSet::new();
+    for (index, path) in paths.into_iter().enumerate() {
+        let (first, second) = (servers[index % servers.len()].clone(), servers[(index + 1) % servers.len()].clone());
+        asked.spawn(async move {
+            let found = match first.get(&path).await {
+                Err(_) => second.get(&path).await,
+                found => found,
+            };
+            Some((path, found.ok().flatten()?))
+        });
+    }
+    asked.join_all().await.into_iter().flatten().collect()
+}
