@@ -101,7 +101,7 @@ pub(crate) fn build(
     progress: &mut dyn FnMut(Event),
 ) -> Result<Unit> {
     cache.get_or_make(&component.name, &prepared.hash, |work| {
-        compile(component, prepared, work, progress)
+        compile(component, prepared, cache, work, progress)
     })
 }
 
@@ -171,6 +171,7 @@ fn missing(components: &[Component], has_go: bool) -> Vec<String> {
 fn compile(
     component: &Component,
     prepared: &Prepared,
+    cache: &UnitCache,
     work: &Path,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Vec<Product>> {
@@ -200,7 +201,7 @@ fn compile(
     command.arg("-o").arg(work.join(""));
     command.args(component.binaries.iter().map(|binary| &binary.package));
     command
-        .stdin(Stdio::null())
+        .stdin(cache.lock_for_child()?)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
 
@@ -382,7 +383,7 @@ mod tests {
     fn compiles_once_and_again_when_an_input_changes() {
         let root = tempfile::tempdir().unwrap();
         let (go, recipes) = (fake_go(root.path()), sources(root.path()));
-        let cache = UnitCache::open(root.path().join("build")).unwrap();
+        let cache = UnitCache::open(root.path().join("build"), &mut |_| {}).unwrap();
         let mut lines = Vec::new();
         let mut seen = |event: Event| lines.push(format!("{event:?}"));
         let unit = make(&component(), &recipes, &go, &cache, &mut seen).unwrap();
@@ -437,7 +438,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (go, recipes) = (fake_go(root.path()), sources(root.path()));
         fs::write(root.path().join("go.fail"), "").unwrap();
-        let cache = UnitCache::open(root.path().join("build")).unwrap();
+        let cache = UnitCache::open(root.path().join("build"), &mut |_| {}).unwrap();
         let error = make(&component(), &recipes, &go, &cache, &mut |_| {})
             .unwrap_err()
             .to_string();

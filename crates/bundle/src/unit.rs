@@ -3,7 +3,7 @@
 //! A unit is a directory `build/<name>-<hash>/` with `unit.json` and `blobs/<sha256>`. It is made in a staging directory
 //! and renamed, so what is there is complete; a killed build leaves only a `.staging-*` directory, removed by the next.
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Event,
     error::{Error, Result, io_error},
     manifest::{Blob, BlobKind},
     pack,
@@ -54,15 +55,30 @@ struct UnitFile {
 }
 
 /// Where units are kept.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct UnitCache {
     root: PathBuf,
+    /// Locked as long as it is open, here or in a compiler that was started with it.
+    lock: File,
 }
 
 impl UnitCache {
-    /// Opens (and creates) `root` and clears what killed builds left. The caller holds the cache's lock.
-    pub(crate) fn open(root: PathBuf) -> Result<Self> {
+    /// Opens (and creates) `root` for one build at a time, and clears what killed builds left.
+    pub(crate) fn open(root: PathBuf, progress: &mut dyn FnMut(Event)) -> Result<Self> {
         fs::create_dir_all(&root).map_err(io_error("create", &root))?;
+        let path = root.join(".lock");
+        let lock = File::create(&path).map_err(io_error("create", &path))?;
+        if lock.try_lock().is_err() {
+            let text = format!(
+                "another build is at work in {}; waiting for it",
+                root.display()
+            );
+            progress(Event::Note {
+                unit: "bundle".into(),
+                text,
+            });
+            lock.lock().map_err(io_error("lock", &path))?;
+        }
         for entry in fs::read_dir(&root)
             .map_err(io_error("read", &root))?
             .flatten()
@@ -71,7 +87,15 @@ impl UnitCache {
                 fs::remove_dir_all(entry.path()).map_err(io_error("remove", entry.path()))?;
             }
         }
-        Ok(Self { root })
+        Ok(Self { root, lock })
+    }
+
+    /// The lock for a child process's standard input (an empty file): should this process be killed, the next build waits
+    /// until the child has ended, too, instead of compiling beside it.
+    pub(crate) fn lock_for_child(&self) -> Result<File> {
+        self.lock
+            .try_clone()
+            .map_err(io_error("share the lock of", &self.root))
     }
 
     /// Hash of a unit's inputs; contents only, so neither paths nor times matter.
@@ -218,6 +242,8 @@ const STAGING: &str = ".staging-";
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn product(file: PathBuf) -> Product {
@@ -234,6 +260,10 @@ mod tests {
         }
     }
 
+    fn open(root: &Path) -> UnitCache {
+        UnitCache::open(root.to_owned(), &mut |_| {}).unwrap()
+    }
+
     fn make(work: &Path) -> Result<Vec<Product>> {
         let file = work.join("tool");
         fs::write(&file, "content").unwrap();
@@ -247,7 +277,7 @@ mod tests {
     #[test]
     fn made_once_and_again_when_damaged() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = UnitCache::open(directory.path().to_owned()).unwrap();
+        let cache = open(directory.path());
         let unit = cache.get_or_make("a/b:c", "00", make).unwrap();
         assert!(!unit.cached && unit.directory.ends_with("a_b_c-00"));
         assert!(cache.get_or_make("a/b:c", "00", never).unwrap().cached);
@@ -260,7 +290,7 @@ mod tests {
     #[test]
     fn a_failed_or_killed_build_never_counts() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = UnitCache::open(directory.path().to_owned()).unwrap();
+        let cache = open(directory.path());
         let failed = cache.get_or_make("a", "00", |work| {
             make(work)?;
             Err(Error::Source {
@@ -271,7 +301,8 @@ mod tests {
         assert!(failed.is_err() && cache.get("a", "00").is_none());
         let left = directory.path().join(".staging-killed/work");
         fs::create_dir_all(&left).unwrap();
-        UnitCache::open(directory.path().to_owned()).unwrap();
+        drop(cache);
+        let cache = open(directory.path());
         assert!(!left.exists());
         assert!(!cache.get_or_make("a", "00", make).unwrap().cached);
     }
@@ -279,7 +310,7 @@ mod tests {
     #[test]
     fn only_the_newest_are_kept() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = UnitCache::open(directory.path().to_owned()).unwrap();
+        let cache = open(directory.path());
         cache.get_or_make("ab", "00000000000000ff", make).unwrap();
         for index in 0..KEPT + 2 {
             cache
@@ -289,6 +320,25 @@ mod tests {
         assert!(cache.get("a", &format!("{:016x}", 1)).is_none());
         assert!(cache.get("a", &format!("{:016x}", 2)).is_some());
         assert!(cache.get("ab", "00000000000000ff").is_some());
+    }
+
+    #[test]
+    fn the_next_build_waits_for_a_killed_ones_compiler() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path());
+        let lock = cache.lock_for_child().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("0.3")
+            .stdin(lock)
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        drop(cache);
+        let mut notes = 0;
+        UnitCache::open(directory.path().to_owned(), &mut |_| notes += 1).unwrap();
+        assert!(started.elapsed() > Duration::from_millis(200));
+        assert_eq!(notes, 1);
+        child.wait().unwrap();
     }
 
     #[test]
