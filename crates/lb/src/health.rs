@@ -228,9 +228,10 @@ impl BackendSet {
             return;
         }
         m.pending.retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
-        if m.availability == Availability::Up && m.doubt == 0 && m.oldest_pending().is_some_and(|t| now >= t + fast) {
-            m.doubt = self.health.fall;
-            m.next_probe = m.next_probe.min(now);
+        // A check unanswered for so long is a doubt of its own.
+        if m.oldest_pending().is_some_and(|t| now >= t + fast) {
+            let soonest = m.last_probe.map_or(now, |t| t + fast);
+            m.next_probe = m.next_probe.min(soonest.max(now));
         }
         if now >= m.next_probe {
             self.probe(now, at, out);
@@ -247,9 +248,8 @@ impl BackendSet {
         }
         let checked = self.health.kind != HealthKind::None;
         let probe = (checked || m.availability == Availability::Down).then_some(m.next_probe);
-        let overdue = (checked && m.availability == Availability::Up && m.doubt == 0)
-            .then(|| m.oldest_pending().map(|t| t + self.health.fast_interval.get()))
-            .flatten();
+        let doubtful = m.oldest_pending().map(|t| t + self.health.fast_interval.get());
+        let overdue = doubtful.filter(|t| checked && *t > now);
         let step = m.next_slow_start_step(now, self.slow_start);
         [probe, overdue, step, m.reset_at].into_iter().flatten().min()
     }
@@ -421,6 +421,8 @@ impl BackendSet {
             m.reset_at = None;
             self.set(now, at, Availability::Up, Reason::Ready, "ready", out);
             self.members[at].next_probe = next;
+        } else {
+            m.next_probe = m.next_probe.min(now + self.health.fast_interval.get());
         }
     }
 
@@ -558,9 +560,8 @@ impl BackendSet {
         let interval = self.spread_interval(at);
         let m = &mut self.members[at];
         let troubled = m.availability != Availability::Up && now < m.since + FAST_FOR;
-        let in_doubt = m.doubt > 0 || m.good > 0 && m.availability != Availability::Up;
+        m.next_probe = now + if troubled || m.doubt > 0 { fast } else { interval };
         m.doubt = m.doubt.saturating_sub(1);
-        m.next_probe = now + if troubled || in_doubt { fast } else { interval };
         if m.pending.len() >= MOST_PROBES {
             return;
         }
