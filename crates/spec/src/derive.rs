@@ -94,7 +94,11 @@ impl Spec {
 
     /// The `n`-th address of each Service range, `n` ≥ 1, in the order of `network.services`; `None` beyond its end.
     pub fn service_ip(&self, n: u128) -> Option<Vec<IpAddr>> {
-        self.network.services.iter().map(|net| nth_address(*net, n)).collect()
+        self.network
+            .services
+            .iter()
+            .map(|net| nth_address(*net, n))
+            .collect()
     }
 
     /// The address of the `kubernetes` Service, per family.
@@ -107,7 +111,12 @@ impl Spec {
     pub fn api_server_sans(&self) -> Sans {
         let domain = &self.kubernetes.domain;
         let mut sans = Sans::default();
-        for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"] {
+        for name in [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+        ] {
             sans.dns.insert(name.to_owned());
         }
         sans.dns.insert(format!("kubernetes.default.svc.{domain}"));
@@ -127,7 +136,10 @@ impl Spec {
             Access::Proxy { listen } => {
                 sans.ips.insert(listen.ip());
             }
-            Access::Ipvs { virtual_address, name } => {
+            Access::Ipvs {
+                virtual_address,
+                name,
+            } => {
                 sans.ips.insert(virtual_address.ip());
                 sans.dns.insert(name.clone());
             }
@@ -158,8 +170,13 @@ impl Spec {
         match &self.access {
             Access::Endpoint => self.admin_url(),
             Access::Proxy { listen } => url(&host_of(listen.ip()), listen.port()),
-            Access::Ipvs { virtual_address, name } => url(name, virtual_address.port()),
-            Access::Ebpf { virtual_address } => url(&host_of(virtual_address.ip()), virtual_address.port()),
+            Access::Ipvs {
+                virtual_address,
+                name,
+            } => url(name, virtual_address.port()),
+            Access::Ebpf { virtual_address } => {
+                url(&host_of(virtual_address.ip()), virtual_address.port())
+            }
         }
     }
 
@@ -170,8 +187,13 @@ impl Spec {
             Some(endpoint) => url(&host_of(endpoint.vip), endpoint.port),
             None => {
                 let control_planes = self.control_planes();
-                let first = control_planes.iter().find(|m| !m.maintenance).or(control_planes.first());
-                first.map(|m| url(&host_of(m.address), API_PORT)).unwrap_or_default()
+                let first = control_planes
+                    .iter()
+                    .find(|m| !m.maintenance)
+                    .or(control_planes.first());
+                first
+                    .map(|m| url(&host_of(m.address), API_PORT))
+                    .unwrap_or_default()
             }
         }
     }
@@ -181,8 +203,13 @@ impl Spec {
         let via = match &self.access {
             Access::Endpoint => self.admin_url(),
             Access::Proxy { listen } => url(&host_of(listen.ip()), listen.port()),
-            Access::Ipvs { virtual_address, name } => url(name, virtual_address.port()),
-            Access::Ebpf { virtual_address } => url(&host_of(virtual_address.ip()), virtual_address.port()),
+            Access::Ipvs {
+                virtual_address,
+                name,
+            } => url(name, virtual_address.port()),
+            Access::Ebpf { virtual_address } => {
+                url(&host_of(virtual_address.ip()), virtual_address.port())
+            }
         };
         via.trim_start_matches("https://").to_owned()
     }
@@ -209,7 +236,8 @@ impl Spec {
         let range = self.network.node_ports;
         Capacity {
             nodes: least(|f| f.nodes),
-            pods_per_node: least(|f| f.pod_addresses_per_node).min(u128::from(self.kubernetes.kubelet.max_pods)),
+            pods_per_node: least(|f| f.pod_addresses_per_node)
+                .min(u128::from(self.kubernetes.kubelet.max_pods)),
             services: least(|f| f.service_addresses),
             node_ports: u32::from(range.last - range.first) + 1,
             nodes_used: self.nodes().len() as u128,
@@ -218,7 +246,10 @@ impl Spec {
     }
 
     fn with_role(&self, role: Role) -> Vec<&Machine> {
-        self.machines.iter().filter(|m| m.roles.contains(&role)).collect()
+        self.machines
+            .iter()
+            .filter(|m| m.roles.contains(&role))
+            .collect()
     }
 }
 
@@ -234,12 +265,16 @@ impl Machine {
 
     /// `address` first.
     pub fn all_addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(self.address).chain(self.addresses.iter().copied()).collect()
+        std::iter::once(self.address)
+            .chain(self.addresses.iter().copied())
+            .collect()
     }
 
     /// Its address of the same family as `net`.
     pub fn address_like(&self, net: IpNet) -> Option<IpAddr> {
-        self.all_addresses().into_iter().find(|a| a.is_ipv4() == net.addr().is_ipv4())
+        self.all_addresses()
+            .into_iter()
+            .find(|a| a.is_ipv4() == net.addr().is_ipv4())
     }
 }
 
@@ -258,7 +293,11 @@ impl Kubernetes {
 impl Network {
     /// Prefix length of one node's share of `pods`.
     pub fn node_mask(&self, pods: IpNet) -> u8 {
-        if pods.addr().is_ipv4() { self.node_mask_v4 } else { self.node_mask_v6 }
+        if pods.addr().is_ipv4() {
+            self.node_mask_v4
+        } else {
+            self.node_mask_v6
+        }
     }
 }
 
@@ -294,19 +333,27 @@ pub struct Quorum {
 impl Quorum {
     pub fn of(members: usize) -> Self {
         let needed = members / 2 + 1;
-        Self { members, needed, tolerates: members.saturating_sub(needed) }
+        Self {
+            members,
+            needed,
+            tolerates: members.saturating_sub(needed),
+        }
     }
 }
 
 /// Shares of prefix length `mask` in `net`.
 pub(crate) fn share_count(net: IpNet, mask: u8) -> u128 {
-    1u128.checked_shl(u32::from(mask.saturating_sub(net.prefix_len()))).unwrap_or(u128::MAX)
+    1u128
+        .checked_shl(u32::from(mask.saturating_sub(net.prefix_len())))
+        .unwrap_or(u128::MAX)
 }
 
 /// Addresses that can be given out of a range of prefix length `mask` of the family of `net`. An IPv4 range loses the
 /// network and broadcast addresses, an IPv6 one the subnet-router anycast address.
 pub(crate) fn usable(net: IpNet, mask: u8) -> u128 {
-    let all = 1u128.checked_shl(u32::from(net.max_prefix_len() - mask)).unwrap_or(u128::MAX);
+    let all = 1u128
+        .checked_shl(u32::from(net.max_prefix_len() - mask))
+        .unwrap_or(u128::MAX);
     all.saturating_sub(if net.addr().is_ipv4() { 2 } else { 1 })
 }
 

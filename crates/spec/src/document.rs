@@ -33,11 +33,21 @@ pub(crate) struct Document<'a> {
 }
 
 impl Document<'_> {
-    pub(crate) fn error(&mut self, code: &'static str, at: &Path, message: impl Into<String>) -> &mut Finding {
+    pub(crate) fn error(
+        &mut self,
+        code: &'static str,
+        at: &Path,
+        message: impl Into<String>,
+    ) -> &mut Finding {
         self.find(Severity::Error, code, at, message.into())
     }
 
-    pub(crate) fn warn(&mut self, code: &'static str, at: &Path, message: impl Into<String>) -> &mut Finding {
+    pub(crate) fn warn(
+        &mut self,
+        code: &'static str,
+        at: &Path,
+        message: impl Into<String>,
+    ) -> &mut Finding {
         self.find(Severity::Warning, code, at, message.into())
     }
 
@@ -53,12 +63,25 @@ impl Document<'_> {
         self.findings.push_mut(finding)
     }
 
-    fn find(&mut self, severity: Severity, code: &'static str, at: &Path, message: String) -> &mut Finding {
+    fn find(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        at: &Path,
+        message: String,
+    ) -> &mut Finding {
         let finding = self.finding(severity, code, at, self.span(at), message);
         self.findings.push_mut(finding)
     }
 
-    fn finding(&self, severity: Severity, code: &'static str, at: &Path, span: Range<usize>, message: String) -> Finding {
+    fn finding(
+        &self,
+        severity: Severity,
+        code: &'static str,
+        at: &Path,
+        span: Range<usize>,
+        message: String,
+    ) -> Finding {
         debug_assert!(crate::CODES.contains(&code), "{code} is not in CODES");
         let (line, column) = line_column(self.text, span.start);
         Finding {
@@ -83,13 +106,22 @@ impl Document<'_> {
         for step in &at.0 {
             match &node.value {
                 Value::Map(_) => {
-                    let Some((key, value)) = node.entry(step) else { return span };
-                    let scalar = !matches!(value.value, Value::Map(_) | Value::List(_)) && !value.span.is_empty();
-                    span = if scalar { value.span.clone() } else { key.span.clone() };
+                    let Some((key, value)) = node.entry(step) else {
+                        return span;
+                    };
+                    let scalar = !matches!(value.value, Value::Map(_) | Value::List(_))
+                        && !value.span.is_empty();
+                    span = if scalar {
+                        value.span.clone()
+                    } else {
+                        key.span.clone()
+                    };
                     node = value;
                 }
                 Value::List(items) => {
-                    let Some(item) = step.parse().ok().and_then(|i: usize| items.get(i)) else { return span };
+                    let Some(item) = step.parse().ok().and_then(|i: usize| items.get(i)) else {
+                        return span;
+                    };
                     node = item;
                     span = self.whole(node);
                 }
@@ -101,28 +133,34 @@ impl Document<'_> {
 
     /// The key that leads to `at`.
     pub(crate) fn key_span(&self, at: &Path) -> Range<usize> {
-        let Some((last, parents)) = at.0.split_last() else { return self.span(at) };
+        let Some((last, parents)) = at.0.split_last() else {
+            return self.span(at);
+        };
         let parent = self.node(&Path(parents.to_vec()));
-        parent.and_then(|n| n.entry(last)).map_or_else(|| self.span(at), |(key, _)| key.span.clone())
+        parent
+            .and_then(|n| n.entry(last))
+            .map_or_else(|| self.span(at), |(key, _)| key.span.clone())
     }
 
     pub(crate) fn node(&self, at: &Path) -> Option<&Node> {
-        at.0.iter().try_fold(&self.root, |node, step| match &node.value {
-            Value::Map(_) => node.get(step),
-            Value::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)),
-            _ => None,
-        })
+        at.0.iter()
+            .try_fold(&self.root, |node, step| match &node.value {
+                Value::Map(_) => node.get(step),
+                Value::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)),
+                _ => None,
+            })
     }
 
     pub(crate) fn is_written(&self, at: &Path) -> bool {
-        self.node(at).is_some_and(|n| !matches!(n.value, Value::Null))
+        self.node(at)
+            .is_some_and(|n| !matches!(n.value, Value::Null))
     }
 
     /// A scalar as it stands in the file, so that `1.10` keeps its zero.
     pub(crate) fn raw_text(&self, node: &Node) -> String {
         match &node.value {
             Value::Text(text) => text.clone(),
-            _ => self.text[node.span.clone()].to_owned(),
+            _ => self.text[node.defined.clone()].to_owned(),
         }
     }
 

@@ -63,9 +63,18 @@ impl Finding {
         self
     }
 
-    pub(crate) fn also(&mut self, text: &str, span: Range<usize>, label: impl Into<String>) -> &mut Self {
+    pub(crate) fn also(
+        &mut self,
+        text: &str,
+        span: Range<usize>,
+        label: impl Into<String>,
+    ) -> &mut Self {
         let (line, _) = line_column(text, span.start);
-        self.related.push(Related { line, span, label: label.into() });
+        self.related.push(Related {
+            line,
+            span,
+            label: label.into(),
+        });
         self
     }
 }
@@ -73,14 +82,21 @@ impl Finding {
 /// The findings as people read them: each with the lines of `text` it is about, its reason and its fix, and a count at
 /// the end. Empty for no findings.
 pub fn render(findings: &[Finding], text: &str, color: bool) -> String {
-    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+    let renderer = if color {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
     let mut out = String::new();
     for finding in findings {
         out.push_str(&render_one(finding, text, &renderer));
         out.push_str("\n\n");
     }
     if !findings.is_empty() {
-        let errors = findings.iter().filter(|f| f.severity == Severity::Error).count();
+        let errors = findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .count();
         let warnings = findings.len() - errors;
         let counts: Vec<String> = [(errors, "error"), (warnings, "warning")]
             .iter()
@@ -101,7 +117,10 @@ pub fn to_json(findings: &[Finding]) -> serde_json::Value {
 pub(crate) fn line_column(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset.min(text.len())];
     let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
 }
 
 fn render_one(finding: &Finding, text: &str, renderer: &Renderer) -> String {
@@ -125,9 +144,16 @@ fn render_one(finding: &Finding, text: &str, renderer: &Renderer) -> String {
         .path(&finding.file)
         .annotation(AnnotationKind::Primary.span(within(&finding.span)));
     for related in &finding.related {
-        snippet = snippet.annotation(AnnotationKind::Context.span(within(&related.span)).label(&related.label));
+        snippet = snippet.annotation(
+            AnnotationKind::Context
+                .span(within(&related.span))
+                .label(&related.label),
+        );
     }
-    let mut group = level.primary_title(&finding.message).id(finding.code).element(snippet);
+    let mut group = level
+        .primary_title(&finding.message)
+        .id(finding.code)
+        .element(snippet);
     if let Some(reason) = &finding.reason {
         group = group.element(Level::NOTE.with_name("why").message(reason));
     }

@@ -12,17 +12,34 @@ use crate::{check, shape};
 /// Returns the [`Spec`] together with the warnings, or all findings if there is an error among them; either list is in
 /// the file's order.
 pub fn load(text: &str, file_name: &str) -> Result<(Spec, Vec<Finding>), Vec<Finding>> {
-    let nothing = Node { span: 0..0, value: Value::Null };
-    let mut document = Document { text, file: file_name, root: nothing, findings: Vec::new() };
+    let nothing = Node {
+        span: 0..0,
+        defined: 0..0,
+        value: Value::Null,
+    };
+    let mut document = Document {
+        text,
+        file: file_name,
+        root: nothing,
+        findings: Vec::new(),
+    };
     let spec = read(&mut document);
     let mut findings = document.findings;
-    findings.sort_by(|a, b| (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code)));
+    findings.sort_by(|a, b| {
+        (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code))
+    });
     findings.dedup();
     // The graver finding about the same address says it all.
-    let in_range: Vec<String> = findings.iter().filter(|f| f.code == "vip-in-range").map(|f| f.path.clone()).collect();
+    let in_range: Vec<String> = findings
+        .iter()
+        .filter(|f| f.code == "vip-in-range")
+        .map(|f| f.path.clone())
+        .collect();
     findings.retain(|f| f.code != "vip-in-other-network" || !in_range.contains(&f.path));
     match spec {
-        Some(spec) if findings.iter().all(|f| f.severity == Severity::Warning) => Ok((spec, findings)),
+        Some(spec) if findings.iter().all(|f| f.severity == Severity::Warning) => {
+            Ok((spec, findings))
+        }
         _ => Err(findings),
     }
 }
@@ -31,8 +48,16 @@ fn read(document: &mut Document<'_>) -> Option<Spec> {
     let text = document.text;
     if text.len() > yaml::MAX_BYTES {
         document
-            .error_at("file-too-large", &Path::default(), 0..0, format!("the file has {} MiB", text.len() >> 20))
-            .reason(format!("no cluster file needs more than {} MiB: this is probably something else", yaml::MAX_BYTES >> 20))
+            .error_at(
+                "file-too-large",
+                &Path::default(),
+                0..0,
+                format!("the file has {} MiB", text.len() >> 20),
+            )
+            .reason(format!(
+                "no cluster file needs more than {} MiB: this is probably something else",
+                yaml::MAX_BYTES >> 20
+            ))
             .fix("name the right file");
         return None;
     }
@@ -57,7 +82,11 @@ fn read(document: &mut Document<'_>) -> Option<Spec> {
     if !matches!(document.root.value, Value::Map(_)) {
         let kind = document.root.value.kind();
         document
-            .error("wrong-type", &Path::default(), format!("the file is {kind}, not a mapping"))
+            .error(
+                "wrong-type",
+                &Path::default(),
+                format!("the file is {kind}, not a mapping"),
+            )
             .reason("a cluster file begins with `apiVersion:` and `kind:`")
             .fix("`quorate init` writes a file to start from");
         return None;
@@ -73,7 +102,11 @@ fn read(document: &mut Document<'_>) -> Option<Spec> {
         Ok(file) => check::spec(document, &file),
         Err(error) => {
             document
-                .error("wrong-type", &Path::default(), format!("the file cannot be read: {error}"))
+                .error(
+                    "wrong-type",
+                    &Path::default(),
+                    format!("the file cannot be read: {error}"),
+                )
                 .fix("compare it with the output of `quorate schema`");
             None
         }
@@ -102,17 +135,22 @@ fn syntax(document: &mut Document<'_>, error: yaml::SyntaxError) {
         SyntaxErrorKind::SeveralDocuments => (
             "several-documents",
             "there is more than one document in the file".to_owned(),
-            "a cluster file describes one cluster; which document counts must not be a guess".to_owned(),
+            "a cluster file describes one cluster; which document counts must not be a guess"
+                .to_owned(),
             "keep one document per file, without a second `---`",
         ),
         SyntaxErrorKind::Limits => (
             "yaml-limits",
             "the file's anchors and aliases, or its nesting, go beyond all reason".to_owned(),
-            "written out in full it would be enormous, and reading it would exhaust this computer".to_owned(),
+            "written out in full it would be enormous, and reading it would exhaust this computer"
+                .to_owned(),
             "write the values out; a cluster file needs no aliases",
         ),
     };
-    document.error_at(code, &Path::default(), error.span, message).reason(reason).fix(fix);
+    document
+        .error_at(code, &Path::default(), error.span, message)
+        .reason(reason)
+        .fix(fix);
 }
 
 /// The tabs at the beginnings of lines.

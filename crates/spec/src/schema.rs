@@ -10,7 +10,10 @@ use crate::file::ClusterFile;
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let mut settings = SchemaSettings::draft2020_12();
     settings.inline_subschemas = true;
-    let mut schema = settings.into_generator().into_root_schema_for::<ClusterFile>().to_value();
+    let mut schema = settings
+        .into_generator()
+        .into_root_schema_for::<ClusterFile>()
+        .to_value();
     tidy(&mut schema);
     schema
 });
@@ -47,19 +50,47 @@ pub fn reference() -> String {
 
 /// One table for an object's plain fields, then a section for each object below it.
 fn section(page: &mut String, schema: &Value, path: &str) {
-    let Some(fields) = schema["properties"].as_object() else { return };
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let title = if path.is_empty() { "The top level".to_owned() } else { format!("`{path}`") };
+    let Some(fields) = schema["properties"].as_object() else {
+        return;
+    };
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let title = if path.is_empty() {
+        "The top level".to_owned()
+    } else {
+        format!("`{path}`")
+    };
     page.push_str(&format!("\n## {title}\n\n"));
     if !path.is_empty() {
-        page.push_str(&format!("{}\n\n", schema["description"].as_str().unwrap_or_default()));
+        page.push_str(&format!(
+            "{}\n\n",
+            schema["description"].as_str().unwrap_or_default()
+        ));
     }
     page.push_str("| field | type | default | meaning |\n|---|---|---|---|\n");
     for (name, field) in fields {
-        let (meaning, told) = field["description"].as_str().unwrap_or_default().split_once(" Default: ").map_or_else(
-            || (field["description"].as_str().unwrap_or_default().to_owned(), None),
-            |(meaning, default)| (meaning.to_owned(), Some(default.trim_end_matches('.').to_owned())),
-        );
+        let (meaning, told) = field["description"]
+            .as_str()
+            .unwrap_or_default()
+            .split_once(" Default: ")
+            .map_or_else(
+                || {
+                    (
+                        field["description"].as_str().unwrap_or_default().to_owned(),
+                        None,
+                    )
+                },
+                |(meaning, default)| {
+                    (
+                        meaning.to_owned(),
+                        Some(default.trim_end_matches('.').to_owned()),
+                    )
+                },
+            );
         let default = match field.get("default") {
             _ if required.contains(&name.as_str()) => "**required**".to_owned(),
             Some(Value::String(text)) => format!("`{text}`"),
@@ -73,13 +104,24 @@ fn section(page: &mut String, schema: &Value, path: &str) {
             .flatten()
             .map(|w| {
                 let meaning = w["description"].as_str().unwrap_or_default();
-                format!("<br>`{}`: {meaning}", w["const"].as_str().unwrap_or_default())
+                format!(
+                    "<br>`{}`: {meaning}",
+                    w["const"].as_str().unwrap_or_default()
+                )
             })
             .collect();
-        page.push_str(&format!("| `{name}` | {} | {default} | {meaning}{} |\n", kind(field), words.concat()));
+        page.push_str(&format!(
+            "| `{name}` | {} | {default} | {meaning}{} |\n",
+            kind(field),
+            words.concat()
+        ));
     }
     for (name, field) in fields {
-        let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let here = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         section(page, field, &here);
         if field["items"]["properties"].is_object() {
             let mut item = field["items"].clone();
@@ -97,7 +139,9 @@ fn kind(field: &Value) -> String {
     match field["type"].as_str() {
         _ if field["oneOf"].is_array() => "one of".to_owned(),
         _ if field["anyOf"].is_array() => "text or list".to_owned(),
-        _ if field["const"].is_string() => format!("`{}`", field["const"].as_str().unwrap_or_default()),
+        _ if field["const"].is_string() => {
+            format!("`{}`", field["const"].as_str().unwrap_or_default())
+        }
         Some("integer") => format!("number{limits}"),
         Some("boolean") => "true or false".to_owned(),
         Some("array") if field["items"]["oneOf"].is_array() => "list of".to_owned(),
@@ -138,7 +182,9 @@ fn tidy(schema: &mut Value) {
                 }
             }
             // Defaults of whole sections are empty objects with nulls: noise.
-            if object.get("default").is_some_and(|d| d.is_object() || d.is_null() || d.as_array().is_some_and(Vec::is_empty)) {
+            if object.get("default").is_some_and(|d| {
+                d.is_object() || d.is_null() || d.as_array().is_some_and(Vec::is_empty)
+            }) {
                 object.remove("default");
             }
             if let Some(Value::String(description)) = object.get_mut("description") {

@@ -46,7 +46,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
 /// What is left of the document after everything wrong was reported: fits the raw types.
 pub(crate) fn check(document: &mut Document<'_>) -> Json {
     let root = document.root.clone();
-    Shape { document }.value(&root, schema(), &Path::default()).unwrap_or_else(|| Json::Object(Map::new()))
+    Shape { document }
+        .value(&root, schema(), &Path::default())
+        .unwrap_or_else(|| Json::Object(Map::new()))
 }
 
 struct Shape<'d, 'a> {
@@ -66,8 +68,15 @@ impl Shape<'_, '_> {
             return self.constant(node, constant, at);
         }
         if let Some(choices) = schema.get("anyOf").and_then(Json::as_array) {
-            let wanted = if matches!(node.value, Value::List(_)) { "array" } else { "string" };
-            let choice = choices.iter().find(|c| c["type"] == wanted).unwrap_or(schema);
+            let wanted = if matches!(node.value, Value::List(_)) {
+                "array"
+            } else {
+                "string"
+            };
+            let choice = choices
+                .iter()
+                .find(|c| c["type"] == wanted)
+                .unwrap_or(schema);
             return self.value(node, choice, at);
         }
         match schema["type"].as_str().unwrap_or_default() {
@@ -90,7 +99,10 @@ impl Shape<'_, '_> {
             return self.wrong_type(node, "a mapping", schema, at);
         };
         let empty = Map::new();
-        let fields = schema.get("properties").and_then(Json::as_object).unwrap_or(&empty);
+        let fields = schema
+            .get("properties")
+            .and_then(Json::as_object)
+            .unwrap_or(&empty);
         let rest = schema.get("additionalProperties").filter(|s| s.is_object());
         let mut seen = BTreeMap::new();
         let mut out = Map::new();
@@ -115,8 +127,17 @@ impl Shape<'_, '_> {
                 None => self.unknown(&key.name, key.span.clone(), fields, at),
             }
         }
-        for name in schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
-            if entries.iter().all(|(key, value)| key.name != name || matches!(value.value, Value::Null)) {
+        for name in schema
+            .get("required")
+            .and_then(Json::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Json::as_str)
+        {
+            if entries
+                .iter()
+                .all(|(key, value)| key.name != name || matches!(value.value, Value::Null))
+            {
                 self.missing(name, &fields[name], at);
             }
         }
@@ -159,10 +180,17 @@ impl Shape<'_, '_> {
             return self.wrong_type(node, "a whole number", schema, at);
         };
         let limit = |name: &str| schema.get(name).and_then(Json::as_i64).map(i128::from);
-        let (least, most) = (limit("minimum").unwrap_or(0), limit("maximum").unwrap_or(i128::from(u32::MAX)));
+        let (least, most) = (
+            limit("minimum").unwrap_or(0),
+            limit("maximum").unwrap_or(i128::from(u32::MAX)),
+        );
         if !(least..=most).contains(&value) {
             self.document
-                .error("out-of-range", at, format!("`{}: {value}` is not between {least} and {most}", last(at)))
+                .error(
+                    "out-of-range",
+                    at,
+                    format!("`{}: {value}` is not between {least} and {most}", last(at)),
+                )
                 .reason(sentence(schema))
                 .fix(format!("write a number from {least} to {most}"));
             return None;
@@ -179,14 +207,25 @@ impl Shape<'_, '_> {
         if known.contains(&text.as_str()) {
             return Some(Json::String(text));
         }
-        let field = if at.0.last().is_some_and(|l| l.parse::<usize>().is_ok()) { &at.0[at.0.len() - 2] } else { last(at) };
-        let list = known.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
+        let field = if at.0.last().is_some_and(|l| l.parse::<usize>().is_ok()) {
+            &at.0[at.0.len() - 2]
+        } else {
+            last(at)
+        };
+        let list = known
+            .iter()
+            .map(|w| format!("`{w}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let fix = match closest(&text, known.iter().copied()) {
             Some(close) => format!("did you mean `{close}`? Possible are {list}"),
             None => format!("write one of {list}"),
         };
         let message = format!("`{text}` is no possible value of `{field}`");
-        self.document.error("unknown-value", at, message).reason(sentence(schema)).fix(fix);
+        self.document
+            .error("unknown-value", at, message)
+            .reason(sentence(schema))
+            .fix(fix);
         None
     }
 
@@ -198,16 +237,30 @@ impl Shape<'_, '_> {
         if text == constant {
             return Some(Json::String(text));
         }
-        let code = if last(at) == "kind" { "wrong-kind" } else { "wrong-api-version" };
-        let reason = if text.contains("kubeadm") || text.contains("k8s.io") || text == "ClusterConfiguration" {
+        let code = if last(at) == "kind" {
+            "wrong-kind"
+        } else {
+            "wrong-api-version"
+        };
+        let reason = if text.contains("kubeadm")
+            || text.contains("k8s.io")
+            || text == "ClusterConfiguration"
+        {
             "this looks like a file for another program; Quorate renders kubeadm's and the components' files itself"
         } else {
             "this program reads exactly this kind of file, so that a newer format is never half understood"
         };
         self.document
-            .error(code, at, format!("`{}: {text}` is not a Quorate cluster file", last(at)))
+            .error(
+                code,
+                at,
+                format!("`{}: {text}` is not a Quorate cluster file", last(at)),
+            )
             .reason(reason)
-            .fix(format!("write `{}: {constant}`; `quorate init` writes a file to start from", last(at)));
+            .fix(format!(
+                "write `{}: {constant}`; `quorate init` writes a file to start from",
+                last(at)
+            ));
         None
     }
 
@@ -215,12 +268,18 @@ impl Shape<'_, '_> {
         let text = self.document.raw_text(node);
         let found = match &node.value {
             Value::Text(_) | Value::Bool(_) | Value::Int(_) | Value::Float => {
-                format!("{} `{}`", node.value.kind(), text.lines().next().unwrap_or_default())
+                format!(
+                    "{} `{}`",
+                    node.value.kind(),
+                    text.lines().next().unwrap_or_default()
+                )
             }
             other => other.kind().to_owned(),
         };
         let (field, of) = match at.0.last() {
-            Some(index) if index.parse::<usize>().is_ok() && at.0.len() > 1 => (&at.0[at.0.len() - 2], "an item of "),
+            Some(index) if index.parse::<usize>().is_ok() && at.0.len() > 1 => {
+                (&at.0[at.0.len() - 2], "an item of ")
+            }
             Some(field) => (field, ""),
             None => {
                 self.document
@@ -231,15 +290,22 @@ impl Shape<'_, '_> {
         };
         let message = format!("{of}`{field}` must be {wanted}, found {found}");
         let field = field.clone();
-        let finding = self.document.error("wrong-type", at, message).reason(sentence(schema));
+        let finding = self
+            .document
+            .error("wrong-type", at, message)
+            .reason(sentence(schema));
         let unquoted = match (&node.value, wanted) {
-            (Value::Text(t), "a whole number") => t.trim().parse::<i64>().ok().map(|n| n.to_string()),
+            (Value::Text(t), "a whole number") => {
+                t.trim().parse::<i64>().ok().map(|n| n.to_string())
+            }
             (Value::Text(t), "true or false") => match t.to_lowercase().as_str() {
                 "yes" | "on" | "true" | "y" => Some("true".to_owned()),
                 "no" | "off" | "false" | "n" => Some("false".to_owned()),
                 _ => None,
             },
-            (Value::Text(_) | Value::Int(_) | Value::Float | Value::Bool(_), "a list") => Some(format!("[{text}]")),
+            (Value::Text(_) | Value::Int(_) | Value::Float | Value::Bool(_), "a list") => {
+                Some(format!("[{text}]"))
+            }
             _ => None,
         };
         finding.fix(match unquoted {
@@ -249,24 +315,46 @@ impl Shape<'_, '_> {
         None
     }
 
-    fn unknown(&mut self, name: &str, span: std::ops::Range<usize>, fields: &Map<String, Json>, at: &Path) {
+    fn unknown(
+        &mut self,
+        name: &str,
+        span: std::ops::Range<usize>,
+        fields: &Map<String, Json>,
+        at: &Path,
+    ) {
         let here = at.join(name);
         let known = fields.keys().map(String::as_str);
         let plain = name.to_lowercase().replace(['-', '_'], "");
-        let elsewhere = ELSEWHERE.iter().find(|(word, _)| *word == plain).map(|(_, field)| (*field).to_owned());
+        let elsewhere = ELSEWHERE
+            .iter()
+            .find(|(word, _)| *word == plain)
+            .map(|(_, field)| (*field).to_owned());
         let mut moved = Vec::new();
         find_field(schema(), name, "", &mut moved);
-        let place = if at.0.is_empty() { "at the top of the file".to_owned() } else { format!("in `{}`", self.parent_name(at)) };
+        let place = if at.0.is_empty() {
+            "at the top of the file".to_owned()
+        } else {
+            format!("in `{}`", self.parent_name(at))
+        };
         let fix = if let Some(close) = closest(name, known.clone()) {
             format!("did you mean `{close}`?")
         } else if let Some(field) = elsewhere {
             format!("what other tools call `{name}` is `{field}` here")
         } else if (1..=3).contains(&moved.len()) {
-            let parents: Vec<String> =
-                moved.iter().filter_map(|m| m.rsplit_once('.')).map(|(parent, _)| format!("`{parent}`")).collect();
+            let parents: Vec<String> = moved
+                .iter()
+                .filter_map(|m| m.rsplit_once('.'))
+                .map(|(parent, _)| format!("`{parent}`"))
+                .collect();
             format!("`{name}` belongs under {}", parents.join(" or "))
         } else {
-            format!("known here are {}", known.map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", "))
+            format!(
+                "known here are {}",
+                known
+                    .map(|k| format!("`{k}`"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         };
         self.document
             .error_at("unknown-field", &here, span, format!("there is no field `{name}` {place}"))
@@ -275,7 +363,11 @@ impl Shape<'_, '_> {
     }
 
     fn missing(&mut self, name: &str, schema: &Json, at: &Path) {
-        let place = if at.0.is_empty() { "the file".to_owned() } else { format!("`{}`", self.parent_name(at)) };
+        let place = if at.0.is_empty() {
+            "the file".to_owned()
+        } else {
+            format!("`{}`", self.parent_name(at))
+        };
         self.document
             .error("missing-field", at, format!("{place} has no `{name}`"))
             .reason(sentence(schema))
@@ -297,8 +389,17 @@ impl Shape<'_, '_> {
 
 /// Paths of all fields called `name`, except directly at the top.
 fn find_field(schema: &Json, name: &str, at: &str, out: &mut Vec<String>) {
-    for (key, field) in schema.get("properties").and_then(Json::as_object).into_iter().flatten() {
-        let here = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+    for (key, field) in schema
+        .get("properties")
+        .and_then(Json::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let here = if at.is_empty() {
+            key.clone()
+        } else {
+            format!("{at}.{key}")
+        };
         if key == name {
             out.push(here.clone());
         }
@@ -316,8 +417,16 @@ fn last(at: &Path) -> &str {
 /// The field's own description as the reason.
 fn sentence(schema: &Json) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
-    let text = text.split(" Default: ").next().unwrap_or(text).trim_end_matches('.');
-    if text.is_empty() { String::new() } else { format!("the reference says: {text}") }
+    let text = text
+        .split(" Default: ")
+        .next()
+        .unwrap_or(text)
+        .trim_end_matches('.');
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!("the reference says: {text}")
+    }
 }
 
 fn kind_of(schema: &Json) -> &'static str {
@@ -336,8 +445,12 @@ fn example(field: &str) -> String {
         "apiVersion" => "write `apiVersion: quorate.dev/v1`".to_owned(),
         "kind" => "write `kind: Cluster`".to_owned(),
         "spec" => "write `spec:` and below it at least `machines:`".to_owned(),
-        "machines" => "write a list such as `- {address: 10.0.0.11, roles: [control-plane]}`".to_owned(),
-        "address" => "write `address: 10.0.0.11`, the address the others reach this machine at".to_owned(),
+        "machines" => {
+            "write a list such as `- {address: 10.0.0.11, roles: [control-plane]}`".to_owned()
+        }
+        "address" => {
+            "write `address: 10.0.0.11`, the address the others reach this machine at".to_owned()
+        }
         "roles" => "write `roles: [control-plane]`, or worker, etcd, load-balancer".to_owned(),
         "taints" => "write `taints: [\"key=value:NoSchedule\"]`".to_owned(),
         "labels" => "write `labels: {zone: a}`".to_owned(),

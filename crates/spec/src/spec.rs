@@ -118,14 +118,22 @@ pub enum EndpointOn {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase", tag = "mode", deny_unknown_fields)]
+#[serde(
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase",
+    tag = "mode",
+    deny_unknown_fields
+)]
 pub enum Access {
     /// Through [`Spec::endpoint`]; with no endpoint there is exactly one control plane, reached directly.
     Endpoint,
     /// A proxy on every node.
     Proxy { listen: SocketAddr },
     /// A virtual address realised by the kernel's IPVS on every node, under a name in the hosts files.
-    Ipvs { virtual_address: SocketAddr, name: String },
+    Ipvs {
+        virtual_address: SocketAddr,
+        name: String,
+    },
     /// A virtual address rewritten at connect(2) by BPF on every node.
     Ebpf { virtual_address: SocketAddr },
 }

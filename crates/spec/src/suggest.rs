@@ -1,13 +1,18 @@
 //! "Did you mean …".
 
 /// The candidate closest to `word`, if close enough to be a slip: letters swapped, left out, doubled, or the case.
-pub(crate) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let normal = |s: &str| s.to_lowercase().replace(['-', '_'], "");
     let word = normal(word);
     candidates
         .into_iter()
         .map(|candidate| (distance(&word, &normal(candidate)), candidate))
-        .filter(|(d, candidate)| *d <= (candidate.len().min(word.len()) / 3).max(1) && *d < word.len())
+        .filter(|(d, candidate)| {
+            *d <= (candidate.len().min(word.len()) / 3).max(1) && *d < word.len()
+        })
         .min_by_key(|(d, _)| *d)
         .map(|(_, candidate)| candidate)
 }
@@ -21,7 +26,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let differ = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + differ);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + differ);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(rows[i - 2][j - 2] + 1);
             }
@@ -38,7 +45,14 @@ mod tests {
 
     #[test]
     fn slips_are_found_and_other_words_are_not() {
-        let fields = ["version", "bootstrap", "podsPerNodeMask", "vip", "on", "extraArgs"];
+        let fields = [
+            "version",
+            "bootstrap",
+            "podsPerNodeMask",
+            "vip",
+            "on",
+            "extraArgs",
+        ];
         for (word, found) in [
             ("verison", Some("version")),
             ("Version", Some("version")),

@@ -18,6 +18,8 @@ const MAX_ALIAS_EVENTS: usize = 20_000;
 pub(crate) struct Node {
     /// Bytes in the text. Of a mapping or list: its first byte only.
     pub(crate) span: Range<usize>,
+    /// Where the value itself stands: elsewhere than `span` for an alias.
+    pub(crate) defined: Range<usize>,
     pub(crate) value: Value,
 }
 
@@ -194,24 +196,39 @@ struct Offsets<'a> {
 impl Offsets<'_> {
     fn node(&self, raw: Spanned<Raw>) -> Node {
         let mut span = self.range(raw.referenced);
+        let defined = self.range(raw.defined);
         let value = match raw.value {
             Raw::Null => Value::Null,
             Raw::Bool(v) => Value::Bool(v),
             Raw::Int(v) => Value::Int(v),
             Raw::Float => Value::Float,
             Raw::Text(v) => Value::Text(v),
-            Raw::List(items) => Value::List(items.into_iter().map(|item| self.node(item)).collect()),
+            Raw::List(items) => {
+                Value::List(items.into_iter().map(|item| self.node(item)).collect())
+            }
             Raw::Map(entries) => Value::Map(
                 entries
                     .into_iter()
-                    .map(|(key, value)| (Key { span: self.range(key.referenced), name: key.value }, self.node(value)))
+                    .map(|(key, value)| {
+                        (
+                            Key {
+                                span: self.range(key.referenced),
+                                name: key.value,
+                            },
+                            self.node(value),
+                        )
+                    })
                     .collect(),
             ),
         };
         if matches!(value, Value::List(_) | Value::Map(_)) {
             span.end = (span.start + 1).min(self.text.len()).max(span.start);
         }
-        Node { span, value }
+        Node {
+            span,
+            defined,
+            value,
+        }
     }
 
     /// The byte range of a location, within the text and on character boundaries whatever the parser says.
@@ -229,8 +246,17 @@ impl Offsets<'_> {
     fn start_of(&self, location: Location) -> usize {
         let line = usize::try_from(location.line()).unwrap_or(1).max(1);
         let column = usize::try_from(location.column()).unwrap_or(1).max(1);
-        let before: usize = self.text.split_inclusive('\n').take(line - 1).map(str::len).sum();
-        let in_line = self.text[before.min(self.text.len())..].chars().take(column - 1).map(char::len_utf8).sum::<usize>();
+        let before: usize = self
+            .text
+            .split_inclusive('\n')
+            .take(line - 1)
+            .map(str::len)
+            .sum();
+        let in_line = self.text[before.min(self.text.len())..]
+            .chars()
+            .take(column - 1)
+            .map(char::len_utf8)
+            .sum::<usize>();
         before + in_line
     }
 
@@ -244,7 +270,11 @@ impl Offsets<'_> {
 
     fn error(&self, error: &serde_saphyr::Error) -> SyntaxError {
         let error = error.without_snippet();
-        let cause = if let serde_saphyr::Error::AliasError { error, .. } = error { error.without_snippet() } else { error };
+        let cause = if let serde_saphyr::Error::AliasError { error, .. } = error {
+            error.without_snippet()
+        } else {
+            error
+        };
         let kind = match cause {
             serde_saphyr::Error::MultipleDocuments { .. } => SyntaxErrorKind::SeveralDocuments,
             serde_saphyr::Error::Budget { .. }
@@ -255,8 +285,14 @@ impl Offsets<'_> {
             other if other.to_string().contains("recursion limit") => SyntaxErrorKind::Limits,
             _ => SyntaxErrorKind::Syntax,
         };
-        let span = error.location().map_or(0..0, |location| self.range(location));
-        SyntaxError { kind, span, message: error.to_string() }
+        let span = error
+            .location()
+            .map_or(0..0, |location| self.range(location));
+        SyntaxError {
+            kind,
+            span,
+            message: error.to_string(),
+        }
     }
 }
 
@@ -274,11 +310,18 @@ mod tests {
         let root = parse(text).unwrap();
         let a = root.get("a").unwrap();
         assert_eq!(text_at(text, a.get("b").unwrap()), "'x y'");
-        let Value::List(items) = &a.get("c").unwrap().value else { panic!() };
-        assert_eq!(items.iter().map(|n| text_at(text, n)).collect::<Vec<_>>(), ["1", "2.50", "off"]);
+        let Value::List(items) = &a.get("c").unwrap().value else {
+            panic!()
+        };
+        assert_eq!(
+            items.iter().map(|n| text_at(text, n)).collect::<Vec<_>>(),
+            ["1", "2.50", "off"]
+        );
         assert!(matches!(&items[2].value, Value::Text(t) if t == "off"));
         assert_eq!(text_at(text, root.get("d").unwrap()), "\"ü\"");
-        let Value::List(items) = &root.get("e").unwrap().value else { panic!() };
+        let Value::List(items) = &root.get("e").unwrap().value else {
+            panic!()
+        };
         assert!(matches!(items[1].value, Value::Null));
         assert_eq!(text_at(text, &items[0]), "1.36");
         assert_eq!(&text[root.entry("g").unwrap().0.span.clone()], "g");
@@ -287,15 +330,19 @@ mod tests {
     #[test]
     fn duplicate_keys_stay_in_the_tree() {
         for text in ["a: 1\nb: 2\na: 3\n", "{a: 1, b: 2, a: 3}"] {
-            let Value::Map(entries) = parse(text).unwrap().value else { panic!() };
+            let Value::Map(entries) = parse(text).unwrap().value else {
+                panic!()
+            };
             assert_eq!(entries.len(), 3, "{text}");
         }
     }
 
     #[test]
     fn aliases_point_to_where_they_are_used() {
-        let text = "a: &x {k: v}\nb: *x\n";
+        let text = "a: &x {k: v}\nn: &n 1.10\nc: *n\nb: *x\n";
         let root = parse(text).unwrap();
+        assert_eq!(&text[root.get("c").unwrap().defined.clone()], "1.10");
+        assert_eq!(&text[root.get("c").unwrap().span.clone()], "*n");
         assert_eq!(root.get("b").unwrap().span.start, text.rfind('*').unwrap());
         assert!(root.get("b").unwrap().get("k").is_some());
     }
@@ -306,8 +353,13 @@ mod tests {
         assert_eq!(kind("a: 1\n---\nb: 2\n"), SyntaxErrorKind::SeveralDocuments);
         assert_eq!(kind("a: [1\nb: 2\n"), SyntaxErrorKind::Syntax);
         let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
-        for (now, last) in ["b", "c", "d", "e", "f", "g"].iter().zip(["a", "b", "c", "d", "e", "f"]) {
-            bomb.push_str(&format!("{now}: &{now} [*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last}]\n"));
+        for (now, last) in ["b", "c", "d", "e", "f", "g"]
+            .iter()
+            .zip(["a", "b", "c", "d", "e", "f"])
+        {
+            bomb.push_str(&format!(
+                "{now}: &{now} [*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last}]\n"
+            ));
         }
         assert_eq!(kind(&bomb), SyntaxErrorKind::Limits);
     }

@@ -1,19 +1,35 @@
 //! The schema and the reference page in docs/ are what the types say. `INSTA_UPDATE=always` writes them anew.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests read their files; the library does not"
+)]
+
 use std::path::Path;
 
 fn compare(file: &str, wanted: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs/reference")
+        .join(file);
     if std::env::var("INSTA_UPDATE").is_ok_and(|v| v == "always") {
         std::fs::write(&path, wanted).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == wanted, "docs/reference/{file} is not up to date: run the test with INSTA_UPDATE=always");
+    assert!(
+        found == wanted,
+        "docs/reference/{file} is not up to date: run the test with INSTA_UPDATE=always"
+    );
 }
 
 #[test]
 fn the_schema_is_up_to_date() {
-    compare("cluster.schema.json", &format!("{}\n", serde_json::to_string_pretty(quorate_spec::schema()).unwrap()));
+    compare(
+        "cluster.schema.json",
+        &format!(
+            "{}\n",
+            serde_json::to_string_pretty(quorate_spec::schema()).unwrap()
+        ),
+    );
 }
 
 #[test]
@@ -26,7 +42,9 @@ fn the_reference_page_is_up_to_date() {
 fn documented_defaults_are_the_real_ones() {
     let machines = "machines:\n    - {address: 10.77.0.11, roles: [control-plane]}\n    - {address: 10.77.0.12, roles: [control-plane]}\n    - {address: 10.77.0.13, roles: [control-plane]}\n";
     let head = "apiVersion: quorate.dev/v1\nkind: Cluster\n";
-    let text = format!("{head}metadata: {{}}\nspec:\n  endpoint: {{vip: 10.77.0.100, statistics: {{}}}}\n  {machines}");
+    let text = format!(
+        "{head}metadata: {{}}\nspec:\n  endpoint: {{vip: 10.77.0.100, statistics: {{}}}}\n  {machines}"
+    );
     let (plain, _) = quorate_spec::load(&text, "plain.yaml").unwrap();
 
     let mut full = defaults(quorate_spec::schema());
@@ -39,7 +57,8 @@ fn documented_defaults_are_the_real_ones() {
         {"address": "10.77.0.13", "roles": ["control-plane"]},
     ]);
     let text = serde_json::to_string_pretty(&full).unwrap();
-    let (written, _) = quorate_spec::load(&text, "full.yaml").unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)));
+    let (written, _) = quorate_spec::load(&text, "full.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)));
     assert_eq!(plain, written);
 }
 

@@ -22,10 +22,17 @@ pub(super) fn access(
         return None;
     }
     let has_endpoint = endpoint.map_or(true, |e| e.is_some());
-    let mode = file.access.unwrap_or(if has_endpoint { AccessMode::Endpoint } else { AccessMode::Proxy });
+    let mode = file.access.unwrap_or(if has_endpoint {
+        AccessMode::Endpoint
+    } else {
+        AccessMode::Proxy
+    });
     unused(document, file, mode);
     let control_planes = drafts.iter().filter(|d| d.has(Role::ControlPlane)).count();
-    let v6 = drafts.iter().find_map(|d| d.address).is_some_and(|a| a.is_ipv6());
+    let v6 = drafts
+        .iter()
+        .find_map(|d| d.address)
+        .is_some_and(|a| a.is_ipv6());
     let options = at!["spec", "accessOptions"];
     match mode {
         AccessMode::Endpoint => {
@@ -40,7 +47,12 @@ pub(super) fn access(
         AccessMode::Proxy => {
             let here = options.join("proxy").join("listen");
             let default = if v6 { "[::1]:7443" } else { "127.0.0.1:7443" };
-            let text = file.access_options.proxy.as_ref().and_then(|p| p.listen.as_deref()).unwrap_or(default);
+            let text = file
+                .access_options
+                .proxy
+                .as_ref()
+                .and_then(|p| p.listen.as_deref())
+                .unwrap_or(default);
             let listen = address::socket(document, &here, text, "the proxy's address")?;
             if !listen.ip().is_loopback() {
                 document
@@ -53,14 +65,41 @@ pub(super) fn access(
         AccessMode::Ipvs => {
             let given = file.access_options.ipvs.as_ref();
             let here = options.join("ipvs");
-            let virtual_address = virtual_address(document, &here.join("virtual"), given.and_then(|i| i.virtual_address.as_deref()), v6, drafts);
-            let name = given.and_then(|i| i.name.clone()).unwrap_or_else(|| format!("apiserver.{domain}"));
-            virtual_name(document, &here.join("name"), &name, endpoint.ok().flatten(), drafts);
-            Some(Access::Ipvs { virtual_address: virtual_address?, name })
+            let virtual_address = virtual_address(
+                document,
+                &here.join("virtual"),
+                given.and_then(|i| i.virtual_address.as_deref()),
+                v6,
+                drafts,
+            );
+            let name = given
+                .and_then(|i| i.name.clone())
+                .unwrap_or_else(|| format!("apiserver.{domain}"));
+            virtual_name(
+                document,
+                &here.join("name"),
+                &name,
+                endpoint.ok().flatten(),
+                drafts,
+            );
+            Some(Access::Ipvs {
+                virtual_address: virtual_address?,
+                name,
+            })
         }
         AccessMode::Ebpf => {
-            let given = file.access_options.ebpf.as_ref().and_then(|e| e.virtual_address.as_deref());
-            let virtual_address = virtual_address(document, &options.join("ebpf").join("virtual"), given, v6, drafts)?;
+            let given = file
+                .access_options
+                .ebpf
+                .as_ref()
+                .and_then(|e| e.virtual_address.as_deref());
+            let virtual_address = virtual_address(
+                document,
+                &options.join("ebpf").join("virtual"),
+                given,
+                v6,
+                drafts,
+            )?;
             Some(Access::Ebpf { virtual_address })
         }
     }
@@ -77,13 +116,22 @@ pub(super) fn pairs(
 ) -> (Balancer, RunAs) {
     let balancer: Balancer = file.balancer.map_or(Balancer::Quorate, Into::into);
     let run_as: RunAs = file.agent.run_as.map_or(RunAs::Unit, Into::into);
-    let proxies = endpoint.is_some() || matches!(access, Access::Proxy { .. }) || etcd.vip.is_some();
+    let proxies =
+        endpoint.is_some() || matches!(access, Access::Proxy { .. }) || etcd.vip.is_some();
     if balancer == Balancer::Haproxy && !proxies {
         let at = at!["spec", "balancer"];
-        let finding = document.error("haproxy-without-work", &at, "`balancer: haproxy`, but there is nothing for haproxy to carry");
+        let finding = document.error(
+            "haproxy-without-work",
+            &at,
+            "`balancer: haproxy`, but there is nothing for haproxy to carry",
+        );
         match access {
             Access::Ipvs { .. } | Access::Ebpf { .. } => {
-                let mode = if matches!(access, Access::Ipvs { .. }) { "ipvs" } else { "ebpf" };
+                let mode = if matches!(access, Access::Ipvs { .. }) {
+                    "ipvs"
+                } else {
+                    "ebpf"
+                };
                 finding
                     .reason(format!("`access: {mode}` is kernel work that only `quorate agent` does, and there is no VIP"))
                     .fix("write `balancer: quorate`, or `access: proxy`, or add `endpoint: {vip: …}`");
@@ -107,7 +155,11 @@ pub(super) fn pairs(
             .collect();
         if let Some(first) = holders.first() {
             let (text, span) = (document.text, document.span(&first.at().join("roles")));
-            let more = if holders.len() > 1 { format!(" (and {} more)", holders.len() - 1) } else { String::new() };
+            let more = if holders.len() > 1 {
+                format!(" (and {} more)", holders.len() - 1)
+            } else {
+                String::new()
+            };
             document
                 .error("static-pod-without-kubelet", &at, format!("`as: static-pod`, but machine `{}`{more} runs no kubelet", first.name))
                 .reason("static Pods are started by kubelet, which only control planes and workers have")
@@ -116,7 +168,11 @@ pub(super) fn pairs(
         }
         if !proxies && matches!(access, Access::Endpoint) {
             document
-                .warn("options-unused", &at, "`as: static-pod` is not used: there is nothing to balance")
+                .warn(
+                    "options-unused",
+                    &at,
+                    "`as: static-pod` is not used: there is nothing to balance",
+                )
                 .reason("there is no VIP, and nodes reach the only control plane directly")
                 .fix("leave it out");
         }
@@ -125,9 +181,22 @@ pub(super) fn pairs(
 }
 
 /// TCP ports that the options open, against what else listens on the same machines.
-pub(super) fn ports(document: &mut Document<'_>, endpoint: Option<&Endpoint>, access: &Access, network: &Network, etcd: &Etcd, drafts: &[Draft<'_>]) {
+pub(super) fn ports(
+    document: &mut Document<'_>,
+    endpoint: Option<&Endpoint>,
+    access: &Access,
+    network: &Network,
+    etcd: &Etcd,
+    drafts: &[Draft<'_>],
+) {
     let mut ours: Vec<(Path, u16, &str, Vec<usize>)> = Vec::new();
-    let all = |wanted: &dyn Fn(&Draft<'_>) -> bool| drafts.iter().filter(|d| wanted(d)).map(|d| d.index).collect::<Vec<_>>();
+    let all = |wanted: &dyn Fn(&Draft<'_>) -> bool| {
+        drafts
+            .iter()
+            .filter(|d| wanted(d))
+            .map(|d| d.index)
+            .collect::<Vec<_>>()
+    };
     let nodes = all(&|d| d.is_node());
     if let Some(endpoint) = endpoint {
         let role = match endpoint.on {
@@ -135,15 +204,34 @@ pub(super) fn ports(document: &mut Document<'_>, endpoint: Option<&Endpoint>, ac
             EndpointOn::LoadBalancers => Role::LoadBalancer,
         };
         let holders = all(&|d| d.has(role));
-        ours.push((at!["spec", "endpoint", "port"], endpoint.port, "the endpoint", holders.clone()));
+        ours.push((
+            at!["spec", "endpoint", "port"],
+            endpoint.port,
+            "the endpoint",
+            holders.clone(),
+        ));
         if let Some(statistics) = &endpoint.statistics {
-            ours.push((at!["spec", "endpoint", "statistics", "port"], statistics.port, "the statistics page", holders));
+            ours.push((
+                at!["spec", "endpoint", "statistics", "port"],
+                statistics.port,
+                "the statistics page",
+                holders,
+            ));
         }
     }
     if let Access::Proxy { listen } = access {
-        ours.push((at!["spec", "accessOptions", "proxy", "listen"], listen.port(), "the nodes' proxy", nodes.clone()));
+        ours.push((
+            at!["spec", "accessOptions", "proxy", "listen"],
+            listen.port(),
+            "the nodes' proxy",
+            nodes.clone(),
+        ));
     }
-    let etcd_role = if etcd.topology == EtcdTopology::External { Role::Etcd } else { Role::ControlPlane };
+    let etcd_role = if etcd.topology == EtcdTopology::External {
+        Role::Etcd
+    } else {
+        Role::ControlPlane
+    };
     let control_planes = all(&|d| d.has(Role::ControlPlane));
     let etcds = all(&|d| d.has(etcd_role));
     let everywhere = all(&|_| true);
@@ -162,7 +250,12 @@ pub(super) fn ports(document: &mut Document<'_>, endpoint: Option<&Endpoint>, ac
     ];
     let text = document.text;
     for (i, (at, port, what, machines)) in ours.iter().enumerate() {
-        let shared = |others: &[usize]| machines.iter().find(|m| others.contains(m)).map(|m| drafts[*m].name.clone());
+        let shared = |others: &[usize]| {
+            machines
+                .iter()
+                .find(|m| others.contains(m))
+                .map(|m| drafts[*m].name.clone())
+        };
         for (taken, by, on) in fixed {
             if taken == port
                 && let Some(machine) = shared(on)
@@ -173,7 +266,11 @@ pub(super) fn ports(document: &mut Document<'_>, endpoint: Option<&Endpoint>, ac
                     "choose another port"
                 };
                 document
-                    .error("port-clash", at, format!("{what} and {by} both want port {port} on machine `{machine}`"))
+                    .error(
+                        "port-clash",
+                        at,
+                        format!("{what} and {by} both want port {port} on machine `{machine}`"),
+                    )
                     .reason("only one program can listen there, and the other one does not start")
                     .fix(advice);
             }
@@ -184,7 +281,11 @@ pub(super) fn ports(document: &mut Document<'_>, endpoint: Option<&Endpoint>, ac
             {
                 let span = document.span(other_at);
                 document
-                    .error("port-clash", at, format!("{what} and {other} both want port {port} on machine `{machine}`"))
+                    .error(
+                        "port-clash",
+                        at,
+                        format!("{what} and {other} both want port {port} on machine `{machine}`"),
+                    )
                     .reason("only one program can listen there, and the other one does not start")
                     .fix("choose another port for one of them")
                     .also(text, span, "the other one");
@@ -215,25 +316,58 @@ fn unused(document: &mut Document<'_>, file: &SpecFile, mode: AccessMode) {
                 AccessMode::Ebpf => "ebpf",
             };
             document
-                .warn("options-unused", &at!["spec", "accessOptions", word], format!("`accessOptions.{word}` is not used with `access: {current}`"))
+                .warn(
+                    "options-unused",
+                    &at!["spec", "accessOptions", word],
+                    format!("`accessOptions.{word}` is not used with `access: {current}`"),
+                )
                 .reason("each access mode has its own options")
-                .fix(format!("write `access: {word}`, or leave these options out"));
+                .fix(format!(
+                    "write `access: {word}`, or leave these options out"
+                ));
         }
     }
 }
 
-fn virtual_address(document: &mut Document<'_>, at: &Path, given: Option<&str>, v6: bool, drafts: &[Draft<'_>]) -> Option<SocketAddr> {
-    let default = if v6 { "[fd67:7561::2]:6443" } else { "10.103.97.2:6443" };
-    let socket = address::socket(document, at, given.unwrap_or(default), "the virtual address")?;
-    address::host(document, at, &socket.ip().to_string(), "the virtual address")?;
+fn virtual_address(
+    document: &mut Document<'_>,
+    at: &Path,
+    given: Option<&str>,
+    v6: bool,
+    drafts: &[Draft<'_>],
+) -> Option<SocketAddr> {
+    let default = if v6 {
+        "[fd67:7561::2]:6443"
+    } else {
+        "10.103.97.2:6443"
+    };
+    let socket = address::socket(
+        document,
+        at,
+        given.unwrap_or(default),
+        "the virtual address",
+    )?;
+    address::host(
+        document,
+        at,
+        &socket.ip().to_string(),
+        "the virtual address",
+    )?;
     if socket.is_ipv6() != v6 && drafts.iter().any(|d| d.address.is_some()) {
-        let (this, that) = (address::family(socket.ip()), if v6 { "IPv6" } else { "IPv4" });
+        let (this, that) = (
+            address::family(socket.ip()),
+            if v6 { "IPv6" } else { "IPv4" },
+        );
         document
             .error("vip-family", at, format!("the virtual address {} is {this}, the machines' addresses are {that}", socket.ip()))
             .reason("connections are forwarded to the API servers as they are, and cannot change their family on the way")
             .fix(format!("write an {that} address, or leave it out to get {default}"));
     }
-    if let Some(draft) = drafts.iter().find(|d| d.all_addresses().iter().any(|a| neighbours(*a, socket.ip()))) {
+    if let Some(draft) = drafts.iter().find(|d| {
+        d.all_addresses()
+            .iter()
+            .any(|a| neighbours(*a, socket.ip()))
+    }) {
         let (text, span) = (document.text, document.span(&draft.at().join("address")));
         document
             .warn("virtual-near-machines", at, format!("the virtual address {} seems to be in the machines' own network", socket.ip()))
@@ -244,13 +378,25 @@ fn virtual_address(document: &mut Document<'_>, at: &Path, given: Option<&str>, 
     Some(socket)
 }
 
-fn virtual_name(document: &mut Document<'_>, at: &Path, name: &str, endpoint: Option<&Endpoint>, drafts: &[Draft<'_>]) {
+fn virtual_name(
+    document: &mut Document<'_>,
+    at: &Path,
+    name: &str,
+    endpoint: Option<&Endpoint>,
+    drafts: &[Draft<'_>],
+) {
     if let Some(why) = names::why_no_hostname(name) {
         document
-            .error("bad-endpoint-name", at, format!("`{name}` cannot be the virtual address's name"))
+            .error(
+                "bad-endpoint-name",
+                at,
+                format!("`{name}` cannot be the virtual address's name"),
+            )
             .reason(why)
             .fix("write a DNS name such as `apiserver.cluster.local`");
-    } else if drafts.iter().any(|d| d.name == name) || endpoint.is_some_and(|e| e.name.as_deref() == Some(name)) {
+    } else if drafts.iter().any(|d| d.name == name)
+        || endpoint.is_some_and(|e| e.name.as_deref() == Some(name))
+    {
         document
             .error("reserved-name", at, format!("`{name}` already has another meaning"))
             .reason("it is the name of a machine or of the endpoint, and a hosts file cannot say which is meant")

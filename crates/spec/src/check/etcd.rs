@@ -12,22 +12,38 @@ use crate::spec::*;
 /// etcd's FAQ: "It is recommended to have at most seven members".
 const MANY_MEMBERS: usize = 7;
 
-pub(super) fn etcd(document: &mut Document<'_>, file: &SpecFile, endpoint: Option<&Endpoint>, drafts: &[Draft<'_>]) -> Option<Etcd> {
+pub(super) fn etcd(
+    document: &mut Document<'_>,
+    file: &SpecFile,
+    endpoint: Option<&Endpoint>,
+    drafts: &[Draft<'_>],
+) -> Option<Etcd> {
     let at = at!["spec", "etcd"];
     let file = &file.etcd;
     if file.topology.is_none() && document.is_written(&at.join("topology")) {
         return None;
     }
     let with_role: Vec<&Draft<'_>> = drafts.iter().filter(|d| d.has(Role::Etcd)).collect();
-    let default = if with_role.is_empty() { EtcdTopology::Stacked } else { EtcdTopology::External };
+    let default = if with_role.is_empty() {
+        EtcdTopology::Stacked
+    } else {
+        EtcdTopology::External
+    };
     let topology = file.topology.map_or(default, Into::into);
     let members: Vec<&Draft<'_>> = match topology {
         EtcdTopology::External => with_role.clone(),
-        EtcdTopology::Stacked => drafts.iter().filter(|d| d.has(Role::ControlPlane)).collect(),
+        EtcdTopology::Stacked => drafts
+            .iter()
+            .filter(|d| d.has(Role::ControlPlane))
+            .collect(),
     };
     if topology == EtcdTopology::External && members.is_empty() {
         document
-            .error("etcd-machines-missing", &at.join("topology"), "`topology: external`, but no machine has the role `etcd`")
+            .error(
+                "etcd-machines-missing",
+                &at.join("topology"),
+                "`topology: external`, but no machine has the role `etcd`",
+            )
             .reason("there would be no database behind the API")
             .fix("give three machines `roles: [etcd]`, or write `topology: stacked`");
     }
@@ -40,18 +56,37 @@ pub(super) fn etcd(document: &mut Document<'_>, file: &SpecFile, endpoint: Optio
         }
     }
     majority(document, &members, topology);
-    let version = file.version.as_deref().and_then(|text| version(document, &at.join("version"), text));
-    let data_dir = file.data_dir.clone().unwrap_or_else(|| "/var/lib/etcd".to_owned());
+    let version = file
+        .version
+        .as_deref()
+        .and_then(|text| version(document, &at.join("version"), text));
+    let data_dir = file
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| "/var/lib/etcd".to_owned());
     data_directory(document, &at.join("dataDir"), &data_dir);
     let vip = vip(document, &at, file, topology, endpoint, &members);
-    Some(Etcd { topology, version, data_dir, vip, quota_gib: file.quota_gib.unwrap_or(8) })
+    Some(Etcd {
+        topology,
+        version,
+        data_dir,
+        vip,
+        quota_gib: file.quota_gib.unwrap_or(8),
+    })
 }
 
 fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdTopology) {
     let at = at!["spec", "machines"];
-    let Quorum { members: n, needed, tolerates } = Quorum::of(members.len());
+    let Quorum {
+        members: n,
+        needed,
+        tolerates,
+    } = Quorum::of(members.len());
     let (code, what) = match topology {
-        EtcdTopology::Stacked => ("even-control-planes", "control planes, each with an etcd member,"),
+        EtcdTopology::Stacked => (
+            "even-control-planes",
+            "control planes, each with an etcd member,",
+        ),
         EtcdTopology::External => ("even-etcd-members", "etcd members"),
     };
     let failures = |n: usize| match n {
@@ -73,7 +108,11 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
     }
     if n == 1 && topology == EtcdTopology::External {
         document
-            .warn("single-etcd-member", &members[0].at(), "there is 1 etcd member: it tolerates no failure")
+            .warn(
+                "single-etcd-member",
+                &members[0].at(),
+                "there is 1 etcd member: it tolerates no failure",
+            )
             .reason("when this machine's disk is lost, so is the cluster's whole state")
             .fix("use 3 etcd members (1 may fail)");
     }
@@ -83,7 +122,11 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
             .reason(format!("every write waits for {needed} of them; beyond {MANY_MEMBERS} it gets slower, not safer"))
             .fix("use 5 (2 may fail), or 7 (3 may fail)");
     }
-    let away: Vec<&str> = members.iter().filter(|m| m.is_away()).map(|m| m.name.as_str()).collect();
+    let away: Vec<&str> = members
+        .iter()
+        .filter(|m| m.is_away())
+        .map(|m| m.name.as_str())
+        .collect();
     if n > 1 && away.len() > tolerates && away.len() < n {
         document
             .error("maintenance-breaks-quorum", &at, format!("{} of {n} etcd members are under maintenance ({})", away.len(), away.join(", ")))
@@ -94,7 +137,9 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
 
 fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version> {
     let version = Version::parse(text.strip_prefix('v').unwrap_or(text)).ok();
-    let known = version.filter(|v| v.major == 3 && matches!(v.minor, 6 | 7) && v.pre.is_empty() && v.build.is_empty());
+    let known = version.filter(|v| {
+        v.major == 3 && matches!(v.minor, 6 | 7) && v.pre.is_empty() && v.build.is_empty()
+    });
     if known.is_none() {
         document
             .error("bad-etcd-version", at, format!("etcd `{text}` is not one that this program can run"))
@@ -105,31 +150,61 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
 }
 
 fn data_directory(document: &mut Document<'_>, at: &Path, dir: &str) {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\' | '$' | '%');
+    let odd =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\' | '$' | '%');
     let why = if !dir.starts_with('/') {
         Some("an absolute path is wanted")
     } else if dir.split('/').any(|part| part == "..") || dir.contains(odd) {
         Some("`..`, white space and quoting characters do not survive unit files and manifests")
-    } else if dir.trim_matches('/').split('/').filter(|p| !p.is_empty()).count() < 2 {
-        Some("a directory of etcd's own is wanted: Quorate sets its owner and mode, and `reset` empties it")
-    } else if ["/tmp/", "/run/", "/dev/", "/proc/", "/sys/", "/etc/"].iter().any(|p| dir.starts_with(p)) {
+    } else if dir
+        .trim_matches('/')
+        .split('/')
+        .filter(|p| !p.is_empty())
+        .count()
+        < 2
+    {
+        Some(
+            "a directory of etcd's own is wanted: Quorate sets its owner and mode, and `reset` empties it",
+        )
+    } else if ["/tmp/", "/run/", "/dev/", "/proc/", "/sys/", "/etc/"]
+        .iter()
+        .any(|p| dir.starts_with(p))
+    {
         Some("what is there is lost at a reboot, or is not for data")
     } else {
         None
     };
     if let Some(why) = why {
-        document.error("bad-data-dir", at, format!("`{dir}` cannot be etcd's directory")).reason(why).fix("write e.g. `/var/lib/etcd`");
+        document
+            .error(
+                "bad-data-dir",
+                at,
+                format!("`{dir}` cannot be etcd's directory"),
+            )
+            .reason(why)
+            .fix("write e.g. `/var/lib/etcd`");
     }
 }
 
-fn vip(document: &mut Document<'_>, at: &Path, file: &EtcdFile, topology: EtcdTopology, endpoint: Option<&Endpoint>, members: &[&Draft<'_>]) -> Option<EtcdVip> {
+fn vip(
+    document: &mut Document<'_>,
+    at: &Path,
+    file: &EtcdFile,
+    topology: EtcdTopology,
+    endpoint: Option<&Endpoint>,
+    members: &[&Draft<'_>],
+) -> Option<EtcdVip> {
     let text = document.text;
     let vip_at = at.join("vip");
     let Some(vip) = &file.vip else {
         for field in ["vipPort", "vrid", "priorities"] {
             if document.is_written(&at.join(field)) && !document.is_written(&vip_at) {
                 document
-                    .warn("options-unused", &at.join(field), format!("`etcd.{field}` is not used without `etcd.vip`"))
+                    .warn(
+                        "options-unused",
+                        &at.join(field),
+                        format!("`etcd.{field}` is not used without `etcd.vip`"),
+                    )
                     .reason("API servers know all members by their addresses")
                     .fix("leave it out");
             }
@@ -163,6 +238,12 @@ fn vip(document: &mut Document<'_>, at: &Path, file: &EtcdFile, topology: EtcdTo
                 .also(text, span, "the endpoint's");
         }
     }
-    let priorities = endpoint::priorities(document, &at.join("priorities"), &file.priorities, members);
-    Some(EtcdVip { address, port: file.vip_port.unwrap_or(2379), vrid, priorities })
+    let priorities =
+        endpoint::priorities(document, &at.join("priorities"), &file.priorities, members);
+    Some(EtcdVip {
+        address,
+        port: file.vip_port.unwrap_or(2379),
+        vrid,
+        priorities,
+    })
 }

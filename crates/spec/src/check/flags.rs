@@ -124,14 +124,26 @@ const KUBELET: &[(&str, &str)] = &[
     ("cluster-dns", "dns.clusterIp"),
     ("cluster-domain", "kubernetes.domain"),
     ("config", ""),
-    ("container-log-max-files", "kubernetes.kubelet.containerLogMaxFiles"),
-    ("container-log-max-size", "kubernetes.kubelet.containerLogMaxMiB"),
+    (
+        "container-log-max-files",
+        "kubernetes.kubelet.containerLogMaxFiles",
+    ),
+    (
+        "container-log-max-size",
+        "kubernetes.kubelet.containerLogMaxMiB",
+    ),
     ("container-runtime-endpoint", ""),
     ("fail-swap-on", "host.swap"),
     ("feature-gates", "kubernetes.kubelet.featureGates"),
     ("hostname-override", "machines[].name"),
-    ("image-gc-high-threshold", "kubernetes.kubelet.imageGcHighPercent"),
-    ("image-gc-low-threshold", "kubernetes.kubelet.imageGcLowPercent"),
+    (
+        "image-gc-high-threshold",
+        "kubernetes.kubelet.imageGcHighPercent",
+    ),
+    (
+        "image-gc-low-threshold",
+        "kubernetes.kubelet.imageGcLowPercent",
+    ),
     ("kubeconfig", ""),
     ("max-pods", "kubernetes.kubelet.maxPods"),
     ("node-ip", "machines[].address"),
@@ -156,48 +168,133 @@ const KUBE_PROXY: &[(&str, &str)] = &[
 
 /// Flag, the minor version of Kubernetes that no longer has it, what to do.
 const API_SERVER_REMOVED: &[(&str, u64, &str)] = &[
-    ("cloud-provider", 33, "cloud integration is a program of its own now: deploy your provider's cloud-controller-manager"),
-    ("cloud-config", 33, "cloud integration is a program of its own now: deploy your provider's cloud-controller-manager"),
-    ("insecure-port", 24, "the API is served with TLS on 6443 only"),
-    ("insecure-bind-address", 24, "the API is served with TLS on 6443 only"),
+    (
+        "cloud-provider",
+        33,
+        "cloud integration is a program of its own now: deploy your provider's cloud-controller-manager",
+    ),
+    (
+        "cloud-config",
+        33,
+        "cloud integration is a program of its own now: deploy your provider's cloud-controller-manager",
+    ),
+    (
+        "insecure-port",
+        24,
+        "the API is served with TLS on 6443 only",
+    ),
+    (
+        "insecure-bind-address",
+        24,
+        "the API is served with TLS on 6443 only",
+    ),
     ("address", 24, "the API is served with TLS on 6443 only"),
-    ("basic-auth-file", 19, "use client certificates or service account tokens"),
+    (
+        "basic-auth-file",
+        19,
+        "use client certificates or service account tokens",
+    ),
     ("kubelet-https", 22, "kubelets are always reached over TLS"),
-    ("service-account-api-audiences", 25, "its name is api-audiences"),
+    (
+        "service-account-api-audiences",
+        25,
+        "its name is api-audiences",
+    ),
 ];
 
 const CONTROLLER_MANAGER_REMOVED: &[(&str, u64, &str)] = &[
-    ("cloud-provider", 32, "only cloud-controller-managers of the providers are left: deploy yours"),
-    ("pod-eviction-timeout", 27, "use the Pods' tolerationSeconds, or default-not-ready-toleration-seconds of kube-apiserver"),
+    (
+        "cloud-provider",
+        32,
+        "only cloud-controller-managers of the providers are left: deploy yours",
+    ),
+    (
+        "pod-eviction-timeout",
+        27,
+        "use the Pods' tolerationSeconds, or default-not-ready-toleration-seconds of kube-apiserver",
+    ),
     ("port", 24, "metrics are served with TLS on 10257"),
     ("address", 24, "use nothing: it listens on loopback"),
 ];
 
 const SCHEDULER_REMOVED: &[(&str, u64, &str)] = &[
-    ("policy-config-file", 23, "scheduling policies became KubeSchedulerConfiguration"),
-    ("policy-configmap", 23, "scheduling policies became KubeSchedulerConfiguration"),
-    ("use-legacy-policy-config", 23, "scheduling policies became KubeSchedulerConfiguration"),
-    ("algorithm-provider", 23, "scheduling policies became KubeSchedulerConfiguration"),
+    (
+        "policy-config-file",
+        23,
+        "scheduling policies became KubeSchedulerConfiguration",
+    ),
+    (
+        "policy-configmap",
+        23,
+        "scheduling policies became KubeSchedulerConfiguration",
+    ),
+    (
+        "use-legacy-policy-config",
+        23,
+        "scheduling policies became KubeSchedulerConfiguration",
+    ),
+    (
+        "algorithm-provider",
+        23,
+        "scheduling policies became KubeSchedulerConfiguration",
+    ),
     ("port", 24, "metrics are served with TLS on 10259"),
     ("address", 24, "use nothing: it listens on loopback"),
 ];
 
 const KUBELET_REMOVED: &[(&str, u64, &str)] = &[
-    ("pod-infra-container-image", 35, "the pause image is containerd's setting, and Quorate writes it"),
-    ("cloud-config", 34, "cloud integration is a program of its own now"),
+    (
+        "pod-infra-container-image",
+        35,
+        "the pause image is containerd's setting, and Quorate writes it",
+    ),
+    (
+        "cloud-config",
+        34,
+        "cloud integration is a program of its own now",
+    ),
     ("register-schedulable", 34, "use machines[].taints"),
-    ("container-runtime", 27, "there is only one kind of runtime left"),
-    ("network-plugin", 24, "the container runtime has the network plugins"),
-    ("cni-bin-dir", 24, "the container runtime has the network plugins"),
-    ("cni-conf-dir", 24, "the container runtime has the network plugins"),
+    (
+        "container-runtime",
+        27,
+        "there is only one kind of runtime left",
+    ),
+    (
+        "network-plugin",
+        24,
+        "the container runtime has the network plugins",
+    ),
+    (
+        "cni-bin-dir",
+        24,
+        "the container runtime has the network plugins",
+    ),
+    (
+        "cni-conf-dir",
+        24,
+        "the container runtime has the network plugins",
+    ),
     ("docker-endpoint", 24, "there is no dockershim any more"),
-    ("dynamic-config-dir", 24, "change the cluster file and apply it"),
+    (
+        "dynamic-config-dir",
+        24,
+        "change the cluster file and apply it",
+    ),
 ];
 
 /// klog's flags, removed from every component in 1.26 (KEP-2845).
 const LOGGING_REMOVED: &[&str] = &[
-    "add-dir-header", "alsologtostderr", "log-backtrace-at", "log-dir", "log-file", "log-file-max-size", "logtostderr",
-    "one-output", "skip-headers", "skip-log-headers", "stderrthreshold",
+    "add-dir-header",
+    "alsologtostderr",
+    "log-backtrace-at",
+    "log-dir",
+    "log-file",
+    "log-file-max-size",
+    "logtostderr",
+    "one-output",
+    "skip-headers",
+    "skip-log-headers",
+    "stderrthreshold",
 ];
 
 /// The only flags that kube-proxy heeds beside `--config`.
@@ -219,17 +316,32 @@ pub(super) fn check(
         let span = document.key_span(&at);
         let name = program.name();
         let mut error = |code, message: String, reason: String, fix: String| {
-            document.error_at(code, &at, span.clone(), message).reason(reason).fix(fix);
+            document
+                .error_at(code, &at, span.clone(), message)
+                .reason(reason)
+                .fix(fix);
         };
         let bare = flag.trim_start_matches('-');
-        if bare != flag || flag.is_empty() || !flag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        if bare != flag
+            || flag.is_empty()
+            || !flag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
             let fix = if bare != flag && !bare.contains(['=', ' ']) {
                 format!("write `{bare}: {value}`")
             } else {
                 "write `name: value`, e.g. `v: 4`".to_owned()
             };
-            error("bad-flag", format!("`{flag}` is no flag's name"), "flags are written without dashes, the value after the colon".to_owned(), fix);
-        } else if let Some((_, since, instead)) = program.removed().iter().find(|(f, since, _)| f == flag && *since <= minor) {
+            error(
+                "bad-flag",
+                format!("`{flag}` is no flag's name"),
+                "flags are written without dashes, the value after the colon".to_owned(),
+                fix,
+            );
+        } else if let Some((_, since, instead)) = program
+            .removed()
+            .iter()
+            .find(|(f, since, _)| f == flag && *since <= minor)
+        {
             error(
                 "removed-flag",
                 format!("{name} has no flag `--{flag}` since Kubernetes 1.{since}"),
@@ -258,8 +370,11 @@ pub(super) fn check(
         } else if program == Program::ApiServer && flag.starts_with(OIDC) {
             error(
                 "managed-flag",
-                format!("`--{flag}` cannot be combined with the way Quorate limits anonymous access"),
-                "kube-apiserver refuses oidc flags beside an authentication configuration file".to_owned(),
+                format!(
+                    "`--{flag}` cannot be combined with the way Quorate limits anonymous access"
+                ),
+                "kube-apiserver refuses oidc flags beside an authentication configuration file"
+                    .to_owned(),
                 "leave it out; OpenID Connect is not offered by this version".to_owned(),
             );
         } else if program == Program::KubeProxy && bootstrap == Bootstrap::Kubeadm {
@@ -267,7 +382,8 @@ pub(super) fn check(
                 "kube-proxy-flags",
                 format!("kubeadm has no way to give kube-proxy `--{flag}`"),
                 "it runs kube-proxy as a DaemonSet with a configuration file only".to_owned(),
-                "leave it out, use `featureGates` or `proxyMode`, or `bootstrap: binary`".to_owned(),
+                "leave it out, use `featureGates` or `proxyMode`, or `bootstrap: binary`"
+                    .to_owned(),
             );
         } else if program == Program::KubeProxy && !KUBE_PROXY_ALLOWED.contains(&flag.as_str()) {
             error(
@@ -277,7 +393,12 @@ pub(super) fn check(
                 "leave it out".to_owned(),
             );
         } else if value.contains('\n') {
-            error("bad-flag", format!("the value of `{flag}` has a line break"), "a unit file's line ends there".to_owned(), "write it on one line".to_owned());
+            error(
+                "bad-flag",
+                format!("the value of `{flag}` has a line break"),
+                "a unit file's line ends there".to_owned(),
+                "write it on one line".to_owned(),
+            );
         }
     }
 }

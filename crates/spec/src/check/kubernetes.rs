@@ -18,15 +18,26 @@ const UNMAINTAINED_MINOR: u64 = 34;
 
 pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> Option<Kubernetes> {
     let at = at!["spec", "kubernetes"];
-    let version = version(document, &at.join("version"), file.version.as_deref().unwrap_or(DEFAULT_VERSION));
+    let version = version(
+        document,
+        &at.join("version"),
+        file.version.as_deref().unwrap_or(DEFAULT_VERSION),
+    );
     let bootstrap = file.bootstrap.map_or(Bootstrap::Binary, Into::into);
-    let domain = file.domain.clone().unwrap_or_else(|| "cluster.local".to_owned());
+    let domain = file
+        .domain
+        .clone()
+        .unwrap_or_else(|| "cluster.local".to_owned());
     check_domain(document, &at.join("domain"), &domain);
     let proxy_mode = file.proxy_mode.map_or(ProxyMode::Auto, Into::into);
     let minor = version.as_ref().map_or(NEWEST_MINOR, |v| v.minor);
     if proxy_mode == ProxyMode::Ipvs && minor >= 35 {
         document
-            .warn("proxy-mode-deprecated", &at.join("proxyMode"), "kube-proxy's ipvs mode is deprecated since Kubernetes 1.35")
+            .warn(
+                "proxy-mode-deprecated",
+                &at.join("proxyMode"),
+                "kube-proxy's ipvs mode is deprecated since Kubernetes 1.35",
+            )
             .reason("it is to refuse to start from 1.40 on (KEP-5495)")
             .fix("write `proxyMode: auto`; `access: ipvs` is independent of it and stays");
     }
@@ -35,12 +46,31 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
         feature_gates: file.api_server.feature_gates.clone(),
     };
     let mut component = |field: &str, program: flags::Program, file: &ComponentFile| {
-        flags::check(document, &at.join(field), program, bootstrap, minor, &file.extra_args);
-        check_gates(document, &at.join(field).join("featureGates"), &file.feature_gates);
-        Component { extra_args: file.extra_args.clone(), feature_gates: file.feature_gates.clone(), sans: BTreeSet::new() }
+        flags::check(
+            document,
+            &at.join(field),
+            program,
+            bootstrap,
+            minor,
+            &file.extra_args,
+        );
+        check_gates(
+            document,
+            &at.join(field).join("featureGates"),
+            &file.feature_gates,
+        );
+        Component {
+            extra_args: file.extra_args.clone(),
+            feature_gates: file.feature_gates.clone(),
+            sans: BTreeSet::new(),
+        }
     };
     let mut api_server = component("apiServer", flags::Program::ApiServer, &api_server);
-    let controller_manager = component("controllerManager", flags::Program::ControllerManager, &file.controller_manager);
+    let controller_manager = component(
+        "controllerManager",
+        flags::Program::ControllerManager,
+        &file.controller_manager,
+    );
     let scheduler = component("scheduler", flags::Program::Scheduler, &file.scheduler);
     let kube_proxy = component("kubeProxy", flags::Program::KubeProxy, &file.kube_proxy);
     let kubelet_file = ComponentFile {
@@ -48,11 +78,22 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
         feature_gates: file.kubelet.feature_gates.clone(),
     };
     let kubelet = component("kubelet", flags::Program::Kubelet, &kubelet_file);
-    api_server.sans = sans(document, &at.join("apiServer").join("sans"), &file.api_server.sans);
+    api_server.sans = sans(
+        document,
+        &at.join("apiServer").join("sans"),
+        &file.api_server.sans,
+    );
 
-    let (high, low) = (file.kubelet.image_gc_high_percent.unwrap_or(85), file.kubelet.image_gc_low_percent.unwrap_or(80));
+    let (high, low) = (
+        file.kubelet.image_gc_high_percent.unwrap_or(85),
+        file.kubelet.image_gc_low_percent.unwrap_or(80),
+    );
     if low >= high {
-        let given = if file.kubelet.image_gc_low_percent.is_some() { "imageGcLowPercent" } else { "imageGcHighPercent" };
+        let given = if file.kubelet.image_gc_low_percent.is_some() {
+            "imageGcLowPercent"
+        } else {
+            "imageGcHighPercent"
+        };
         document
             .error(
                 "image-gc-order",
@@ -75,7 +116,10 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
             extra_args: kubelet.extra_args,
             feature_gates: kubelet.feature_gates,
             // Completed by the network's check, which knows a node's share.
-            max_pods: file.kubelet.max_pods.unwrap_or(super::network::DEFAULT_MAX_PODS),
+            max_pods: file
+                .kubelet
+                .max_pods
+                .unwrap_or(super::network::DEFAULT_MAX_PODS),
             image_gc_high_percent: high,
             image_gc_low_percent: low,
             container_log_max_mib: file.kubelet.container_log_max_mib.unwrap_or(10),
@@ -88,11 +132,17 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
     let bare = text.strip_prefix('v').unwrap_or(text);
     let Ok(version) = Version::parse(bare) else {
         let parts: Vec<&str> = bare.split('.').collect();
-        let finding = document.error("bad-version", at, format!("`{text}` is no exact Kubernetes version"));
+        let finding = document.error(
+            "bad-version",
+            at,
+            format!("`{text}` is no exact Kubernetes version"),
+        );
         finding.reason("every machine must get the same patch release, today and when a machine is added in a year");
         finding.fix(match parts.as_slice() {
             ["1", "36"] | ["1"] => format!("write `{DEFAULT_VERSION}`"),
-            ["1", minor] if minor.parse::<u64>().is_ok() => format!("add the patch, e.g. `v1.{minor}.0`"),
+            ["1", minor] if minor.parse::<u64>().is_ok() => {
+                format!("add the patch, e.g. `v1.{minor}.0`")
+            }
             _ => format!("write e.g. `{DEFAULT_VERSION}`"),
         });
         return None;
@@ -100,44 +150,76 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
     let range = format!("1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}");
     if !version.pre.is_empty() || !version.build.is_empty() {
         document
-            .error("version-not-released", at, format!("{text} is not an upstream release"))
-            .reason("pre-releases and vendors' builds behave in ways that nothing here was tested with")
+            .error(
+                "version-not-released",
+                at,
+                format!("{text} is not an upstream release"),
+            )
+            .reason(
+                "pre-releases and vendors' builds behave in ways that nothing here was tested with",
+            )
             .fix(format!("write the release, e.g. `{DEFAULT_VERSION}`"));
         return None;
     }
     if version.major != 1 || version.minor > NEWEST_MINOR {
         document
-            .error("version-too-new", at, format!("this program does not know Kubernetes {text}"))
+            .error(
+                "version-too-new",
+                at,
+                format!("this program does not know Kubernetes {text}"),
+            )
             .reason("flags and file formats change with each minor version")
-            .fix(format!("use {range}, e.g. `{DEFAULT_VERSION}`, or a newer Quorate"));
+            .fix(format!(
+                "use {range}, e.g. `{DEFAULT_VERSION}`, or a newer Quorate"
+            ));
         return None;
     }
     if version.minor < OLDEST_MINOR {
         document
-            .error("version-end-of-life", at, format!("Kubernetes {text} is past its end of life"))
+            .error(
+                "version-end-of-life",
+                at,
+                format!("Kubernetes {text} is past its end of life"),
+            )
             .reason("it gets no security fixes, and needs flags that this program no longer writes")
             .fix(format!("use {range}, e.g. `{DEFAULT_VERSION}`"));
         return None;
     }
     if version.minor == UNMAINTAINED_MINOR {
         document
-            .warn("version-unmaintained", at, format!("Kubernetes {text} no longer gets fixes upstream"))
+            .warn(
+                "version-unmaintained",
+                at,
+                format!("Kubernetes {text} no longer gets fixes upstream"),
+            )
             .reason("1.37 has taken its place among the three maintained minor versions")
-            .fix(format!("use `{DEFAULT_VERSION}`; from 1.34, upgrade by way of 1.35"));
+            .fix(format!(
+                "use `{DEFAULT_VERSION}`; from 1.34, upgrade by way of 1.35"
+            ));
     }
     Some(version)
 }
 
 fn check_domain(document: &mut Document<'_>, at: &Path, domain: &str) {
     let why = names::why_no_hostname(domain).or_else(|| {
-        domain.split('.').all(|part| part.bytes().all(|b| b.is_ascii_digit())).then_some("it looks like an address")
+        domain
+            .split('.')
+            .all(|part| part.bytes().all(|b| b.is_ascii_digit()))
+            .then_some("it looks like an address")
     });
     if let Some(why) = why {
         document
-            .error("bad-domain", at, format!("`{domain}` cannot be the cluster's DNS domain"))
+            .error(
+                "bad-domain",
+                at,
+                format!("`{domain}` cannot be the cluster's DNS domain"),
+            )
             .reason(why)
             .fix("write e.g. `cluster.local`");
-    } else if matches!(domain, "local" | "localhost" | "svc" | "com" | "net" | "org") {
+    } else if matches!(
+        domain,
+        "local" | "localhost" | "svc" | "com" | "net" | "org"
+    ) {
         document
             .error("bad-domain", at, format!("`{domain}` cannot be the cluster's DNS domain"))
             .reason("the cluster's DNS answers for everything below it and would hide all other hosts there")
@@ -147,7 +229,8 @@ fn check_domain(document: &mut Document<'_>, at: &Path, domain: &str) {
 
 fn check_gates(document: &mut Document<'_>, at: &Path, gates: &BTreeMap<String, bool>) {
     for gate in gates.keys() {
-        let ok = gate.starts_with(|c: char| c.is_ascii_uppercase()) && gate.bytes().all(|b| b.is_ascii_alphanumeric());
+        let ok = gate.starts_with(|c: char| c.is_ascii_uppercase())
+            && gate.bytes().all(|b| b.is_ascii_alphanumeric());
         if !ok {
             let here = at.join(gate);
             let span = document.key_span(&here);
@@ -165,7 +248,11 @@ fn sans(document: &mut Document<'_>, at: &Path, sans: &[String]) -> BTreeSet<Str
         let is_address = san.parse::<std::net::IpAddr>().is_ok();
         if let Some(why) = names::why_no_hostname(host).filter(|_| !is_address) {
             document
-                .error("bad-san", &at.join(i), format!("`{san}` cannot be in a certificate"))
+                .error(
+                    "bad-san",
+                    &at.join(i),
+                    format!("`{san}` cannot be in a certificate"),
+                )
                 .reason(why)
                 .fix("write an IP address or a DNS name, without scheme and port");
         }

@@ -39,13 +39,21 @@ impl Draft<'_> {
     }
 
     pub(super) fn all_addresses(&self) -> Vec<IpAddr> {
-        self.address.iter().chain(&self.addresses).copied().collect()
+        self.address
+            .iter()
+            .chain(&self.addresses)
+            .copied()
+            .collect()
     }
 }
 
 /// Reads every machine and compares them with each other.
 pub(super) fn drafts<'f>(document: &mut Document<'_>, files: &'f [MachineFile]) -> Vec<Draft<'f>> {
-    let drafts: Vec<Draft<'f>> = files.iter().enumerate().map(|(i, file)| draft(document, i, file)).collect();
+    let drafts: Vec<Draft<'f>> = files
+        .iter()
+        .enumerate()
+        .map(|(i, file)| draft(document, i, file))
+        .collect();
     unique(document, &drafts);
     families(document, &drafts);
     roles(document, &drafts);
@@ -61,31 +69,61 @@ fn draft<'f>(document: &mut Document<'_>, index: usize, file: &'f MachineFile) -
         }
         None => format!("m{}", index + 1),
     };
-    let main = file.address.as_ref().and_then(|a| address::host(document, &at.join("address"), a, "the machine's address"));
+    let main = file
+        .address
+        .as_ref()
+        .and_then(|a| address::host(document, &at.join("address"), a, "the machine's address"));
     let mut others = Vec::new();
     for (i, text) in file.addresses.iter().enumerate() {
-        others.extend(address::host(document, &at.join("addresses").join(i), text, "the machine's address"));
+        others.extend(address::host(
+            document,
+            &at.join("addresses").join(i),
+            text,
+            "the machine's address",
+        ));
     }
     let mut roles = BTreeSet::new();
     for (i, role) in file.roles.iter().enumerate() {
         if !roles.insert(Role::from(*role)) {
             document
-                .warn("duplicate-role", &at.join("roles").join(i), format!("machine `{name}` has a role twice"))
+                .warn(
+                    "duplicate-role",
+                    &at.join("roles").join(i),
+                    format!("machine `{name}` has a role twice"),
+                )
                 .fix("leave one of them out");
         }
     }
-    Draft { index, name, address: main, addresses: others, roles, file }
+    Draft {
+        index,
+        name,
+        address: main,
+        addresses: others,
+        roles,
+        file,
+    }
 }
 
 fn hostname(document: &mut Document<'_>, at: &Path, name: &str) {
     if let Some(why) = names::why_no_hostname(name) {
         document
-            .error("bad-machine-name", at, format!("`{name}` cannot be a machine's name"))
+            .error(
+                "bad-machine-name",
+                at,
+                format!("`{name}` cannot be a machine's name"),
+            )
             .reason(format!("it becomes the node's name: {why}"))
             .fix("write a name such as `m1` or `node-a.example.internal`");
-    } else if matches!(name, "localhost" | "kubernetes" | "kubernetes.default" | "kubernetes.default.svc") {
+    } else if matches!(
+        name,
+        "localhost" | "kubernetes" | "kubernetes.default" | "kubernetes.default.svc"
+    ) {
         document
-            .error("reserved-name", at, format!("`{name}` is a name with a meaning of its own"))
+            .error(
+                "reserved-name",
+                at,
+                format!("`{name}` is a name with a meaning of its own"),
+            )
             .reason("it is in every API server's certificate already, for another purpose")
             .fix("choose another name");
     }
@@ -99,7 +137,11 @@ fn unique(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
         let at = draft.at().join("name");
         if let Some(first) = names.insert(&draft.name, draft) {
             let span = document.span(&first.at().join("name"));
-            let given = if draft.file.name.is_some() { "" } else { " (its default, by its place in the list)" };
+            let given = if draft.file.name.is_some() {
+                ""
+            } else {
+                " (its default, by its place in the list)"
+            };
             document
                 .error("duplicate-name", &at, format!("two machines are called `{}`{given}", draft.name))
                 .reason("the name is the node's name, the etcd member's name and the certificate's subject")
@@ -107,15 +149,27 @@ fn unique(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
                 .also(text, span, "the other one");
         }
         let written = std::iter::once((draft.file.address.as_ref(), draft.at().join("address")))
-            .chain(draft.file.addresses.iter().enumerate().map(|(i, a)| (Some(a), draft.at().join("addresses").join(i))));
+            .chain(
+                draft
+                    .file
+                    .addresses
+                    .iter()
+                    .enumerate()
+                    .map(|(i, a)| (Some(a), draft.at().join("addresses").join(i))),
+            );
         for (address, at) in written {
-            let Some(address) = address.and_then(|a| a.parse::<IpAddr>().ok()) else { continue };
+            let Some(address) = address.and_then(|a| a.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             if let Some((other, other_at)) = owners.get(&address) {
                 let span = document.span(other_at);
                 let message = if *other == draft.index {
                     format!("machine `{}` has the address {address} twice", draft.name)
                 } else {
-                    format!("machines `{}` and `{}` have the same address {address}", drafts[*other].name, draft.name)
+                    format!(
+                        "machines `{}` and `{}` have the same address {address}",
+                        drafts[*other].name, draft.name
+                    )
                 };
                 document
                     .error("duplicate-address", &at, message)
@@ -131,19 +185,32 @@ fn unique(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
 
 fn families(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
     let text = document.text;
-    let Some((first, address)) = drafts.iter().find_map(|d| d.address.map(|a| (d, a))) else { return };
+    let Some((first, address)) = drafts.iter().find_map(|d| d.address.map(|a| (d, a))) else {
+        return;
+    };
     for draft in drafts {
-        if draft.address.is_some_and(|a| a.is_ipv4() != address.is_ipv4()) {
+        if draft
+            .address
+            .is_some_and(|a| a.is_ipv4() != address.is_ipv4())
+        {
             let span = document.span(&first.at().join("address"));
-            let (this, that) = (draft.address.map_or("", address::family), address::family(address));
+            let (this, that) = (
+                draft.address.map_or("", address::family),
+                address::family(address),
+            );
             document
                 .error(
                     "mixed-families",
                     &draft.at().join("address"),
-                    format!("machine `{}` has an {this} address, `{}` an {that} one", draft.name, first.name),
+                    format!(
+                        "machine `{}` has an {this} address, `{}` an {that} one",
+                        draft.name, first.name
+                    ),
                 )
                 .reason("etcd's members and the nodes must all reach each other by `address`")
-                .fix(format!("give the {that} address in `address` and the {this} one in `addresses`"))
+                .fix(format!(
+                    "give the {that} address in `address` and the {this} one in `addresses`"
+                ))
                 .also(text, span, that);
         }
     }
@@ -151,46 +218,84 @@ fn families(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
 
 fn roles(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
     let at = at!["spec", "machines"];
-    let control_planes: Vec<&Draft<'_>> = drafts.iter().filter(|d| d.has(Role::ControlPlane)).collect();
+    let control_planes: Vec<&Draft<'_>> = drafts
+        .iter()
+        .filter(|d| d.has(Role::ControlPlane))
+        .collect();
     // Roles that could not be read were reported already; what follows from their absence would only confuse.
     let unread = drafts.iter().any(|d| d.roles.is_empty());
     if control_planes.is_empty() && !drafts.is_empty() && !unread {
         document
-            .error("no-control-plane", &at, "no machine has the role `control-plane`")
+            .error(
+                "no-control-plane",
+                &at,
+                "no machine has the role `control-plane`",
+            )
             .reason("nothing would run the API server")
-            .fix("give three machines `roles: [control-plane]`, or one for a cluster that may fail");
+            .fix(
+                "give three machines `roles: [control-plane]`, or one for a cluster that may fail",
+            );
     }
     if control_planes.len() == 1 && !unread {
         document
-            .warn("single-control-plane", &control_planes[0].at(), "there is 1 control plane: the cluster is not highly available")
+            .warn(
+                "single-control-plane",
+                &control_planes[0].at(),
+                "there is 1 control plane: the cluster is not highly available",
+            )
             .reason("when this machine is away, so is the API")
             .fix("use 3 control planes (1 may fail) or 5 (2 may fail)");
     }
     if !control_planes.is_empty() && control_planes.iter().all(|d| d.is_away()) {
         document
-            .error("all-control-planes-away", &at, "every control plane is under maintenance")
+            .error(
+                "all-control-planes-away",
+                &at,
+                "every control plane is under maintenance",
+            )
             .reason("there is no API server left to work with")
             .fix("remove `maintenance: true` from those that are back");
     }
 }
 
 /// The finished machines; `None` if any of them has no address.
-pub(super) fn finish(document: &mut Document<'_>, drafts: &[Draft<'_>], ssh: &Ssh) -> Option<Vec<Machine>> {
+pub(super) fn finish(
+    document: &mut Document<'_>,
+    drafts: &[Draft<'_>],
+    ssh: &Ssh,
+) -> Option<Vec<Machine>> {
     let has_workers = drafts.iter().any(|d| d.has(Role::Worker));
-    let machines: Vec<Option<Machine>> = drafts.iter().map(|d| finish_one(document, d, ssh, has_workers)).collect();
+    let machines: Vec<Option<Machine>> = drafts
+        .iter()
+        .map(|d| finish_one(document, d, ssh, has_workers))
+        .collect();
     let nowhere = |m: &Option<Machine>| {
-        m.as_ref().is_some_and(|m| !m.is_node() || m.taints.iter().any(|t| t.effect != TaintEffect::PreferNoSchedule))
+        m.as_ref().is_some_and(|m| {
+            !m.is_node()
+                || m.taints
+                    .iter()
+                    .any(|t| t.effect != TaintEffect::PreferNoSchedule)
+        })
     };
     if drafts.iter().any(Draft::is_node) && machines.iter().all(nowhere) {
         document
-            .warn("nowhere-to-run", &at!["spec", "machines"], "every node has a taint that keeps Pods away")
+            .warn(
+                "nowhere-to-run",
+                &at!["spec", "machines"],
+                "every node has a taint that keeps Pods away",
+            )
             .reason("Pods without a matching toleration will stay Pending")
             .fix("add a machine with role `worker`, or write `taints: []` on a control plane");
     }
     machines.into_iter().collect()
 }
 
-fn finish_one(document: &mut Document<'_>, draft: &Draft<'_>, ssh: &Ssh, has_workers: bool) -> Option<Machine> {
+fn finish_one(
+    document: &mut Document<'_>,
+    draft: &Draft<'_>,
+    ssh: &Ssh,
+    has_workers: bool,
+) -> Option<Machine> {
     let (file, at) = (draft.file, draft.at());
     let labels = labels(document, draft);
     let taints = taints(document, draft, has_workers);
@@ -233,21 +338,44 @@ fn labels(document: &mut Document<'_>, draft: &Draft<'_>) -> BTreeMap<String, St
                 .fix("write e.g. `zone: a` or `example.com/rack: r1`");
         }
         if let Some(why) = names::why_no_value(value) {
-            document.error("bad-label", &here, format!("`{value}` is no label value")).reason(why).fix("write e.g. `zone: a`");
+            document
+                .error("bad-label", &here, format!("`{value}` is no label value"))
+                .reason(why)
+                .fix("write e.g. `zone: a`");
         }
-        let managed = ["kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch", CONTROL_PLANE];
+        let managed = [
+            "kubernetes.io/hostname",
+            "kubernetes.io/os",
+            "kubernetes.io/arch",
+            CONTROL_PLANE,
+        ];
         if managed.contains(&key.as_str()) {
             document
-                .error("managed-label", &here, format!("the label `{key}` is not yours to set"))
+                .error(
+                    "managed-label",
+                    &here,
+                    format!("the label `{key}` is not yours to set"),
+                )
                 .reason("it is written by kubelet or follows from the machine's role")
                 .fix("leave it out");
         }
     }
     if !draft.is_node() {
         if !draft.file.labels.is_empty() || draft.file.taints.is_some() {
-            let what = if draft.file.labels.is_empty() { "taints" } else { "labels" };
+            let what = if draft.file.labels.is_empty() {
+                "taints"
+            } else {
+                "labels"
+            };
             document
-                .warn("no-node", &draft.at().join(what), format!("machine `{}` runs no kubelet, so its {what} go nowhere", draft.name))
+                .warn(
+                    "no-node",
+                    &draft.at().join(what),
+                    format!(
+                        "machine `{}` runs no kubelet, so its {what} go nowhere",
+                        draft.name
+                    ),
+                )
                 .reason("only control planes and workers are nodes")
                 .fix(format!("leave the {what} out, or add the role `worker`"));
         }
@@ -257,7 +385,10 @@ fn labels(document: &mut Document<'_>, draft: &Draft<'_>) -> BTreeMap<String, St
     if draft.has(Role::ControlPlane) {
         // As kubeadm does (kubeadm: MarkControlPlane).
         labels.insert(CONTROL_PLANE.to_owned(), String::new());
-        labels.insert("node.kubernetes.io/exclude-from-external-load-balancers".to_owned(), String::new());
+        labels.insert(
+            "node.kubernetes.io/exclude-from-external-load-balancers".to_owned(),
+            String::new(),
+        );
     }
     labels
 }
@@ -268,7 +399,11 @@ fn taints(document: &mut Document<'_>, draft: &Draft<'_>, has_workers: bool) -> 
     }
     let Some(texts) = &draft.file.taints else {
         let keep_away = draft.has(Role::ControlPlane) && !draft.has(Role::Worker) && has_workers;
-        let default = Taint { key: CONTROL_PLANE.to_owned(), value: String::new(), effect: TaintEffect::NoSchedule };
+        let default = Taint {
+            key: CONTROL_PLANE.to_owned(),
+            value: String::new(),
+            effect: TaintEffect::NoSchedule,
+        };
         return if keep_away { vec![default] } else { Vec::new() };
     };
     let mut taints: Vec<Taint> = Vec::new();
@@ -283,13 +418,25 @@ fn taints(document: &mut Document<'_>, draft: &Draft<'_>, has_workers: bool) -> 
             }
             Ok(taint) if taint.key.starts_with("node.kubernetes.io/") => {
                 document
-                    .error("managed-taint", &at, format!("the taint `{}` is not yours to set", taint.key))
+                    .error(
+                        "managed-taint",
+                        &at,
+                        format!("the taint `{}` is not yours to set", taint.key),
+                    )
                     .reason("Kubernetes puts it on and takes it off by the node's conditions")
                     .fix("use a key of your own");
             }
-            Ok(taint) if taints.iter().any(|t| t.key == taint.key && t.effect == taint.effect) => {
+            Ok(taint)
+                if taints
+                    .iter()
+                    .any(|t| t.key == taint.key && t.effect == taint.effect) =>
+            {
                 document
-                    .error("duplicate-taint", &at, format!("`{}` with {:?} is given twice", taint.key, taint.effect))
+                    .error(
+                        "duplicate-taint",
+                        &at,
+                        format!("`{}` with {:?} is given twice", taint.key, taint.effect),
+                    )
                     .reason("a node has each key at most once with each effect")
                     .fix("keep one of them");
             }
@@ -300,7 +447,9 @@ fn taints(document: &mut Document<'_>, draft: &Draft<'_>, has_workers: bool) -> 
 }
 
 fn taint(text: &str) -> Result<Taint, &'static str> {
-    let (rest, effect) = text.rsplit_once(':').ok_or("there is no `:Effect` at its end")?;
+    let (rest, effect) = text
+        .rsplit_once(':')
+        .ok_or("there is no `:Effect` at its end")?;
     let effect = match effect {
         "NoSchedule" => TaintEffect::NoSchedule,
         "PreferNoSchedule" => TaintEffect::PreferNoSchedule,
@@ -310,13 +459,22 @@ fn taint(text: &str) -> Result<Taint, &'static str> {
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
     match names::why_no_key(key).or_else(|| names::why_no_value(value)) {
         Some(why) => Err(why),
-        None => Ok(Taint { key: key.to_owned(), value: value.to_owned(), effect }),
+        None => Ok(Taint {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            effect,
+        }),
     }
 }
 
 fn ssh_host(document: &mut Document<'_>, draft: &Draft<'_>) -> Option<String> {
     let host = draft.file.ssh.address.clone()?;
-    argument(document, &draft.at().join("ssh").join("address"), &host, "the host");
+    argument(
+        document,
+        &draft.at().join("ssh").join("address"),
+        &host,
+        "the host",
+    );
     Some(host)
 }
 
@@ -346,12 +504,29 @@ fn argument(document: &mut Document<'_>, at: &Path, value: &str, what: &str) {
     let spaced = what != "the path" && value.contains(char::is_whitespace);
     let why = names::why_no_argument(value).or(spaced.then_some("it has white space in it"));
     if let Some(why) = why {
-        let code = if why.contains("secret") { "secret-in-file" } else { "bad-ssh-setting" };
-        let shown = value.lines().next().filter(|_| code != "secret-in-file").unwrap_or("…");
+        let code = if why.contains("secret") {
+            "secret-in-file"
+        } else {
+            "bad-ssh-setting"
+        };
+        let shown = value
+            .lines()
+            .next()
+            .filter(|_| code != "secret-in-file")
+            .unwrap_or("…");
         // A key is not shown again, neither here nor in the lines beside the finding.
-        let span = if code == "secret-in-file" { document.key_span(at) } else { document.span(at) };
+        let span = if code == "secret-in-file" {
+            document.key_span(at)
+        } else {
+            document.span(at)
+        };
         document
-            .error_at(code, at, span, format!("{what} `{shown}` cannot be given to ssh"))
+            .error_at(
+                code,
+                at,
+                span,
+                format!("{what} `{shown}` cannot be given to ssh"),
+            )
             .reason(why)
             .fix("correct it, or leave it out and set it in ~/.ssh/config");
     }

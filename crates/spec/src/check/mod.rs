@@ -29,7 +29,10 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
     let dns = network::dns(document, &file.dns, network.as_ref(), &drafts);
     let endpoint = endpoint::endpoint(document, &file.endpoint, &drafts);
     let domain = file.kubernetes.domain.as_deref().unwrap_or("cluster.local");
-    let readable = endpoint.as_ref().map(Option::as_ref).map_err(|()| ());
+    let readable = match &endpoint {
+        Ok(endpoint) => Ok(endpoint.as_ref()),
+        Err(()) => Err(()),
+    };
     let access = access::access(document, file, readable, domain, &drafts);
     let etcd = etcd::etcd(document, file, readable.ok().flatten(), &drafts);
     let security = options::security(document, &file.security);
@@ -43,7 +46,12 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
         let ranges = network::taken(network, &file.network);
         let mut virtuals = Vec::new();
         let mut add = |at, what: &str, address: std::net::IpAddr| {
-            virtuals.push(network::Taken { at, what: format!("{what} {address}"), field: "address", net: endpoint::single(address) });
+            virtuals.push(network::Taken {
+                at,
+                what: format!("{what} {address}"),
+                field: "address",
+                net: endpoint::single(address),
+            });
         };
         if let Ok(Some(endpoint)) = &endpoint {
             add(at!["spec", "endpoint", "vip"], "the VIP", endpoint.vip);
@@ -52,19 +60,37 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
             add(at!["spec", "etcd", "vip"], "etcd's VIP", vip.address);
         }
         match &access {
-            Some(Access::Ipvs { virtual_address, .. }) => {
-                add(at!["spec", "accessOptions", "ipvs", "virtual"], "the virtual address", virtual_address.ip());
+            Some(Access::Ipvs {
+                virtual_address, ..
+            }) => {
+                add(
+                    at!["spec", "accessOptions", "ipvs", "virtual"],
+                    "the virtual address",
+                    virtual_address.ip(),
+                );
             }
             Some(Access::Ebpf { virtual_address }) => {
-                add(at!["spec", "accessOptions", "ebpf", "virtual"], "the virtual address", virtual_address.ip());
+                add(
+                    at!["spec", "accessOptions", "ebpf", "virtual"],
+                    "the virtual address",
+                    virtual_address.ip(),
+                );
             }
             _ => {}
         }
         network::overlaps(document, &ranges, &drafts, &virtuals);
     }
     let (network, endpoint, access, etcd) = (network?, endpoint.ok()?, access?, etcd?);
-    let (balancer, balancer_as) = access::pairs(document, file, endpoint.as_ref(), &access, &etcd, &drafts);
-    access::ports(document, endpoint.as_ref(), &access, &network, &etcd, &drafts);
+    let (balancer, balancer_as) =
+        access::pairs(document, file, endpoint.as_ref(), &access, &etcd, &drafts);
+    access::ports(
+        document,
+        endpoint.as_ref(),
+        &access,
+        &network,
+        &etcd,
+        &drafts,
+    );
     let mut kubernetes = kubernetes?;
     kubernetes.kubelet.max_pods = network::max_pods(document, &file.kubernetes.kubelet, &network);
     Some(Spec {
@@ -80,7 +106,9 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
         security,
         host,
         ssh,
-        drill: Drill { allowed: file.drill.allowed.unwrap_or(false) },
+        drill: Drill {
+            allowed: file.drill.allowed.unwrap_or(false),
+        },
         bundle,
         machines: machines?,
     })

@@ -4,7 +4,9 @@
 pub(super) fn is_label(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 63
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-')
 }
@@ -63,14 +65,19 @@ fn is_word(word: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = word.as_bytes();
-    bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && ends(bytes.first()) && ends(bytes.last())
+    bytes.len() <= 63
+        && bytes.iter().all(|b| inner(*b))
+        && ends(bytes.first())
+        && ends(bytes.last())
 }
 
 /// Linux' IFNAMSIZ is 16 with the final zero; `/` and white space are refused by the kernel.
 pub(super) fn is_interface(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !matches!(name, "." | "..")
-        && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'))
 }
 
 /// Something that may be handed to ssh or another program as an argument of its own: no option, no control characters.
@@ -79,12 +86,16 @@ pub(super) fn why_no_argument(text: &str) -> Option<&'static str> {
         return Some("it is empty");
     }
     if text.contains("PRIVATE KEY") || text.lines().count() > 1 {
-        return Some("this looks like a key; a cluster file holds no secrets, only the path to one");
+        return Some(
+            "this looks like a key; a cluster file holds no secrets, only the path to one",
+        );
     }
     if text.starts_with('-') {
         return Some("a program that gets it would take it for an option");
     }
-    text.chars().any(|c| c.is_control()).then_some("it has control characters in it")
+    text.chars()
+        .any(|c| c.is_control())
+        .then_some("it has control characters in it")
 }
 
 #[cfg(test)]
@@ -93,10 +104,25 @@ mod tests {
 
     #[test]
     fn keys_and_values_follow_kubernetes() {
-        for key in ["zone", "a.b/c", "node-role.kubernetes.io/control-plane", "A_b-c.1"] {
+        for key in [
+            "zone",
+            "a.b/c",
+            "node-role.kubernetes.io/control-plane",
+            "A_b-c.1",
+        ] {
             assert_eq!(why_no_key(key), None, "{key}");
         }
-        for key in ["", "/", "a/", "A/b", "a/b/c", "-a", "a-", "ä", &"x".repeat(64)] {
+        for key in [
+            "",
+            "/",
+            "a/",
+            "A/b",
+            "a/b/c",
+            "-a",
+            "a-",
+            "ä",
+            &"x".repeat(64),
+        ] {
             assert!(why_no_key(key).is_some(), "{key}");
         }
         for value in ["", "a", "1.10", "A_b"] {
@@ -110,6 +136,11 @@ mod tests {
     #[test]
     fn interfaces_are_what_linux_accepts() {
         assert!(is_interface("eth0") && is_interface("bond0.100"));
-        assert!(!is_interface("a-name-too-long-x") && !is_interface("a/b") && !is_interface("") && !is_interface("eth0:1"));
+        assert!(
+            !is_interface("a-name-too-long-x")
+                && !is_interface("a/b")
+                && !is_interface("")
+                && !is_interface("eth0:1")
+        );
     }
 }

@@ -31,53 +31,130 @@ pub(super) struct Taken {
     pub(super) net: IpNet,
 }
 
-pub(super) fn network(document: &mut Document<'_>, file: &NetworkFile, drafts: &[Draft<'_>]) -> Option<Network> {
+pub(super) fn network(
+    document: &mut Document<'_>,
+    file: &NetworkFile,
+    drafts: &[Draft<'_>],
+) -> Option<Network> {
     let at = at!["spec", "network"];
-    let machines_v6 = drafts.iter().find_map(|d| d.address).is_some_and(|a| a.is_ipv6());
+    let machines_v6 = drafts
+        .iter()
+        .find_map(|d| d.address)
+        .is_some_and(|a| a.is_ipv6());
     // A range of the wrong family would be a second finding about what the user never wrote: follow what is given.
     let first_is_v6 = |given: &Option<OneOrMany>| {
-        given.as_ref().and_then(|g| g.as_slice().first()).map(|text| text.contains(':'))
+        given
+            .as_ref()
+            .and_then(|g| g.as_slice().first())
+            .map(|text| text.contains(':'))
     };
-    let v6 = first_is_v6(&file.pods).or(first_is_v6(&file.services)).unwrap_or(machines_v6);
-    let pods = ranges(document, &at.join("pods"), file.pods.as_ref(), if v6 { "fd00:10:244::/56" } else { "10.244.0.0/16" }, "the Pod range");
-    let services =
-        ranges(document, &at.join("services"), file.services.as_ref(), if v6 { "fd00:10:96::/112" } else { "10.96.0.0/16" }, "the Service range");
+    let v6 = first_is_v6(&file.pods)
+        .or(first_is_v6(&file.services))
+        .unwrap_or(machines_v6);
+    let pods = ranges(
+        document,
+        &at.join("pods"),
+        file.pods.as_ref(),
+        if v6 {
+            "fd00:10:244::/56"
+        } else {
+            "10.244.0.0/16"
+        },
+        "the Pod range",
+    );
+    let services = ranges(
+        document,
+        &at.join("services"),
+        file.services.as_ref(),
+        if v6 {
+            "fd00:10:96::/112"
+        } else {
+            "10.96.0.0/16"
+        },
+        "the Service range",
+    );
     let node_mask_v4 = file.pods_per_node_mask.unwrap_or(24);
     let node_mask_v6 = file.pods_per_node_mask_v6.unwrap_or(64);
     for (i, net) in pods.iter().flatten().enumerate() {
-        let (mask, field) =
-            if net.addr().is_ipv4() { (node_mask_v4, "podsPerNodeMask") } else { (node_mask_v6, "podsPerNodeMaskV6") };
+        let (mask, field) = if net.addr().is_ipv4() {
+            (node_mask_v4, "podsPerNodeMask")
+        } else {
+            (node_mask_v6, "podsPerNodeMaskV6")
+        };
         let range_at = item(&at.join("pods"), file.pods.as_ref(), i);
         shares(document, &at.join(field), &range_at, *net, mask, drafts);
     }
     for (i, net) in services.iter().flatten().enumerate() {
-        service_size(document, &item(&at.join("services"), file.services.as_ref(), i), *net);
+        service_size(
+            document,
+            &item(&at.join("services"), file.services.as_ref(), i),
+            *net,
+        );
     }
     if let (Some(pods), Some(services)) = (&pods, &services) {
         families(document, &at, pods, services, drafts);
     }
     let cni = cni(document, file);
-    let node_ports = node_ports(document, &at.join("nodePorts"), file.node_ports.as_deref().unwrap_or("30000-32767"));
-    Some(Network { pods: pods?, services: services?, node_mask_v4, node_mask_v6, cni, node_ports: node_ports? })
+    let node_ports = node_ports(
+        document,
+        &at.join("nodePorts"),
+        file.node_ports.as_deref().unwrap_or("30000-32767"),
+    );
+    Some(Network {
+        pods: pods?,
+        services: services?,
+        node_mask_v4,
+        node_mask_v6,
+        cni,
+        node_ports: node_ports?,
+    })
 }
 
 /// The ranges with their places, for [`overlaps`].
 pub(super) fn taken(network: &Network, file: &NetworkFile) -> Vec<Taken> {
     let at = at!["spec", "network"];
-    let of = |(key, field): (&str, &'static str), what: &str, given: Option<&OneOrMany>, nets: &[IpNet]| -> Vec<Taken> {
-        let written = if given.is_some() { "" } else { " (the default)" };
+    let of = |(key, field): (&str, &'static str),
+              what: &str,
+              given: Option<&OneOrMany>,
+              nets: &[IpNet]|
+     -> Vec<Taken> {
+        let written = if given.is_some() {
+            ""
+        } else {
+            " (the default)"
+        };
         nets.iter()
             .enumerate()
-            .map(|(i, net)| Taken { at: item(&at.join(key), given, i), what: format!("the {what} range {net}{written}"), field, net: *net })
+            .map(|(i, net)| Taken {
+                at: item(&at.join(key), given, i),
+                what: format!("the {what} range {net}{written}"),
+                field,
+                net: *net,
+            })
             .collect()
     };
-    let mut all = of(("pods", "`spec.network.pods`"), "Pod", file.pods.as_ref(), &network.pods);
-    all.extend(of(("services", "`spec.network.services`"), "Service", file.services.as_ref(), &network.services));
+    let mut all = of(
+        ("pods", "`spec.network.pods`"),
+        "Pod",
+        file.pods.as_ref(),
+        &network.pods,
+    );
+    all.extend(of(
+        ("services", "`spec.network.services`"),
+        "Service",
+        file.services.as_ref(),
+        &network.services,
+    ));
     all
 }
 
 /// Ranges against each other, and machines' and virtual addresses against the ranges.
-pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[Draft<'_>], virtuals: &[Taken]) {
+pub(super) fn overlaps(
+    document: &mut Document<'_>,
+    ranges: &[Taken],
+    drafts: &[Draft<'_>],
+    virtuals: &[Taken],
+) {
     let text = document.text;
     for (i, range) in ranges.iter().enumerate() {
         for other in &ranges[..i] {
@@ -96,9 +173,19 @@ pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[
             .filter(|(_, a)| range.net.contains(a))
             .collect();
         if let Some((draft, first)) = inside.first() {
-            let others = if inside.len() > 1 { format!(" (and {} more)", inside.len() - 1) } else { String::new() };
-            let at = if draft.address == Some(*first) { draft.at().join("address") } else { draft.at().join("addresses") };
-            let written = document.is_written(&range.at).then(|| document.span(&range.at));
+            let others = if inside.len() > 1 {
+                format!(" (and {} more)", inside.len() - 1)
+            } else {
+                String::new()
+            };
+            let at = if draft.address == Some(*first) {
+                draft.at().join("address")
+            } else {
+                draft.at().join("addresses")
+            };
+            let written = document
+                .is_written(&range.at)
+                .then(|| document.span(&range.at));
             let name = &draft.name;
             let finding = document
                 .error("machine-in-range", &at, format!("machine `{name}`'s address {first}{others} is in {}", range.what))
@@ -110,8 +197,13 @@ pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[
         }
     }
     for virtual_address in virtuals {
-        for range in ranges.iter().filter(|r| overlap(r.net, virtual_address.net)) {
-            let written = document.is_written(&range.at).then(|| document.span(&range.at));
+        for range in ranges
+            .iter()
+            .filter(|r| overlap(r.net, virtual_address.net))
+        {
+            let written = document
+                .is_written(&range.at)
+                .then(|| document.span(&range.at));
             let finding = document
                 .error("vip-in-range", &virtual_address.at, format!("{} is in {}", virtual_address.what, range.what))
                 .reason("kube-proxy and the Pod network own those addresses on every node and would answer for it, or drop it")
@@ -121,10 +213,18 @@ pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[
             }
         }
         for draft in drafts {
-            if draft.all_addresses().iter().any(|a| virtual_address.net.contains(a)) {
+            if draft
+                .all_addresses()
+                .iter()
+                .any(|a| virtual_address.net.contains(a))
+            {
                 let span = document.span(&draft.at().join("address"));
                 document
-                    .error("vip-is-machine", &virtual_address.at, format!("{} is machine `{}`'s own", virtual_address.what, draft.name))
+                    .error(
+                        "vip-is-machine",
+                        &virtual_address.at,
+                        format!("{} is machine `{}`'s own", virtual_address.what, draft.name),
+                    )
                     .reason("it has to move between machines, or to be the same on all of them")
                     .fix("choose an address that nobody has")
                     .also(text, span, "that machine");
@@ -133,52 +233,96 @@ pub(super) fn overlaps(document: &mut Document<'_>, ranges: &[Taken], drafts: &[
     }
 }
 
-pub(super) fn dns(document: &mut Document<'_>, file: &DnsFile, network: Option<&Network>, drafts: &[Draft<'_>]) -> Option<Dns> {
+pub(super) fn dns(
+    document: &mut Document<'_>,
+    file: &DnsFile,
+    network: Option<&Network>,
+    drafts: &[Draft<'_>],
+) -> Option<Dns> {
     let at = at!["spec", "dns", "clusterIp"];
     let nodes = drafts.iter().filter(|d| d.is_node()).count();
     let replicas = file.replicas.unwrap_or(if nodes == 1 { 1 } else { 2 });
     let network = network?;
     let Some(given) = &file.cluster_ip else {
         // Upstream's convention (kubeadm `GetDNSIP`). Ranges too small for it were reported.
-        let cluster_ips = network.services.iter().filter_map(|net| nth_address(*net, 10)).collect();
-        return Some(Dns { replicas, cluster_ips });
+        let cluster_ips = network
+            .services
+            .iter()
+            .filter_map(|net| nth_address(*net, 10))
+            .collect();
+        return Some(Dns {
+            replicas,
+            cluster_ips,
+        });
     };
     let mut cluster_ips = Vec::new();
     for (i, text) in given.as_slice().iter().enumerate() {
         let here = item(&at, Some(given), i);
-        let Some(address) = address::host(document, &here, text, "the DNS address") else { continue };
+        let Some(address) = address::host(document, &here, text, "the DNS address") else {
+            continue;
+        };
         let inside = network.services.iter().find(|net| net.contains(&address));
         let why = match inside {
             None => Some("it is outside of the Service range".to_owned()),
-            Some(net) if nth_address(*net, 1) == Some(address) => Some("the first address is the `kubernetes` Service's".to_owned()),
-            Some(net) if address == net.network() || (address.is_ipv4() && address == net.broadcast()) => {
+            Some(net) if nth_address(*net, 1) == Some(address) => {
+                Some("the first address is the `kubernetes` Service's".to_owned())
+            }
+            Some(net)
+                if address == net.network()
+                    || (address.is_ipv4() && address == net.broadcast()) =>
+            {
                 Some("the range's network and broadcast addresses are not given out".to_owned())
             }
             Some(_) => None,
         };
         if let Some(why) = why {
-            let tenth = network.services.iter().find_map(|net| nth_address(*net, 10));
+            let tenth = network
+                .services
+                .iter()
+                .find_map(|net| nth_address(*net, 10));
             document
-                .error("bad-dns-address", &here, format!("the DNS Service cannot have the address {address}"))
+                .error(
+                    "bad-dns-address",
+                    &here,
+                    format!("the DNS Service cannot have the address {address}"),
+                )
                 .reason(why)
-                .fix(tenth.map_or_else(|| "leave it out".to_owned(), |a| format!("leave it out to get {a}, the 10th address")));
+                .fix(tenth.map_or_else(
+                    || "leave it out".to_owned(),
+                    |a| format!("leave it out to get {a}, the 10th address"),
+                ));
         }
         cluster_ips.push(address);
     }
     let same_families = cluster_ips.len() == network.services.len()
-        && cluster_ips.iter().zip(&network.services).all(|(a, net)| a.is_ipv4() == net.addr().is_ipv4());
+        && cluster_ips
+            .iter()
+            .zip(&network.services)
+            .all(|(a, net)| a.is_ipv4() == net.addr().is_ipv4());
     if !same_families && cluster_ips.len() == given.as_slice().len() {
         document
-            .error("family-mismatch", &at, "`dns.clusterIp` does not have one address for each Service range")
+            .error(
+                "family-mismatch",
+                &at,
+                "`dns.clusterIp` does not have one address for each Service range",
+            )
             .reason("DNS is reached over every family that the Services have")
             .fix("give one address per range, in the order of `network.services`, or leave it out");
     }
-    Some(Dns { replicas, cluster_ips })
+    Some(Dns {
+        replicas,
+        cluster_ips,
+    })
 }
 
 /// kubelet's `maxPods`, which may be no more than a node's share.
 pub(super) fn max_pods(document: &mut Document<'_>, file: &KubeletFile, network: &Network) -> u32 {
-    let room = network.pods.iter().map(|net| usable(*net, network.node_mask(*net))).min().unwrap_or(u128::MAX);
+    let room = network
+        .pods
+        .iter()
+        .map(|net| usable(*net, network.node_mask(*net)))
+        .min()
+        .unwrap_or(u128::MAX);
     let room = u32::try_from(room).unwrap_or(u32::MAX);
     match file.max_pods {
         None => DEFAULT_MAX_PODS.min(room),
@@ -206,7 +350,13 @@ fn item(at: &Path, given: Option<&OneOrMany>, i: usize) -> Path {
     }
 }
 
-fn ranges(document: &mut Document<'_>, at: &Path, given: Option<&OneOrMany>, default: &str, what: &str) -> Option<Vec<IpNet>> {
+fn ranges(
+    document: &mut Document<'_>,
+    at: &Path,
+    given: Option<&OneOrMany>,
+    default: &str,
+    what: &str,
+) -> Option<Vec<IpNet>> {
     let Some(given) = given else {
         return default.parse().ok().map(|net| vec![net]);
     };
@@ -215,9 +365,19 @@ fn ranges(document: &mut Document<'_>, at: &Path, given: Option<&OneOrMany>, def
         && text.contains(',')
     {
         document
-            .error("bad-cidr", at, format!("{what} `{text}` is no address range"))
+            .error(
+                "bad-cidr",
+                at,
+                format!("{what} `{text}` is no address range"),
+            )
             .reason("two ranges are written as a list here")
-            .fix(format!("write `[\"{}\"]`", text.split(',').map(str::trim).collect::<Vec<_>>().join("\", \"")));
+            .fix(format!(
+                "write `[\"{}\"]`",
+                text.split(',')
+                    .map(str::trim)
+                    .collect::<Vec<_>>()
+                    .join("\", \"")
+            ));
         return None;
     }
     let nets: Vec<Option<IpNet>> = given
@@ -229,47 +389,100 @@ fn ranges(document: &mut Document<'_>, at: &Path, given: Option<&OneOrMany>, def
     let nets: Vec<IpNet> = nets.into_iter().collect::<Option<_>>()?;
     let fix = "give one range, or one IPv4 and one IPv6 range";
     if nets.is_empty() {
-        document.error("family-mismatch", at, format!("{what} is an empty list")).reason("there is no cluster without it").fix(fix);
+        document
+            .error("family-mismatch", at, format!("{what} is an empty list"))
+            .reason("there is no cluster without it")
+            .fix(fix);
         return None;
     }
     if nets.len() > 2 || (nets.len() == 2 && nets[0].addr().is_ipv4() == nets[1].addr().is_ipv4()) {
-        let message = format!("{what} is given {} times, not once per address family", nets.len());
-        document.error("family-mismatch", at, message).reason("Kubernetes has at most one range of each family").fix(fix);
+        let message = format!(
+            "{what} is given {} times, not once per address family",
+            nets.len()
+        );
+        document
+            .error("family-mismatch", at, message)
+            .reason("Kubernetes has at most one range of each family")
+            .fix(fix);
         return None;
     }
     Some(nets)
 }
 
-fn shares(document: &mut Document<'_>, mask_at: &Path, range_at: &Path, net: IpNet, mask: u8, drafts: &[Draft<'_>]) {
+fn shares(
+    document: &mut Document<'_>,
+    mask_at: &Path,
+    range_at: &Path,
+    net: IpNet,
+    mask: u8,
+    drafts: &[Draft<'_>],
+) {
     let machines = at!["spec", "machines"];
-    let at = [mask_at, range_at].into_iter().find(|at| document.is_written(at)).unwrap_or(&machines);
+    let at = [mask_at, range_at]
+        .into_iter()
+        .find(|at| document.is_written(at))
+        .unwrap_or(&machines);
     if mask < net.prefix_len() {
         document
-            .error("pod-range-too-small", at, format!("a node's share (/{mask}) is larger than the whole Pod range {net}"))
+            .error(
+                "pod-range-too-small",
+                at,
+                format!("a node's share (/{mask}) is larger than the whole Pod range {net}"),
+            )
             .reason("no node would get Pod addresses")
-            .fix(format!("use a larger Pod range, or a longer mask: /{} gives 16 nodes", (net.prefix_len() + 4).min(net.max_prefix_len())));
+            .fix(format!(
+                "use a larger Pod range, or a longer mask: /{} gives 16 nodes",
+                (net.prefix_len() + 4).min(net.max_prefix_len())
+            ));
         return;
     }
     if net.max_prefix_len() - mask < MIN_NODE_BITS {
         let pods = usable(net, mask);
         document
-            .error("node-share-too-small", at, format!("a node's share of /{mask} has room for {pods} Pods only"))
+            .error(
+                "node-share-too-small",
+                at,
+                format!("a node's share of /{mask} has room for {pods} Pods only"),
+            )
             .reason("a node's own system Pods and one rolling update need more than that")
-            .fix(format!("use a mask of at most /{}", net.max_prefix_len() - MIN_NODE_BITS));
+            .fix(format!(
+                "use a mask of at most /{}",
+                net.max_prefix_len() - MIN_NODE_BITS
+            ));
         return;
     }
     if mask - net.prefix_len() > MAX_SHARE_BITS {
         document
-            .error("too-many-shares", at, format!("{net} in shares of /{mask} makes more than 65536 shares"))
+            .error(
+                "too-many-shares",
+                at,
+                format!("{net} in shares of /{mask} makes more than 65536 shares"),
+            )
             .reason("kube-controller-manager refuses to count so many")
-            .fix(format!("use a mask of at most /{}", net.prefix_len() + MAX_SHARE_BITS));
+            .fix(format!(
+                "use a mask of at most /{}",
+                net.prefix_len() + MAX_SHARE_BITS
+            ));
         return;
     }
-    let (room, nodes) = (share_count(net, mask), drafts.iter().filter(|d| d.is_node()).count() as u128);
-    let wider = (0..net.prefix_len()).rev().find(|p| 1u128.checked_shl(u32::from(mask - p)).is_none_or(|n| n >= nodes));
+    let (room, nodes) = (
+        share_count(net, mask),
+        drafts.iter().filter(|d| d.is_node()).count() as u128,
+    );
+    let wider = (0..net.prefix_len()).rev().find(|p| {
+        1u128
+            .checked_shl(u32::from(mask - p))
+            .is_none_or(|n| n >= nodes)
+    });
     if nodes > room {
         document
-            .error("nodes-do-not-fit", at, format!("{nodes} nodes do not fit: {net} in shares of /{mask} is enough for {room}"))
+            .error(
+                "nodes-do-not-fit",
+                at,
+                format!(
+                    "{nodes} nodes do not fit: {net} in shares of /{mask} is enough for {room}"
+                ),
+            )
             .reason("the nodes beyond that get no Pod addresses and never become Ready")
             .fix(match wider {
                 Some(prefix) => format!("use a Pod range of at least /{prefix}, or a longer mask"),
@@ -287,30 +500,67 @@ fn service_size(document: &mut Document<'_>, at: &Path, net: IpNet) {
     let bits = net.max_prefix_len() - net.prefix_len();
     if bits < MIN_SERVICE_BITS {
         document
-            .error("service-range-too-small", at, format!("the Service range {net} has {} addresses", 1u32 << bits))
+            .error(
+                "service-range-too-small",
+                at,
+                format!("the Service range {net} has {} addresses", 1u32 << bits),
+            )
             .reason("the 10th is DNS's, and every Service needs one")
-            .fix(format!("use at least /{}; /16 is usual", net.max_prefix_len() - MIN_SERVICE_BITS));
+            .fix(format!(
+                "use at least /{}; /16 is usual",
+                net.max_prefix_len() - MIN_SERVICE_BITS
+            ));
     } else if bits > MAX_SERVICE_BITS {
         document
-            .error("service-range-too-large", at, format!("the Service range {net} is too large"))
-            .reason(format!("Kubernetes keeps a bitmap of it and accepts at most 2^{MAX_SERVICE_BITS} addresses"))
-            .fix(format!("use /{} or longer", net.max_prefix_len() - MAX_SERVICE_BITS));
+            .error(
+                "service-range-too-large",
+                at,
+                format!("the Service range {net} is too large"),
+            )
+            .reason(format!(
+                "Kubernetes keeps a bitmap of it and accepts at most 2^{MAX_SERVICE_BITS} addresses"
+            ))
+            .fix(format!(
+                "use /{} or longer",
+                net.max_prefix_len() - MAX_SERVICE_BITS
+            ));
     }
 }
 
-fn families(document: &mut Document<'_>, at: &Path, pods: &[IpNet], services: &[IpNet], drafts: &[Draft<'_>]) {
+fn families(
+    document: &mut Document<'_>,
+    at: &Path,
+    pods: &[IpNet],
+    services: &[IpNet],
+    drafts: &[Draft<'_>],
+) {
     let text = document.text;
-    let spell = |nets: &[IpNet]| nets.iter().map(|n| family(n.addr())).collect::<Vec<_>>().join(" and ");
+    let spell = |nets: &[IpNet]| {
+        nets.iter()
+            .map(|n| family(n.addr()))
+            .collect::<Vec<_>>()
+            .join(" and ")
+    };
     if spell(pods) != spell(services) {
         let span = document.span(&at.join("pods"));
         document
-            .error("family-mismatch", &at.join("services"), format!("Services have {}, Pods have {}", spell(services), spell(pods)))
+            .error(
+                "family-mismatch",
+                &at.join("services"),
+                format!(
+                    "Services have {}, Pods have {}",
+                    spell(services),
+                    spell(pods)
+                ),
+            )
             .reason("a Service of one family cannot lead to Pods of the other")
             .fix("give `pods` and `services` the same families in the same order")
             .also(text, span, format!("Pods have {}", spell(pods)));
         return;
     }
-    let Some((first, address)) = drafts.iter().find_map(|d| d.address.map(|a| (d, a))) else { return };
+    let Some((first, address)) = drafts.iter().find_map(|d| d.address.map(|a| (d, a))) else {
+        return;
+    };
     if address.is_ipv4() != pods[0].addr().is_ipv4() {
         let (machine, pod) = (family(address), family(pods[0].addr()));
         let span = document.span(&first.at().join("address"));
@@ -326,16 +576,32 @@ fn families(document: &mut Document<'_>, at: &Path, pods: &[IpNet], services: &[
     } else if pods.len() == 2 {
         for draft in drafts.iter().filter(|d| d.is_node()) {
             let addresses = draft.all_addresses();
-            if !addresses.is_empty() && pods.iter().any(|net| addresses.iter().all(|a| a.is_ipv4() != net.addr().is_ipv4())) {
+            if !addresses.is_empty()
+                && pods.iter().any(|net| {
+                    addresses
+                        .iter()
+                        .all(|a| a.is_ipv4() != net.addr().is_ipv4())
+                })
+            {
                 let missing = if address.is_ipv4() { "IPv6" } else { "IPv4" };
                 document
                     .error(
                         "dual-stack-address-missing",
                         &draft.at(),
-                        format!("machine `{}` has no {missing} address, but the cluster is dual-stack", draft.name),
+                        format!(
+                            "machine `{}` has no {missing} address, but the cluster is dual-stack",
+                            draft.name
+                        ),
                     )
                     .reason("a node needs an address of each family that its Pods have")
-                    .fix(format!("add `addresses: [\"{}\"]`", if missing == "IPv6" { "fd00::11" } else { "10.0.0.11" }));
+                    .fix(format!(
+                        "add `addresses: [\"{}\"]`",
+                        if missing == "IPv6" {
+                            "fd00::11"
+                        } else {
+                            "10.0.0.11"
+                        }
+                    ));
             }
         }
     }
@@ -348,7 +614,11 @@ fn cni(document: &mut Document<'_>, file: &NetworkFile) -> Cni {
     if file.cni == Some(CniFile::None) {
         if file.flannel.is_some() {
             document
-                .warn("options-unused", &at, "flannel's settings are not used with `cni: none`")
+                .warn(
+                    "options-unused",
+                    &at,
+                    "flannel's settings are not used with `cni: none`",
+                )
                 .reason("no Pod network is installed")
                 .fix("leave them out, or write `cni: flannel`");
         }
@@ -370,19 +640,35 @@ fn cni(document: &mut Document<'_>, file: &NetworkFile) -> Cni {
     };
     if backend == FlannelBackend::HostGw && flannel.port.is_some() {
         document
-            .warn("options-unused", &at.join("port"), "`port` is not used with `backend: host-gw`")
+            .warn(
+                "options-unused",
+                &at.join("port"),
+                "`port` is not used with `backend: host-gw`",
+            )
             .reason("host-gw sets routes and encapsulates nothing")
             .fix("leave it out");
     }
     // flannel's default on Linux.
-    Cni::Flannel(Flannel { backend, port: flannel.port.unwrap_or(8472), mtu })
+    Cni::Flannel(Flannel {
+        backend,
+        port: flannel.port.unwrap_or(8472),
+        mtu,
+    })
 }
 
 fn node_ports(document: &mut Document<'_>, at: &Path, text: &str) -> Option<PortRange> {
-    let range = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-    let Some((first, last)) = range.filter(|(first, last): &(u16, u16)| first <= last && *first > 0) else {
+    let range = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    let Some((first, last)) =
+        range.filter(|(first, last): &(u16, u16)| first <= last && *first > 0)
+    else {
         document
-            .error("bad-port-range", at, format!("`{text}` is no range of ports"))
+            .error(
+                "bad-port-range",
+                at,
+                format!("`{text}` is no range of ports"),
+            )
             .reason("two ports from 1 to 65535 are wanted, the smaller one first")
             .fix("write e.g. `30000-32767`");
         return None;

@@ -25,12 +25,18 @@ pub(super) fn name(document: &mut Document<'_>, file: &Metadata) -> String {
 }
 
 pub(super) fn security(document: &mut Document<'_>, file: &SecurityFile) -> Security {
-    let level = |given: Option<crate::file::PodSecurityLevelFile>, default| given.map_or(default, Into::into);
+    let level = |given: Option<crate::file::PodSecurityLevelFile>, default| {
+        given.map_or(default, Into::into)
+    };
     let at = at!["spec", "security", "podSecurity", "exemptNamespaces"];
     for (i, namespace) in file.pod_security.exempt_namespaces.iter().enumerate() {
         if !names::is_label(namespace) {
             document
-                .error("bad-namespace", &at.join(i), format!("`{namespace}` cannot be a namespace"))
+                .error(
+                    "bad-namespace",
+                    &at.join(i),
+                    format!("`{namespace}` cannot be a namespace"),
+                )
                 .reason("a namespace is a DNS label: a-z, 0-9 and `-`, at most 63 (RFC 1123)")
                 .fix("write e.g. `kube-system`");
         }
@@ -38,11 +44,22 @@ pub(super) fn security(document: &mut Document<'_>, file: &SecurityFile) -> Secu
     let encryption = file.encryption.map_or(Encryption::Secretbox, Into::into);
     if encryption == Encryption::None {
         document
-            .warn("no-encryption", &at!["spec", "security", "encryption"], "Secrets are stored in etcd as plain text")
-            .reason("whoever reads etcd's files or a backup of them has all the cluster's passwords")
+            .warn(
+                "no-encryption",
+                &at!["spec", "security", "encryption"],
+                "Secrets are stored in etcd as plain text",
+            )
+            .reason(
+                "whoever reads etcd's files or a backup of them has all the cluster's passwords",
+            )
             .fix("leave `encryption` out to get secretbox");
     }
-    let mut exempt_namespaces: std::collections::BTreeSet<String> = file.pod_security.exempt_namespaces.iter().cloned().collect();
+    let mut exempt_namespaces: std::collections::BTreeSet<String> = file
+        .pod_security
+        .exempt_namespaces
+        .iter()
+        .cloned()
+        .collect();
     exempt_namespaces.insert("kube-system".to_owned());
     Security {
         encryption,
@@ -67,15 +84,30 @@ pub(super) fn host(document: &mut Document<'_>, file: &HostFile) -> Host {
     for (key, value) in &file.sysctls {
         let here = at.join(key);
         let span = document.key_span(&here);
-        let named = !key.is_empty() && key.contains('.') && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+        let named = !key.is_empty()
+            && key.contains('.')
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
         if !named || value.is_empty() || value.contains('\n') || key.contains("..") {
             document
-                .error_at("bad-sysctl", &here, span, format!("`{key}: {value}` is no kernel setting"))
+                .error_at(
+                    "bad-sysctl",
+                    &here,
+                    span,
+                    format!("`{key}: {value}` is no kernel setting"),
+                )
                 .reason("a name with dots and a value on one line are wanted")
                 .fix("write e.g. `vm.max_map_count: 262144`");
-        } else if let Some((_, needed)) = NEEDED_SYSCTLS.iter().find(|(k, v)| k == key && v != value) {
+        } else if let Some((_, needed)) =
+            NEEDED_SYSCTLS.iter().find(|(k, v)| k == key && v != value)
+        {
             document
-                .error("needed-sysctl", &here, format!("`{key}` must be {needed} on every node"))
+                .error(
+                    "needed-sysctl",
+                    &here,
+                    format!("`{key}` must be {needed} on every node"),
+                )
                 .reason("Pods and Services cannot be reached from other machines otherwise")
                 .fix("leave it out");
         }
@@ -95,7 +127,11 @@ pub(super) fn bundle(document: &mut Document<'_>, file: &BundleFile) -> Option<S
     let path = file.path.clone()?;
     if let Some(why) = names::why_no_argument(&path) {
         document
-            .error("bad-bundle-path", &at!["spec", "bundle", "path"], format!("`{path}` cannot be the bundle's path"))
+            .error(
+                "bad-bundle-path",
+                &at!["spec", "bundle", "path"],
+                format!("`{path}` cannot be the bundle's path"),
+            )
             .reason(why)
             .fix("write the path of a bundle's directory or file, or leave it out");
     }
