@@ -9,15 +9,22 @@
 mod block;
 mod certificates;
 pub mod clean;
+mod client;
 pub mod cni;
 mod error;
 pub mod fake;
+mod frames;
 mod hash;
+pub mod local;
 mod lock;
 mod machine;
 pub mod proto;
+pub mod remote;
+pub mod ssh;
 
 pub use error::{ErrorKind, MachineError, RemoteError};
 pub use fake::FakeMachine;
+pub use local::LocalMachine;
 pub use machine::{BoxFuture, Machine, MachineRef};
 pub use proto::{Request, Response};
+pub use ssh::SshMachine;

@@ -1,0 +1,135 @@
+//! The machine's end of a connection: requests in, answers out, in whatever order they are ready.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+    task::JoinSet,
+};
+
+use crate::{
+    frames,
+    hash::is_sha256,
+    local::{LocalMachine, STATE_DIR},
+    proto::{Answer, Hello, PROTOCOL_VERSION, Request},
+};
+
+/// Requests worked on at once; more wait in the pipe. Uploads and waits share the connection, so it is generous.
+const AT_ONCE: usize = 256;
+
+/// Former builds kept beside the running one: a run that is under way may have been started with it.
+const FORMER_BUILDS: usize = 1;
+
+/// `quorate remote`: this host on standard input and output, for as long as the connection lasts.
+pub async fn serve_stdio() -> io::Result<()> {
+    let build = std::env::current_exe().ok().and_then(|exe| exe.parent()?.file_name()?.to_str().map(str::to_owned));
+    let build = build.filter(|name| is_sha256(name)).unwrap_or_default();
+    prune_builds(Path::new(STATE_DIR), &build);
+    serve(LocalMachine::new("local"), build, tokio::io::stdin(), tokio::io::stdout()).await
+}
+
+/// Deletes all builds but the running and the last ones used. What cannot be deleted stays, which harms nobody.
+fn prune_builds(state_dir: &Path, running: &str) {
+    if running.is_empty() {
+        return;
+    }
+    let builds = state_dir.join("bin");
+    // The time of its directory tells when a build was last used.
+    let _ = File::open(builds.join(running)).and_then(|dir| dir.set_modified(SystemTime::now()));
+    let mut former: Vec<(SystemTime, PathBuf)> = fs::read_dir(&builds)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| is_sha256(name) && name != running))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    former.sort();
+    former.reverse();
+    for (_, path) in former.into_iter().skip(FORMER_BUILDS) {
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Serves until the other side closes. What is still being carried out then is given up: programs are killed, waits
+/// end, and a file being written stays as it was.
+pub async fn serve(
+    machine: LocalMachine,
+    build: String,
+    mut input: impl AsyncRead + Unpin,
+    mut output: impl AsyncWrite + Unpin + Send + 'static,
+) -> io::Result<()> {
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        build,
+        arch: rustix::system::uname().machine().to_string_lossy().into_owned(),
+        uid: rustix::process::geteuid().as_raw(),
+    };
+    frames::write(&mut output, 0, &hello).await?;
+    let (answers, mut ready) = mpsc::channel::<(u64, Answer)>(AT_ONCE);
+    let mut writing = tokio::spawn(async move {
+        while let Some((id, answer)) = ready.recv().await {
+            output.write_all(&encoded(id, answer)?).await?;
+            if ready.is_empty() {
+                output.flush().await?;
+            }
+        }
+        io::Result::Ok(())
+    });
+    let mut tasks = JoinSet::new();
+    let result = loop {
+        while tasks.try_join_next().is_some() {}
+        if tasks.len() >= AT_ONCE {
+            tasks.join_next().await;
+        }
+        let read = tokio::select! {
+            read = frames::read::<Request>(&mut input) => read,
+            // Nobody hears the answers any more.
+            written = &mut writing => break written.unwrap_or_else(|error| Err(io::Error::other(error))),
+        };
+        let (id, request) = match read {
+            Ok(Some(message)) => message,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        let (machine, answers) = (machine.clone(), answers.clone());
+        tasks.spawn(async move {
+            let answer = machine.answer(request).await;
+            let _ = answers.send((id, answer)).await;
+        });
+    };
+    tasks.shutdown().await;
+    writing.abort();
+    result
+}
+
+/// An answer too long for a frame becomes an error, not a broken connection.
+fn encoded(id: u64, answer: Answer) -> io::Result<Vec<u8>> {
+    frames::encode(id, &answer)
+        .or_else(|error| frames::encode::<Answer>(id, &Err(crate::RemoteError::failed(format!("the answer cannot be sent: {error}")))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_build_and_the_last_one_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = |digit: &str| digit.repeat(64);
+        for (age, digit) in [(300, "a"), (200, "b"), (100, "c"), (400, "d")] {
+            let path = dir.path().join("bin").join(build(digit));
+            fs::create_dir_all(&path).unwrap();
+            File::open(&path).unwrap().set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        prune_builds(dir.path(), &build("d"));
+        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [build("c"), build("d")]);
+    }
+}
