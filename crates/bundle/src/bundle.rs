@@ -3,13 +3,14 @@
 use std::{
     env, fmt, fs,
     fs::File,
-    io::{self, BufReader, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
 };
 
 use crate::{
+    archive::Archive,
     error::{Error, Result, io_error},
     manifest::{Blob, Manifest},
     pack::{self, Packed},
@@ -18,9 +19,6 @@ use crate::{
 
 /// Blobs are compressed already: this level finds that out fastest.
 const ARCHIVE_LEVEL: i32 = 1;
-
-/// No manifest comes near it; a damaged archive cannot make us read on and on.
-const MANIFEST_LIMIT: u64 = 16 << 20;
 
 /// An opened bundle.
 #[derive(Clone, Debug)]
@@ -396,78 +394,7 @@ pub fn default_cache() -> PathBuf {
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const BLOBS: &str = "blobs/sha256";
 
-/// An archive whose manifest has been read.
-struct Archive {
-    path: PathBuf,
-    manifest: Manifest,
-    manifest_text: Vec<u8>,
-}
-
-impl Archive {
-    fn open(path: &Path) -> Result<Self> {
-        let not = |reason: String| Error::NotABundle {
-            path: path.to_owned(),
-            reason,
-        };
-        let read = || -> io::Result<Option<Vec<u8>>> {
-            let mut tar = tar::Archive::new(zstd::stream::Decoder::new(File::open(path)?)?);
-            let Some(first) = tar.entries()?.next() else {
-                return Ok(None);
-            };
-            let first = first?;
-            if first.path()? != Path::new(MANIFEST) {
-                return Ok(None);
-            }
-            let mut text = Vec::new();
-            first.take(MANIFEST_LIMIT).read_to_end(&mut text)?;
-            Ok(Some(text))
-        };
-        let manifest_text = read()
-            .map_err(|error| not(format!("not a readable .tar.zst file: {error}")))?
-            .ok_or_else(|| not(format!("its first entry is not {MANIFEST}")))?;
-        let manifest = parse_manifest(&manifest_text).map_err(not)?;
-        Ok(Self {
-            path: path.to_owned(),
-            manifest,
-            manifest_text,
-        })
-    }
-
-    /// Calls `each` with the name and the packed content of every blob in the archive's order.
-    fn for_each_blob(
-        &mut self,
-        mut each: impl FnMut(&str, &mut dyn Read) -> io::Result<()>,
-    ) -> Result<()> {
-        let mut read = || -> io::Result<()> {
-            let input = BufReader::with_capacity(1 << 20, File::open(&self.path)?);
-            let mut tar = tar::Archive::new(zstd::stream::Decoder::with_buffer(input)?);
-            for entry in tar.entries()?.skip(1) {
-                let mut entry = entry?;
-                if entry.header().entry_type().is_dir() {
-                    continue;
-                }
-                let path = entry.path()?.into_owned();
-                let name = path
-                    .strip_prefix(BLOBS)
-                    .ok()
-                    .and_then(Path::to_str)
-                    .unwrap_or_default()
-                    .to_owned();
-                if !crate::manifest::is_sha256(&name) {
-                    return Err(io::Error::other(format!(
-                        "unexpected entry {}",
-                        path.display()
-                    )));
-                }
-                each(&name, &mut entry)?;
-            }
-            Ok(())
-        };
-        read().map_err(io_error("read", &self.path))
-    }
-}
-
-fn parse_manifest(text: &[u8]) -> Result<Manifest, String> {
+pub(crate) fn parse_manifest(text: &[u8]) -> Result<Manifest, String> {
     // The format is looked at first: a later one may have other fields.
     let value: serde_json::Value =
         serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;

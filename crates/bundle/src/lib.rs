@@ -3,10 +3,12 @@
 //! reads them, [`verify`] recomputes every sum.
 //!
 //! A blob is named by the SHA-256 of its content, and stored zstd-compressed so that it travels as it is.
+mod archive;
 mod builder;
 mod bundle;
 mod error;
 mod fetch;
+mod images;
 mod manifest;
 mod oci;
 mod pack;

@@ -327,3 +327,32 @@ fn print(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
 fn eprint(text: std::fmt::Arguments<'_>) {
     let _ = std::io::stderr().write_fmt(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_for_people() {
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "format": quorate_bundle::FORMAT,
+            "kubernetes": "v1.36.3",
+            "architecture": "amd64",
+            "created_from": "source",
+            "blobs": [{
+                "name": "kubelet", "kind": "binary", "version": "v1.36.3", "origin": "go", "licence": "Apache-2.0",
+                "sha256": "0123456789abcdef".repeat(4), "size": 60_133_538,
+                "packed_sha256": "ab".repeat(32), "packed_size": 17_066_835,
+                "path": "/usr/local/bin/kubelet", "mode": "0755",
+            }],
+        }))
+        .unwrap();
+        assert_eq!(
+            table(&manifest),
+            "Kubernetes v1.36.3 for amd64, from source\n\n\
+             KIND    NAME    VERSION         SIZE    PACKED  LICENCE      SHA-256\n\
+             binary  kubelet v1.36.3      60.1 MB   17.1 MB  Apache-2.0   0123456789ab\n\n\
+             1 blobs, 60.1 MB, 17.1 MB packed\n"
+        );
+    }
+}
