@@ -12,7 +12,8 @@
 //! | this process late | its own clock | as before | kept |
 //!
 //! Nothing is reset on the word of this machine alone: it may be the one that is cut off. Another backend
-//! must have answered since the trouble began.
+//! must have answered since the trouble began. When none had by the time of `fall`, the cause is a common
+//! one; then a backend must fail `fall` checks more after another came back.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -108,19 +109,38 @@ struct Member {
     bad: u8,
     /// First sign of trouble since the last good answer.
     trouble: Option<Now>,
-    /// Last time it said it was ready, and last time it said anything.
-    last_ready: Option<Now>,
-    last_alive: Option<Now>,
+    /// When it last said anything, and that it was ready; and since when it does so without a gap.
+    alive: Heard,
+    ready: Heard,
     next_probe: Now,
     last_probe: Option<Now>,
     /// Fast checks still to be made because of a doubt.
     doubt: u8,
     pending: Vec<(u64, Now)>,
-    /// To be reset as soon as another backend shows that the network works.
-    owes_reset: bool,
+    /// To be reset once checks fail that were sent while another backend answered: that many are left.
+    owes_reset: Option<u8>,
     reset_at: Option<Now>,
     checks: u64,
     failed_checks: u64,
+}
+
+/// Answers of one kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    since: Option<Now>,
+    last: Option<Now>,
+}
+
+impl Heard {
+    fn hear(&mut self, now: Now) {
+        self.since.get_or_insert(now);
+        self.last = Some(now);
+    }
+
+    /// Answered after `trouble` and ever since `sent`.
+    fn bears_witness(self, trouble: Now, sent: Now) -> bool {
+        self.last.is_some_and(|t| t >= trouble) && self.since.is_some_and(|t| t <= sent)
+    }
 }
 
 impl BackendSet {
@@ -290,12 +310,11 @@ impl BackendSet {
             ProbeOutcome::Refused => self.refused(now, at, "check refused", out),
             ProbeOutcome::Timeout { .. } | ProbeOutcome::Unreachable | ProbeOutcome::Broken { .. } => {
                 // An older check that ran out after a newer one was answered says nothing new.
-                if m.last_alive.is_none_or(|alive| sent >= alive) {
+                if m.alive.last.is_none_or(|alive| sent >= alive) {
                     self.failed(now, at, sent, outcome, out);
                 }
             }
         }
-        self.settle_debts(now, out);
     }
 
     pub(crate) fn on_dial(
@@ -412,12 +431,12 @@ impl BackendSet {
         let next = now + self.spread_interval(at);
         let m = &mut self.members[at];
         m.answered(now);
-        m.last_ready = Some(now);
+        m.ready.hear(now);
         m.good = m.good.saturating_add(1);
         if m.availability == Availability::Up {
             m.next_probe = next;
         } else if m.good >= rise {
-            m.owes_reset = false;
+            m.owes_reset = None;
             m.reset_at = None;
             self.set(now, at, Availability::Up, Reason::Ready, "ready", out);
             self.members[at].next_probe = next;
@@ -429,8 +448,9 @@ impl BackendSet {
     fn unready(&mut self, now: Now, at: usize, status: u16, etcd_only: bool, out: &mut impl Extend<Action>) {
         let m = &mut self.members[at];
         m.answered(now);
+        m.ready.since = None;
         m.good = 0;
-        m.owes_reset = false;
+        m.owes_reset = None;
         let was_in_service = m.availability != Availability::Down;
         let detail = format!("answered {status}");
         match (etcd_only, was_in_service) {
@@ -442,6 +462,7 @@ impl BackendSet {
 
     fn refused(&mut self, now: Now, at: usize, detail: &str, out: &mut impl Extend<Action>) {
         let m = &mut self.members[at];
+        (m.alive.since, m.ready.since) = (None, None);
         m.good = 0;
         m.bad = 0;
         m.trouble.get_or_insert(now);
@@ -461,62 +482,61 @@ impl BackendSet {
         out: &mut impl Extend<Action>,
     ) {
         let fall = self.health.fall;
+        let fast = self.health.fast_interval.get();
+        if self.members[at].trouble.is_none() {
+            self.compare(now, at);
+        }
         let m = &mut self.members[at];
+        (m.alive.since, m.ready.since) = (None, None);
         m.good = 0;
         m.bad = m.bad.saturating_add(1);
-        m.trouble.get_or_insert(sent);
+        let trouble = *m.trouble.get_or_insert(sent);
         m.doubt = m.doubt.max(1);
-        let soon = now + self.health.fast_interval.get();
-        m.next_probe = m.next_probe.min(soon);
+        m.next_probe = m.next_probe.min(now + fast);
         if m.bad < fall {
             return;
         }
-        let bad = m.bad;
-        let out_of_service = m.availability == Availability::Down;
-        match outcome {
-            ProbeOutcome::Timeout { stage: ProbeStage::Connect } | ProbeOutcome::Unreachable => {
-                let reason = match outcome {
-                    ProbeOutcome::Unreachable => Reason::Unreachable,
-                    _ => Reason::Silent,
-                };
-                m.owes_reset |= !out_of_service || m.reason == Reason::Refused;
-                self.set(now, at, Availability::Down, reason, &format!("{bad} checks unanswered"), out);
-            }
-            ProbeOutcome::Timeout { .. } => {
-                let detail = format!("{bad} checks accepted but not answered");
-                m.owes_reset |= !out_of_service;
-                // Down only on another's word (`settle_debts`): when all hang, the cause is behind them.
-                let availability =
-                    if out_of_service && m.reason != Reason::Unchecked { Availability::Down } else { Availability::LastResort };
-                self.set(now, at, availability, Reason::Hung, &detail, out);
-            }
-            ProbeOutcome::Broken { error } => {
-                let availability =
-                    if out_of_service && m.reason != Reason::Unchecked { Availability::Down } else { Availability::LastResort };
-                self.set(now, at, availability, Reason::Broken, error, out);
-            }
-            ProbeOutcome::Ready | ProbeOutcome::Unready { .. } | ProbeOutcome::Refused => {}
+        let (bad, owed) = (m.bad, m.owes_reset);
+        let in_service = m.availability != Availability::Down;
+        let unchecked = m.reason == Reason::Unchecked;
+        let silent = matches!(outcome, ProbeOutcome::Timeout { stage: ProbeStage::Connect } | ProbeOutcome::Unreachable);
+        let hung = !silent && matches!(outcome, ProbeOutcome::Timeout { .. });
+        let witnessed = self.members.iter().enumerate().any(|(other, o)| {
+            // For the hung, another being alive is not enough: etcd may hold up both.
+            let heard = if hung { o.ready } else { o.alive };
+            other != at && heard.bears_witness(trouble, sent)
+        });
+        let owed = match owed {
+            // Reaching `fall` just now, on another's word; or alone, so that more proof is needed.
+            None if (silent || hung) && (in_service || unchecked) => Some(if witnessed { 0 } else { fall }),
+            Some(left) if witnessed => Some(left.saturating_sub(1)),
+            other => other,
+        };
+        let proven = owed == Some(0);
+        self.members[at].owes_reset = owed.filter(|_| !proven);
+        if proven && !unchecked {
+            out.extend([self.members[at].reset(&self.name, Duration::ZERO)]);
         }
+        // A server that answers or at least accepts is a last resort, unless others show that it is
+        // alone with its trouble, or it was out of service before.
+        let alive = if in_service || unchecked { Availability::LastResort } else { Availability::Down };
+        let (to, reason, detail) = match outcome {
+            ProbeOutcome::Unreachable => (Availability::Down, Reason::Unreachable, "unreachable".to_string()),
+            ProbeOutcome::Broken { error } => (alive, Reason::Broken, error.clone()),
+            _ if silent => (Availability::Down, Reason::Silent, format!("{bad} checks unanswered")),
+            _ => {
+                let to = if proven { Availability::Down } else { alive };
+                (to, Reason::Hung, format!("{bad} checks accepted but not answered"))
+            }
+        };
+        self.set(now, at, to, reason, &detail, out);
     }
 
-    /// Resets what is due where another backend answered since the trouble began.
-    fn settle_debts(&mut self, now: Now, out: &mut impl Extend<Action>) {
-        for at in 0..self.members.len() {
-            let m = &self.members[at];
-            let Some(trouble) = m.trouble.filter(|_| m.owes_reset) else { continue };
-            let hung = m.reason == Reason::Hung;
-            let witness = self.members.iter().enumerate().any(|(other, o)| {
-                // For the hung, being alive is not enough: etcd may hold up both.
-                let heard = if hung { o.last_ready } else { o.last_alive };
-                other != at && heard.is_some_and(|t| t >= trouble)
-            });
-            if !witness {
-                continue;
-            }
-            self.members[at].owes_reset = false;
-            out.extend([self.members[at].reset(&self.name, Duration::ZERO)]);
-            if hung {
-                self.set(now, at, Availability::Down, Reason::Hung, "others are ready, this one hangs", out);
+    /// One backend is in trouble: is it alone? Asks the others now instead of within an interval.
+    fn compare(&mut self, now: Now, troubled: usize) {
+        for (at, m) in self.members.iter_mut().enumerate() {
+            if at != troubled && m.availability == Availability::Up {
+                m.next_probe = m.next_probe.min(now);
             }
         }
     }
@@ -608,13 +628,13 @@ impl Member {
             good: 0,
             bad: 0,
             trouble: None,
-            last_ready: None,
-            last_alive: None,
+            alive: Heard::default(),
+            ready: Heard::default(),
             next_probe: now,
             last_probe: None,
             doubt: 0,
             pending: Vec::new(),
-            owes_reset: false,
+            owes_reset: None,
             reset_at: None,
             checks: 0,
             failed_checks: 0,
@@ -625,7 +645,7 @@ impl Member {
         self.bad = 0;
         self.doubt = 0;
         self.trouble = None;
-        self.last_alive = Some(now);
+        self.alive.hear(now);
     }
 
     fn oldest_pending(&self) -> Option<Now> {
