@@ -17,7 +17,7 @@ const TIMEOUT_MS: u64 = 2_000;
 const RECONFIGURE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum EtcdError {
+pub enum EtcdError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error("{machine}: etcd: {message}")]
@@ -28,28 +28,36 @@ pub(crate) enum EtcdError {
 
 /// What a member says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Status {
-    pub(crate) cluster_id: String,
-    pub(crate) member_id: String,
+pub struct Status {
+    pub cluster_id: String,
+    pub member_id: String,
     /// Empty without a leader.
-    pub(crate) leader: String,
-    pub(crate) learner: bool,
+    pub leader: String,
+    pub learner: bool,
+    /// Of the store, as this member has it.
+    pub revision: u64,
+    /// Alarms and the like, in etcd's words.
+    pub errors: Vec<String>,
 }
 
 impl Status {
-    pub(crate) fn is_healthy(&self) -> bool {
+    pub fn is_leader(&self) -> bool {
+        self.leader == self.member_id
+    }
+
+    pub fn is_healthy(&self) -> bool {
         !self.leader.is_empty() && !self.learner
     }
 }
 
 /// The cluster's id and its members; `healthy` is not filled in.
-pub(crate) async fn members(machine: &MachineRef) -> Result<(String, Vec<EtcdMember>), EtcdError> {
+pub async fn members(machine: &MachineRef) -> Result<(String, Vec<EtcdMember>), EtcdError> {
     let reply = call(machine, "/v3/cluster/member/list", json!({})).await?;
     let members = reply.get("members").and_then(Value::as_array).into_iter().flatten();
     Ok((id(&reply, "/header/cluster_id"), members.map(member).collect()))
 }
 
-pub(crate) async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
+pub async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
     let reply = call(machine, "/v3/maintenance/status", json!({})).await?;
     let leader = id(&reply, "/leader");
     Ok(Status {
@@ -57,6 +65,8 @@ pub(crate) async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
         member_id: id(&reply, "/header/member_id"),
         leader: if leader == "0" { String::new() } else { leader },
         learner: reply.get("isLearner").and_then(Value::as_bool).unwrap_or_default(),
+        revision: id(&reply, "/header/revision").parse().unwrap_or_default(),
+        errors: reply.get("errors").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
     })
 }
 

@@ -8,12 +8,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quorate_plan::Plan;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use crate::error::{Error, io};
 use crate::operator::{hex, make_dir, random, write_private};
@@ -94,13 +93,16 @@ impl Story {
     }
 }
 
-type Line = (Vec<u8>, oneshot::Sender<Result<(), String>>);
-
 /// Where records go. Cloning shares the file.
 #[derive(Clone)]
-pub struct Journal {
+pub struct Journal(Arc<Shared>);
+
+struct Shared {
     path: PathBuf,
-    lines: mpsc::Sender<Line>,
+    /// Lines that are not written yet, and how many there were ever.
+    waiting: Mutex<(Vec<u8>, u64)>,
+    /// The file, and how many lines of it are on disk.
+    file: tokio::sync::Mutex<(File, u64)>,
 }
 
 impl Journal {
@@ -124,38 +126,39 @@ impl Journal {
         file.write_all(&line(&first)).and_then(|()| file.sync_all()).map_err(io("writing the journal", &path))?;
         // The file's name must survive a power cut too.
         File::open(&runs).and_then(|folder| folder.sync_all()).map_err(io("syncing", &runs))?;
-        let (lines, received) = mpsc::channel::<Line>();
-        std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || keep(&mut file, &received))
-            .map_err(io("starting the journal", &path))?;
-        Ok(Self { path, lines })
+        Ok(Self(Arc::new(Shared { path, waiting: Mutex::default(), file: tokio::sync::Mutex::new((file, 0)) })))
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
-    /// Returns when the record is on disk.
+    /// Returns when the record is on disk. Records of others that came in meanwhile are synced with it.
     pub async fn write(&self, record: Record) -> Result<(), Error> {
-        let failed = |reason: String| Error::Journal { path: self.path.clone(), reason };
-        let (done, written) = oneshot::channel();
-        self.lines.send((line(&record), done)).map_err(|_| failed("its writer is gone".into()))?;
-        written.await.map_err(|_| failed("its writer is gone".into()))?.map_err(failed)
-    }
-}
-
-/// Writes whatever has come in, syncs once, tells everybody.
-fn keep(file: &mut File, lines: &mpsc::Receiver<Line>) {
-    while let Ok(first) = lines.recv() {
-        let mut batch = vec![first];
-        batch.extend(lines.try_iter());
-        let bytes: Vec<u8> = batch.iter().flat_map(|(line, _)| line.iter().copied()).collect();
-        let written = file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(|error| error.to_string());
-        for (_, done) in batch {
-            // Whoever was stopped while waiting does not listen any more.
-            let _ = done.send(written.clone());
+        let mine = {
+            let mut waiting = self.waiting();
+            waiting.0.extend(line(&record));
+            waiting.1 += 1;
+            waiting.1
+        };
+        let mut file = self.0.file.lock().await;
+        if file.1 >= mine {
+            return Ok(());
         }
+        let (lines, count) = {
+            let mut waiting = self.waiting();
+            (std::mem::take(&mut waiting.0), waiting.1)
+        };
+        let failed = |reason: String| Error::Journal { path: self.0.path.clone(), reason };
+        let mut writer = file.0.try_clone().map_err(|error| failed(error.to_string()))?;
+        let written = tokio::task::spawn_blocking(move || writer.write_all(&lines).and_then(|()| writer.sync_data())).await;
+        written.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        file.1 = count;
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, (Vec<u8>, u64)> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

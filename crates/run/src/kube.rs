@@ -79,6 +79,11 @@ impl Api {
         }
     }
 
+    /// The body of an answer that is no JSON, such as a Pod's log.
+    pub async fn text(&self, path: &str) -> Result<String, ApiError> {
+        self.send("GET", path, None, Bytes::default()).await.map(|body| body.lossy())
+    }
+
     /// Server-side apply of the object at `path`; conflicts are taken over.
     pub async fn apply(&self, path: &str, body: &[u8]) -> Result<Value, ApiError> {
         // JSON is YAML.
@@ -150,14 +155,18 @@ impl Api {
     }
 
     async fn call(&self, method: &str, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Value, ApiError> {
+        let answer = self.send(method, path, content_type, body).await?;
+        serde_json::from_slice(&answer).map_err(|error| ApiError::Malformed { machine: self.machine().into(), path: path.into(), reason: error.to_string() })
+    }
+
+    async fn send(&self, method: &str, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Bytes, ApiError> {
         let mut request = self.request(method, path, body);
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
         let reply = self.machine.http(request).await?;
-        let parsed = serde_json::from_slice::<Value>(&reply.body);
         if !reply.ok() {
-            let message = parsed.ok().and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
+            let message = serde_json::from_slice::<Value>(&reply.body).ok().and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
             return Err(ApiError::Refused {
                 machine: self.machine().into(),
                 method: method.into(),
@@ -166,7 +175,7 @@ impl Api {
                 message: message.unwrap_or_else(|| reply.body.lossy().chars().take(200).collect()),
             });
         }
-        parsed.map_err(|error| ApiError::Malformed { machine: self.machine().into(), path: path.into(), reason: error.to_string() })
+        Ok(reply.body)
     }
 
     fn request(&self, method: &str, path: &str, body: Bytes) -> HttpRequest {

@@ -11,7 +11,7 @@ mod blobs;
 mod catalogue;
 mod condition;
 mod error;
-mod etcd;
+pub mod etcd;
 mod event;
 mod execute;
 mod fleet;

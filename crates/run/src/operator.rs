@@ -144,23 +144,16 @@ impl Operator {
     /// `None` without authorities.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
         let Some(held) = &self.held else { return Ok(None) };
-        let wanted = CertificateWanted {
-            id: "quorate-run".into(),
-            holder: Holder::Operator,
-            place: Place::Files { certificate: String::new(), key: String::new() },
-            ca: Ca::Cluster,
-            common_name: "quorate".into(),
-            organizations: vec!["system:masters".into()],
-            dns: Vec::new(),
-            ips: Vec::new(),
-            server: false,
-            client: true,
-            days: 1,
-            owner: Owner::root(),
-        };
-        let issued = held.pki.cluster.issue(&wanted, now())?;
+        let issued = held.for_today()?;
         let client = format!("{}{}", issued.certificate_pem, issued.key_pem.expose());
         Ok(Some(Identity { client: client.into(), authority: held.pki.cluster.certificate_pem().into() }))
+    }
+
+    /// The same as a kubeconfig, for a program's standard input; empty without authorities. Never to be written.
+    pub fn memory_kubeconfig(&self, spec: &Spec) -> Result<String, Error> {
+        let Some(held) = &self.held else { return Ok(String::new()) };
+        let text = kubeconfig(&spec.name, &spec.admin_url(), held.pki.cluster.certificate_pem(), "quorate", &held.for_today()?);
+        Ok(text.expose().to_owned())
     }
 
     /// The administrator's kubeconfig in the folder, written when it is absent, about to expire, or leads elsewhere.
@@ -187,6 +180,24 @@ impl Operator {
 }
 
 impl Held {
+    fn for_today(&self) -> Result<Issued, Error> {
+        let wanted = CertificateWanted {
+            id: "quorate-run".into(),
+            holder: Holder::Operator,
+            place: Place::Files { certificate: String::new(), key: String::new() },
+            ca: Ca::Cluster,
+            common_name: "quorate".into(),
+            organizations: vec!["system:masters".into()],
+            dns: Vec::new(),
+            ips: Vec::new(),
+            server: false,
+            client: true,
+            days: 1,
+            owner: Owner::root(),
+        };
+        Ok(self.pki.cluster.issue(&wanted, now())?)
+    }
+
     fn secrets(&self) -> BTreeMap<SecretId, SecretBytes> {
         let Pki { cluster, etcd, front_proxy, service_account, secrets } = &self.pki;
         let (id, secret) = secrets.bootstrap_token.expose().split_once('.').unwrap_or_default();
