@@ -379,3 +379,65 @@ fn host_of(address: IpAddr) -> String {
 fn url(host: &str, port: u16) -> String {
     format!("https://{host}:{port}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn majorities() {
+        for (members, needed, tolerates) in [
+            (1, 1, 0),
+            (2, 2, 0),
+            (3, 2, 1),
+            (4, 3, 1),
+            (5, 3, 2),
+            (7, 4, 3),
+        ] {
+            assert_eq!(
+                Quorum::of(members),
+                Quorum {
+                    members,
+                    needed,
+                    tolerates
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn shares_and_addresses_of_ranges() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(share_count(net("10.244.0.0/16"), 24), 256);
+        assert_eq!(share_count(net("fd00::/56"), 64), 256);
+        assert_eq!(share_count(net("::/0"), 128), u128::MAX);
+        assert_eq!(usable(net("10.244.0.0/16"), 26), 62);
+        assert_eq!(usable(net("fd00::/64"), 124), 15);
+        assert_eq!(nth_address(net("10.96.0.0/16"), 10), Some(ip("10.96.0.10")));
+        assert_eq!(nth_address(net("10.96.0.0/28"), 16), None);
+        assert_eq!(nth_address(net("255.255.255.0/24"), 1 << 40), None);
+        assert_eq!(
+            nth_address(net("fd00:10:96::/112"), 10),
+            Some(ip("fd00:10:96::a"))
+        );
+    }
+
+    #[test]
+    fn ipv6_alone() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  machines:\n    \
+                    - {address: \"fd00:77::11\", roles: [control-plane]}\n    \
+                    - {address: \"fd00:77::12\", roles: [control-plane]}\n    \
+                    - {address: \"fd00:77::13\", roles: [control-plane]}\n    \
+                    - {address: \"fd00:77::14\", roles: [worker]}\n";
+        let (spec, findings) = crate::load(text, "v6.yaml").unwrap();
+        assert_eq!(findings, []);
+        assert_eq!(spec.admin_url(), "https://[fd00:77::11]:6443");
+        assert_eq!(
+            spec.endpoint_url_for(&spec.machines[3]),
+            "https://[::1]:7443"
+        );
+        assert_eq!(spec.api_service_ips()[0].to_string(), "fd00:10:96::1");
+        assert_eq!(spec.capacity().pods_per_node, 110);
+    }
+}

@@ -194,3 +194,27 @@ fn ask(question: &str) -> anyhow::Result<String> {
     }
     Ok(answer.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_only_by_force() {
+        let path =
+            std::env::temp_dir().join(format!("qt-quorate-{}-init.yaml", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        write(&path, "f", "one, and longer", false).unwrap();
+        let error = write(&path, "f", "two", false).unwrap_err();
+        assert!(
+            error
+                .downcast_ref::<UserError>()
+                .is_some_and(|e| e.hint.is_some()),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one, and longer");
+        write(&path, "f", "two", true).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -11,6 +11,7 @@ mod machines;
 mod names;
 mod network;
 mod options;
+mod overlaps;
 
 pub(crate) use kubernetes::DEFAULT_VERSION;
 
@@ -43,10 +44,10 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
 
     // From here on parts are compared with each other.
     if let Some(network) = &network {
-        let ranges = network::taken(network, &file.network);
+        let ranges = overlaps::taken(network, &file.network);
         let mut virtuals = Vec::new();
         let mut add = |at, what: &str, address: std::net::IpAddr| {
-            virtuals.push(network::Taken {
+            virtuals.push(overlaps::Taken {
                 at,
                 what: format!("{what} {address}"),
                 field: "address",
@@ -78,7 +79,7 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
             }
             _ => {}
         }
-        network::overlaps(document, &ranges, &drafts, &virtuals);
+        overlaps::check(document, &ranges, &drafts, &virtuals);
     }
     let (network, endpoint, access, etcd) = (network?, endpoint.ok()?, access?, etcd?);
     let (balancer, balancer_as) =
