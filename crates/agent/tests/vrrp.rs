@@ -33,6 +33,8 @@ fn main() {
         ("a_vip_removed_by_someone_else_comes_back", a_vip_removed_by_someone_else_comes_back as fn()),
         ("starved_and_lossy_machines_do_not_flap", starved_and_lossy_machines_do_not_flap as fn()),
         ("starvation_of_one_side_moves_nothing", starvation_of_one_side_moves_nothing as fn()),
+        ("keepalived_and_we_take_over_from_each_other", keepalived_and_we_take_over_from_each_other as fn()),
+        ("keepalived_is_no_faster", keepalived_is_no_faster as fn()),
     ]);
 }
 
@@ -413,4 +415,151 @@ fn starvation_of_one_side_moves_nothing() {
     assert!(until(Duration::from_secs(2), || lab.machines[0].has(VIP4)));
     nodes[1].process.signal("CONT");
     assert!(until(Duration::from_millis(60), || !lab.machines[1].has(VIP4)), "a resumed master keeps a stale VIP");
+}
+
+/// One way to speak VRRP.
+#[derive(Debug, Clone, Copy)]
+struct Dialect {
+    version: u8,
+    v6: bool,
+    multicast: bool,
+    interval_ms: u32,
+}
+
+impl Dialect {
+    fn vip(self) -> &'static str {
+        if self.v6 { "fd31::110" } else { "10.231.0.110" }
+    }
+
+    fn own(self, machine: &Machine) -> String {
+        if self.v6 { machine.v6().to_string() } else { machine.v4().to_string() }
+    }
+
+    /// Three intervals and the longest skew, and a second for a loaded machine.
+    fn patience(self) -> Duration {
+        Duration::from_millis(u64::from(self.interval_ms) * 4 + 1000)
+    }
+
+    fn ours(self, machine: &Machine, peer: &Machine, priority: u8) -> AgentConfig {
+        let mut config = AgentConfig::new(format!("m{}", machine.number));
+        let peers = if self.multicast { vec![] } else { vec![self.own(peer)] };
+        let instance = serde_json::json!({
+            "name": "shared", "vrid": 61, "interface": "eth0", "source": self.own(machine), "vips": [self.vip()],
+            "priority": priority, "peers": peers, "multicast": self.multicast, "version": self.version,
+            "interval": format!("{}ms", self.interval_ms), "checksum": "keepalived",
+            // keepalived 2.2 sends IPv6 unicast with the kernel's default hop limit.
+            "minTtl": if self.v6 && !self.multicast { 64 } else { 255 },
+        });
+        config.vrrp = vec![serde_json::from_value(instance).expect("instance")];
+        config
+    }
+
+    fn keepalived(self, lab: &Lab, machine: &Machine, peer: &Machine, priority: u8) -> Process {
+        let unicast = format!("unicast_src_ip {}\n unicast_peer {{\n {}\n }}", self.own(machine), self.own(peer));
+        let text = format!(
+            "vrrp_instance shared {{\n state BACKUP\n interface eth0\n version {}\n virtual_router_id 61\n priority {priority}\n \
+             advert_int {}\n {}\n virtual_ipaddress {{\n {}/{} dev eth0\n }}\n}}\n",
+            self.version,
+            f64::from(self.interval_ms) / 1000.0,
+            if self.multicast { "" } else { &unicast },
+            self.vip(),
+            if self.v6 { 128 } else { 32 },
+        );
+        let name = format!("keepalived{}", machine.number);
+        let path = lab.write(&format!("{name}.conf"), &text);
+        let file = |what: &str| lab.directory.join(format!("{name}.{what}")).to_str().expect("path").to_owned();
+        // One that was killed left them behind, and another process may have its number by now.
+        for what in ["pid", "vrrp"] {
+            let _ = std::fs::remove_file(file(what));
+        }
+        let arguments = ["keepalived", "-n", "-l", "-D", "-P", "-f", path.to_str().expect("path")];
+        machine.start_program(&[&arguments[..], &["-p", &file("pid"), "-r", &file("vrrp")]].concat(), &lab.log(&format!("{name}.log")))
+    }
+}
+
+const DIALECTS: [Dialect; 5] = [
+    Dialect { version: 3, v6: false, multicast: false, interval_ms: 100 },
+    Dialect { version: 3, v6: false, multicast: true, interval_ms: 100 },
+    Dialect { version: 3, v6: true, multicast: false, interval_ms: 100 },
+    Dialect { version: 3, v6: true, multicast: true, interval_ms: 100 },
+    Dialect { version: 2, v6: false, multicast: false, interval_ms: 1000 },
+];
+
+fn keepalived_and_we_take_over_from_each_other() {
+    if skipped(&["ip", "keepalived"]) {
+        return;
+    }
+    for dialect in DIALECTS {
+        let lab = Lab::new("interop", 2);
+        let (one, two) = (&lab.machines[0], &lab.machines[1]);
+        let held = |expected: &[u8]| {
+            let what = until(dialect.patience(), || holders(&lab, dialect.vip()) == expected);
+            assert!(what, "{dialect:?}: holders {:?}, expected {expected:?}", holders(&lab, dialect.vip()));
+        };
+        let mut theirs = dialect.keepalived(&lab, two, one, 150);
+        assert!(until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]), "{dialect:?}: keepalived does not start");
+        let lower = Node::start(&lab, one, &dialect.ours(one, two, 100), true);
+        std::thread::sleep(dialect.patience());
+        held(&[2]);
+        assert_eq!(count(&lower.log, "STATE Master"), 0, "{dialect:?}: took over from a living master");
+
+        // Their master stops in order, and comes back.
+        theirs.signal("TERM");
+        held(&[1]);
+        assert!(theirs.wait_for(Duration::from_secs(5)), "keepalived does not end");
+        drop(theirs);
+        let theirs = dialect.keepalived(&lab, two, one, 150);
+        assert!(until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]), "{dialect:?}: no way back");
+
+        // Ours has the higher priority now, takes over, and hands over when it stops.
+        drop(lower);
+        let higher = Node::start(&lab, one, &dialect.ours(one, two, 200), true);
+        held(&[1]);
+        higher.process.signal("TERM");
+        held(&[2]);
+        drop(higher);
+
+        // Ours dies without a word while it holds the VIP.
+        let higher = Node::start(&lab, one, &dialect.ours(one, two, 200), true);
+        held(&[1]);
+        one.connect(false);
+        assert!(until(dialect.patience(), || two.has(dialect.vip())), "{dialect:?}: keepalived does not take over");
+        one.connect(true);
+        held(&[1]);
+        println!("interop {dialect:?}: ok");
+        drop((higher, theirs));
+    }
+}
+
+/// Both at 100 ms, version 3, unicast, priorities 150 and 100, the holder cut off in silence.
+fn keepalived_is_no_faster() {
+    if skipped(&["ip", "keepalived"]) {
+        return;
+    }
+    let dialect = DIALECTS[0];
+    let rounds = if full() { 20 } else { 4 };
+    let [mut ours, mut theirs] = [true, false].map(|ours| {
+        let lab = Lab::new("compare", 3);
+        let (one, two) = (&lab.machines[0], &lab.machines[1]);
+        let silent = |machine: &Machine| AgentConfig::new(format!("m{}", machine.number));
+        let start = |machine: &Machine, peer: &Machine, priority: u8| {
+            let config = if ours { dialect.ours(machine, peer, priority) } else { silent(machine) };
+            (Node::start(&lab, machine, &config, true), (!ours).then(|| dialect.keepalived(&lab, machine, peer, priority)))
+        };
+        let _both = (start(one, two, 100), start(two, one, 150));
+        let client = Client::start(&lab.machines[2], SocketAddr::new(dialect.vip().parse().expect("address"), PORT), Duration::from_millis(50));
+        let mut samples = Vec::new();
+        for _ in 0..rounds {
+            assert!(until(Duration::from_secs(10), || holders(&lab, dialect.vip()) == [2]));
+            std::thread::sleep(Duration::from_millis(500));
+            two.connect(false);
+            let dead = Instant::now();
+            samples.push(client.usable_again(dead, Duration::from_secs(5), "m2").expect("usable again"));
+            two.connect(true);
+        }
+        samples
+    });
+    let (our_median, their_median) = (percentile(&mut ours, 50), percentile(&mut theirs, 50));
+    println!("silent death of the holder, n={rounds}: ours p50={our_median:?} worst={:?}, keepalived p50={their_median:?} worst={:?}", ours.last(), theirs.last());
+    assert!(our_median <= their_median + Duration::from_millis(20));
 }

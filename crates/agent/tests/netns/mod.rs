@@ -245,6 +245,8 @@ impl Lab {
         self.machines.push(Machine { name: name.clone(), number, port: port.clone(), bridge: bridge.clone() });
         must("ip", &["-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name]);
         must("ip", &["-n", &bridge, "link", "set", &port, "master", "br0", "up"]);
+        // Link-local addresses are usable at once, not after duplicate address detection.
+        must("ip", &["netns", "exec", &name, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad"]);
         must("ip", &["-n", &name, "link", "set", "lo", "up"]);
         must("ip", &["-n", &name, "link", "set", "eth0", "up"]);
         must("ip", &["-n", &name, "address", "add", &format!("{NETWORK_V4}.{number}/24"), "dev", "eth0"]);
