@@ -1,23 +1,27 @@
-//! The lab by itself: `cargo run -p quorate-lab --example lab -- up demo`. It is the program's own `lab` verb.
+//! A lab without the rest of the program: `lab up NAME MACHINES`, `lab down NAME`, `lab dial NAME HOST PORT`.
 
-#[path = "../../quorate/src/commands/lab.rs"]
-mod lab;
+#![allow(clippy::print_stdout)]
 
-use clap::{Parser, Subcommand};
+use std::error::Error;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
+use quorate_lab::{Lab, Options};
 
-#[derive(Subcommand)]
-enum Verb {
-    Lab(lab::LabArgs),
-}
-
-#[tokio::main]
-async fn main() -> anyhow::Result<std::process::ExitCode> {
-    let Verb::Lab(args) = Cli::parse().verb;
-    lab::run(args).await
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["up", name, machines] => {
+            let program = std::env::current_exe()?.to_string_lossy().into_owned();
+            let options = Options {
+                machines: Some(machines.parse()?),
+                ..Options::new(name, vec![program, "dial".into()])
+            };
+            let lab = Lab::up(&options, &mut |event| println!("{event}"))?;
+            println!("ssh -F {} m1", lab.ssh_config().display());
+        }
+        ["down", name] => Lab::down(name, &mut |event| println!("{event}"))?,
+        ["dial", name, host, port] => Lab::open(name)?.splice(host, port.parse()?)?,
+        _ => return Err("lab up NAME MACHINES | down NAME | dial NAME HOST PORT".into()),
+    }
+    Ok(())
 }

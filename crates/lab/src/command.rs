@@ -18,7 +18,7 @@ pub(crate) fn run(command: &mut Command, input: &str) -> Result<String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = child
+    let mut child = crate::sys::die_with_parent(&mut child)
         .spawn()
         .map_err(|e| failed("not started".into(), e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::command;
 use crate::{Error, Result};
@@ -132,6 +133,18 @@ impl Host {
     }
 }
 
+/// Lets go of a unit whose processes are gone, so that its name can be used again at once.
+pub(crate) fn forget(host: &Host, unit: &str) {
+    if host.systemd {
+        let mut stop = Command::new("systemctl");
+        // systemd has mostly noticed by itself.
+        let _ = command::run(stop.args(["--quiet", "stop"]).arg(format!("{unit}.scope")), "");
+    }
+    for group in host.groups(unit) {
+        remove_below(&group);
+    }
+}
+
 /// Processes in the groups and below.
 pub(crate) fn processes(groups: &[PathBuf]) -> Vec<u32> {
     let mut pids: Vec<u32> = groups.iter().flat_map(|g| processes_below(g)).collect();
@@ -140,26 +153,16 @@ pub(crate) fn processes(groups: &[PathBuf]) -> Vec<u32> {
     pids
 }
 
-/// SIGKILL to everything in the groups and below: at once where the kernel can (`cgroup.kill`, Linux 5.14), one by
-/// one elsewhere.
+/// SIGKILL to everything in the groups and below: at once where the kernel can (`cgroup.kill`, Linux 5.14), and one
+/// by one what is not in such a group, or not yet.
 pub(crate) fn kill(groups: &[PathBuf]) -> io::Result<()> {
-    let mut at_once = false;
     for group in groups {
-        at_once |= fs::write(group.join("cgroup.kill"), "1").is_ok();
-    }
-    if !at_once {
-        for pid in processes(groups) {
-            crate::sys::kill(pid)?;
+        let file = group.join("cgroup.kill");
+        if file.exists() {
+            fs::write(file, "1")?;
         }
     }
-    Ok(())
-}
-
-/// Removes empty groups, deepest first. Nothing there is fine.
-pub(crate) fn remove(groups: &[PathBuf]) {
-    for group in groups {
-        remove_below(group);
-    }
+    processes(groups).into_iter().try_for_each(crate::sys::kill)
 }
 
 fn processes_below(group: &Path) -> Vec<u32> {
@@ -174,11 +177,12 @@ fn processes_below(group: &Path) -> Vec<u32> {
     pids
 }
 
+/// Deepest first: a group with others in it cannot go.
 fn remove_below(group: &Path) {
     for child in children(group) {
         remove_below(&child);
     }
-    // A group that is still in use shows up again when the caller looks for what is left.
+    // Nothing there, or in use again: either way not ours to remove.
     let _ = fs::remove_dir(group);
 }
 

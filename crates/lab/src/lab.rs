@@ -1,6 +1,7 @@
-use std::fs;
-use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,8 @@ const MACHINES: usize = 5;
 /// Half a second when idle; a busy computer with many machines may need a while.
 const BOOT_WITHIN: Duration = Duration::from_secs(60);
 const DIAL_WITHIN: Duration = Duration::from_secs(10);
+/// For keys, logs and what a booted system writes; what is deployed comes on top and says itself if it does not fit.
+const NEEDED_MIB: u64 = 100;
 
 /// What `up` shall make. `None` means: as it is already, or the default for a new lab.
 #[derive(Clone, Debug)]
@@ -137,11 +140,15 @@ impl Lab {
         }
         lab.write_files(&host, &before, events)?;
         drop(lock);
-        lab.wait_for_ssh(&host, &started, &mut |machine| {
-            events(Event::Ready {
-                machine: machine.name.clone(),
-                took: begun.elapsed(),
-            });
+        // All of them: one that was kept may have been started a moment ago by a run that was killed.
+        let all: Vec<&Machine> = lab.machines().iter().collect();
+        lab.wait_for_ssh(&host, &all, &mut |machine| {
+            if started.contains(&machine) {
+                events(Event::Ready {
+                    machine: machine.name.clone(),
+                    took: begun.elapsed(),
+                });
+            }
         })?;
         Ok(lab)
     }
@@ -161,7 +168,7 @@ impl Lab {
                 state_dir: state_dir.clone(),
             };
             for machine in lab.machines() {
-                lab.power(&host, machine).kill_recorded()?;
+                lab.power(&host, machine).kill()?;
             }
         }
         let stopped = power::clear(&host, name)?;
@@ -296,6 +303,18 @@ impl Lab {
             })
     }
 
+    /// Connects stdin and stdout to a port of a machine, as ssh wants it from a ProxyCommand. Ends when the machine
+    /// closes; when stdin ends first, that is handed on and the rest still read.
+    pub fn splice(&self, host: &str, port: u16) -> Result<()> {
+        let connection = self.dial(host, port)?;
+        splice(connection).map_err(|source| Error::Connect {
+            lab: self.name().into(),
+            host: host.into(),
+            port,
+            source,
+        })
+    }
+
     /// Runs `work` on a thread of its own in the lab's network, at the operator's place. Sockets made there stay
     /// in that network; so do processes started there.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
@@ -355,8 +374,14 @@ impl Lab {
     fn ensure_key(&self) -> Result<String> {
         let (key, public) = (self.key(), self.key().with_extension("pub"));
         if !public.exists() {
-            root::remove_file(&key)?;
-            power::keygen(&key, &format!("quorate lab {}", self.name()))?;
+            let new = self.state_dir.join("key.new");
+            let new_public = new.with_extension("new.pub");
+            root::remove_file(&new)?;
+            root::remove_file(&new_public)?;
+            power::keygen(&new, &format!("quorate lab {}", self.name()))?;
+            fs::rename(&new, &key).map_err(Error::file("putting in place", &key))?;
+            // Last: with it the key is whole.
+            fs::rename(&new_public, &public).map_err(Error::file("putting in place", &public))?;
         }
         fs::read_to_string(&public).map_err(Error::file("reading", public))
     }
@@ -423,8 +448,7 @@ impl Lab {
     }
 }
 
-/// The only lab there is, whether or not it can be opened.
-pub(crate) fn only_name() -> Result<String> {
+fn only_name() -> Result<String> {
     let mut names = places::names();
     match names.len() {
         0 => Err(Error::NoLab),
@@ -442,6 +466,7 @@ fn load(name: &str, state_dir: &Path) -> Result<Description> {
                 known: places::names(),
             });
         }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Error::NotRoot),
         bytes => bytes.map_err(Error::file("reading", &path))?,
     };
     serde_json::from_slice(&bytes).map_err(|e| Error::BadDescription {
@@ -492,6 +517,15 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
     fs::create_dir_all(state_dir)
         .and_then(|()| fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)))
         .map_err(Error::file("making", state_dir))?;
+    let free_mib = crate::sys::free_bytes(state_dir).map_err(Error::file("asking the free space of", state_dir))? >> 20;
+    if free_mib < NEEDED_MIB {
+        return Err(Error::NoSpace {
+            path: state_dir.into(),
+            needed_mib: NEEDED_MIB,
+            free_mib,
+            variable: "XDG_STATE_HOME",
+        });
+    }
     let overlay = power::overlay_works(&tree, state_dir)?;
     events(Event::Storage { copied: !overlay });
     Ok(Description {
@@ -531,6 +565,32 @@ fn answers_ssh(machine: &Machine) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
         && stream.read_exact(&mut banner).is_ok()
         && banner == *b"SSH-"
+}
+
+fn splice(mut from_machine: TcpStream) -> io::Result<()> {
+    from_machine.set_nodelay(true)?;
+    let mut to_machine = from_machine.try_clone()?;
+    // The bare descriptors: std's own stdin and stdout would look for line breaks in what is no text.
+    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    std::thread::spawn(move || {
+        // Either side going away ends it, and is not worth a message on top of ssh's own.
+        let _ = copy(&mut stdin, &mut to_machine);
+        let _ = to_machine.shutdown(Shutdown::Write);
+    });
+    let _ = copy(&mut from_machine, &mut stdout);
+    Ok(())
+}
+
+/// Larger pieces than `io::copy` takes: whole Kubernetes releases pass through here.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => to.write_all(&buffer[..length])?,
+        }
+    }
 }
 
 fn check_path(path: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A machine's disk, and switching it on and off.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -103,12 +104,12 @@ impl Power<'_> {
     }
 
     pub(crate) fn is_on(&self) -> bool {
-        !host::processes(&self.groups()).is_empty()
+        !self.processes().is_empty()
     }
 
     /// Plugs in the cable and starts the machine; does not wait until it has booted.
     pub(crate) fn on(&self) -> Result<()> {
-        host::remove(&self.groups());
+        host::forget(self.host, &self.unit());
         network::plug_in(self.lab, self.machine)?;
         self.host.make_groups(&self.unit())?;
         let (script, console) = (self.dir.join("boot"), self.console());
@@ -116,28 +117,22 @@ impl Power<'_> {
         let console_file = File::create(&console).map_err(Error::file("making", &console))?;
         let errors = console_file.try_clone().map_err(Error::file("opening", &console))?;
 
-        // All of these replace themselves by the next, so the process started here becomes systemd-nspawn.
-        let mut words: Vec<String> = Vec::new();
-        if self.host.systemd {
-            let unit = format!("--unit={}.scope", self.unit());
-            words.extend(["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"].map(Into::into));
-            words.extend([unit, "--".into()]);
-        }
-        // Mounts made for the machine are its own: they go when it goes, however it goes.
-        words.extend(["setsid", "unshare", "--mount", "--propagation", "slave", "sh"].map(Into::into));
+        let words = self.launcher();
         let mut child = Command::new(&words[0])
             .args(&words[1..])
             .arg(&script)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(console_file)
             .stderr(errors)
             .spawn()
-            .map_err(Error::file("running", script))?;
-        let pid = child.id();
-        if let Some(started) = start_time(pid) {
-            let process = Process { pid, started };
-            let text = serde_json::to_string(&process).unwrap_or_default();
-            write(&self.dir.join("process.json"), 0o600, &text)?;
+            .map_err(Error::file("running", &script))?;
+        self.record(child.id())?;
+        // It waits for this line and ends without it: nothing runs that is not written down, even if this program is
+        // killed right here.
+        let go = child.stdin.take().map(|mut stdin| stdin.write_all(b"go\n"));
+        if let Some(Err(e)) = go {
+            let _ = child.wait();
+            return Err(self.failure(&format!("its boot script did not start: {e}")));
         }
         // It outlives this program; should this program outlive it, nothing must be left unreaped.
         std::thread::spawn(move || child.wait());
@@ -148,15 +143,13 @@ impl Power<'_> {
     /// says good-bye. The time that took; when this returns, all of it is gone.
     pub(crate) fn off(&self) -> Result<Duration> {
         let begun = Instant::now();
-        let groups = self.groups();
         // Without a cable there is nothing to pull.
         let _ = network::pull_cable(&self.lab.name, &self.machine.name);
-        host::kill(&groups).map_err(Error::file("killing the processes of", &self.dir))?;
-        self.kill_recorded()?;
+        self.kill()?;
         let took = begun.elapsed();
-        wait_gone(&self.machine.name, &groups)?;
+        wait_gone(&self.machine.name, || self.processes(), || self.kill())?;
         network::unplug(&self.lab.name, &self.machine.name)?;
-        host::remove(&groups);
+        host::forget(self.host, &self.unit());
         Ok(took)
     }
 
@@ -168,6 +161,20 @@ impl Power<'_> {
             tail: tail(&self.console(), 12),
             log: self.console(),
         }
+    }
+
+    /// Runs the boot script. Each of these replaces itself by the next, so that the process started becomes the
+    /// script, and that systemd-nspawn.
+    fn launcher(&self) -> Vec<String> {
+        let mut words: Vec<String> = Vec::new();
+        if self.host.systemd {
+            let unit = format!("--unit={}.scope", self.unit());
+            words.extend(["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"].map(Into::into));
+            words.extend([unit, "--".into()]);
+        }
+        // Mounts made for the machine are its own: they go when it goes, however it goes.
+        words.extend(["setsid", "unshare", "--mount", "--propagation", "slave", "sh"].map(Into::into));
+        words
     }
 
     fn unit(&self) -> String {
@@ -197,17 +204,32 @@ impl Power<'_> {
         hosts
     }
 
-    /// Ends what `process.json` names, for a machine that died or was started before it reached its group.
-    pub(crate) fn kill_recorded(&self) -> Result<()> {
-        let path = self.dir.join("process.json");
-        if let Some(process) = fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice::<Process>(&text).ok())
-            && start_time(process.pid) == Some(process.started)
-        {
-            crate::sys::kill(process.pid).map_err(Error::file("killing the process in", path))?;
-        }
-        Ok(())
+    /// SIGKILL to all of it, also to what has not reached its group yet.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let error = || Error::file("killing the processes of", &self.dir);
+        host::kill(&self.groups()).map_err(error())?;
+        self.recorded().map_or(Ok(()), crate::sys::kill).map_err(error())
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let mut processes = host::processes(&self.groups());
+        processes.extend(self.recorded());
+        processes
+    }
+
+    fn record(&self, pid: u32) -> Result<()> {
+        let Some(started) = start_time(pid) else {
+            return Ok(());
+        };
+        let text = serde_json::to_string(&Process { pid, started }).unwrap_or_default();
+        write(&self.dir.join("process.json"), 0o600, &text)
+    }
+
+    /// The process that was started last, if it still is that process and runs.
+    fn recorded(&self) -> Option<u32> {
+        let text = fs::read(self.dir.join("process.json")).ok()?;
+        let process: Process = serde_json::from_slice(&text).ok()?;
+        (start_time(process.pid) == Some(process.started)).then_some(process.pid)
     }
 
     fn boot_script(&self) -> String {
@@ -215,6 +237,7 @@ impl Power<'_> {
             "#!/bin/sh\n# Boots {} of lab {}. Written anew each time it is switched on.\nset -eu\n",
             self.machine.name, self.lab.name
         );
+        script += "read -r go || exit 1\nexec < /dev/null\n";
         if !self.host.systemd {
             for group in self.groups() {
                 script += &format!("echo $$ > {}\n", quoted(&group.join("cgroup.procs")));
@@ -280,8 +303,12 @@ pub(crate) fn clear(host: &Host, lab: &str) -> Result<usize> {
         host::kill(groups).map_err(Error::file("killing the processes of", unit))?;
     }
     for (unit, groups) in &groups {
-        wait_gone(unit, groups)?;
-        host::remove(groups);
+        wait_gone(
+            unit,
+            || host::processes(groups),
+            || host::kill(groups).map_err(Error::file("killing the processes of", unit)),
+        )?;
+        host::forget(host, unit);
     }
     Ok(groups.len())
 }
@@ -322,10 +349,10 @@ fn overlay_mount(tree: &Path, disk: &Path, work: &Path, root: &Path) -> String {
     )
 }
 
-fn wait_gone(machine: &str, groups: &[PathBuf]) -> Result<()> {
+fn wait_gone(machine: &str, processes: impl Fn() -> Vec<u32>, kill: impl Fn() -> Result<()>) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let pids = host::processes(groups);
+        let pids = processes();
         if pids.is_empty() {
             return Ok(());
         }
@@ -337,7 +364,7 @@ fn wait_gone(machine: &str, groups: &[PathBuf]) -> Result<()> {
             });
         }
         // A process forked while the others were being killed one by one.
-        host::kill(groups).map_err(Error::file("killing the processes of", machine))?;
+        kill()?;
         std::thread::sleep(Duration::from_millis(3));
     }
 }
@@ -356,10 +383,12 @@ fn quoted(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
+/// `None` for a process that is gone or waits to be reaped.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; after it come fields 3 and on.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    let fields = stat.rsplit_once(") ")?.1;
+    (!fields.starts_with(['Z', 'X'])).then(|| fields.split(' ').nth(19)?.parse().ok())?
 }
 
 /// 8-4-4-4-12 as in /sys/class/dmi/id/product_uuid.

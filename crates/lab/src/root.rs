@@ -234,9 +234,12 @@ fn debootstrap(
     log: &Path,
     events: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let mut command = Command::new("debootstrap");
+    // It mounts /proc below the target and starts many programs. In namespaces of their own all of that ends with it,
+    // however it ends; otherwise clearing away what a killed one left would go through a mounted /proc.
+    let mut command = Command::new("unshare");
     command
-        .arg("--variant=minbase")
+        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["debootstrap", "--variant=minbase"])
         .arg(format!("--include={}", packages(recipe).join(",")))
         .arg(&recipe.suite)
         .arg(target)
@@ -253,8 +256,7 @@ fn debootstrap(
         tail: tail(log, 12),
         log: log.into(),
     };
-    let mut child = command
-        .stderr(errors)
+    let mut child = crate::sys::die_with_parent(command.stderr(errors))
         .spawn()
         .map_err(|e| failed(e.to_string()))?;
     let mut stage = String::new();

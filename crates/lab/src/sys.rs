@@ -1,4 +1,4 @@
-//! The four system calls that std has no safe form of.
+//! The few system calls that std has no safe form of.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 /// Moves the calling thread, and whatever it starts from now on, into a network namespace.
 pub(crate) fn enter_network(namespace: &Path) -> io::Result<()> {
@@ -33,6 +35,19 @@ pub(crate) fn kill(pid: u32) -> io::Result<()> {
             e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             e => Err(e),
         },
+    }
+}
+
+/// Has the kernel kill what `command` starts when the calling thread ends: a helper that goes on working after
+/// this program was killed would work against the one that repairs.
+pub(crate) fn die_with_parent(command: &mut Command) -> &mut Command {
+    // SAFETY: runs between fork and exec, where only async-signal-safe calls are allowed; prctl is one, takes
+    // integers, and nothing is allocated unless it fails.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
     }
 }
 

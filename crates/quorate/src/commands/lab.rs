@@ -1,9 +1,5 @@
 //! `quorate lab`: local machines to try everything on.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -155,7 +151,7 @@ pub(crate) async fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
             lab.heal()?;
             println!("{} has no cuts", lab.name());
         }
-        Verb::Dial { name, host, port } => dial(&name, &host, port)?,
+        Verb::Dial { name, host, port } => Lab::open(&name)?.splice(&host, port)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -313,35 +309,6 @@ fn exec(name: Option<&str>, command: &[String]) -> anyhow::Result<ExitCode> {
     Lab::find(name)?.enter()?;
     let error = Command::new(&command[0]).args(&command[1..]).exec();
     Err(error).with_context(|| format!("running {}", command[0]))
-}
-
-/// Ends when the machine closes; when ssh closes first, that is handed on and the rest still read.
-fn dial(name: &str, host: &str, port: u16) -> anyhow::Result<()> {
-    let mut from_machine = Lab::open(name)?.dial(host, port)?;
-    from_machine.set_nodelay(true).context("setting TCP_NODELAY")?;
-    let mut to_machine = from_machine.try_clone().context("duplicating the socket")?;
-    // The bare descriptors: std's own stdin and stdout would look for line breaks in what is no text.
-    let bare = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
-    let mut stdin = bare(std::io::stdin().as_fd()).context("opening stdin")?;
-    let mut stdout = bare(std::io::stdout().as_fd()).context("opening stdout")?;
-    std::thread::spawn(move || {
-        // Either side going away ends it, and neither is worth a message on top of ssh's own.
-        let _ = copy(&mut stdin, &mut to_machine);
-        let _ = to_machine.shutdown(Shutdown::Write);
-    });
-    let _ = copy(&mut from_machine, &mut stdout);
-    Ok(())
-}
-
-/// Larger pieces than `io::copy` takes: whole Kubernetes releases pass through here.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => to.write_all(&buffer[..length])?,
-        }
-    }
 }
 
 /// `[NAME] MACHINE`.
