@@ -158,13 +158,6 @@ pub(super) fn on_server(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, fl
         }
         let took = Duration::from_millis(hub.now.saturating_sub(a.started));
         backend.connected_in(hub.precise_since(took, a.started));
-        if backend.watched.load(Relaxed) {
-            hub.report(Report::Connected {
-                frontend: conn.frontend.name.clone(),
-                backend: backend.name.clone(),
-                took,
-            });
-        }
     }
     a.readable |= end || flags & sys::IN != 0;
     a.ending |= end;
@@ -401,7 +394,7 @@ fn tell(hub: &Hub, frontend: &str, lease: &Lease, fault: Fault, took_ms: u64) {
     if (last == 0 || hub.now >= last + TELL_EVERY_MS)
         && b.told_ms.compare_exchange(last, hub.now, Relaxed, Relaxed).is_ok()
     {
-        hub.report(Report::Failed {
+        hub.report(Report {
             frontend: frontend.to_owned(),
             backend: b.name.clone(),
             fault,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -80,8 +80,6 @@ pub struct Backend {
     pub resets: AtomicU64,
     /// Smoothed connect time, microseconds.
     pub connect_us: AtomicU64,
-    /// Set by the core while it wants to hear of successful dials too.
-    pub watched: AtomicBool,
     /// Clock of the last failure told to the core, so that a storm of dials is one message a moment.
     pub(super) told_ms: AtomicU64,
     /// Raised for each time this backend's connections were ended; a dial started before is stale.
@@ -103,7 +101,6 @@ impl Backend {
             hedges: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             connect_us: AtomicU64::new(0),
-            watched: AtomicBool::new(false),
             told_ms: AtomicU64::new(0),
             killed: AtomicU64::new(0),
         }

@@ -43,11 +43,13 @@ pub enum Fault {
     Killed,
 }
 
-/// What workers tell the core.
+/// A failed attempt, as workers tell the core.
 #[derive(Clone, Debug)]
-pub enum Report {
-    Failed { frontend: String, backend: String, fault: Fault, took: Duration },
-    Connected { frontend: String, backend: String, took: Duration },
+pub struct Report {
+    pub frontend: String,
+    pub backend: String,
+    pub fault: Fault,
+    pub took: Duration,
 }
 
 /// Receives reports; called from worker threads, must not block.

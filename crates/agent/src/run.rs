@@ -1,0 +1,259 @@
+//! The running agent: starts everything in order, serves signals and the watchdog, ends in order.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use quorate_lb::AgentConfig;
+use quorate_lb::vrrp::Routers;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::admin::{self, Inheritance};
+use crate::core::{self, CoreSender};
+use crate::notify::{notify, watchdog};
+use crate::proxy::{bound_allocator, raise_open_files};
+use crate::stats::{self, Credentials, Site};
+use crate::vrrp_io;
+
+/// How long clients may go on after SIGTERM: a watch never ends by itself, and its client comes back elsewhere.
+const STOP_DRAIN: Duration = Duration::from_secs(5);
+/// How long they may after another process took over: nobody waits for this one.
+const TAKEN_OVER_DRAIN: Duration = Duration::from_secs(600);
+/// More threads than this gain nothing in front of a few API servers.
+const MOST_WORKERS: usize = 8;
+
+/// How to run.
+#[derive(Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    /// Replace the agent that runs behind the same control socket, without refusing a connection.
+    pub take_over: bool,
+    /// Proxy threads; one per CPU if not given.
+    pub workers: Option<usize>,
+}
+
+enum Wish {
+    Stop,
+    Retire,
+}
+
+struct Running {
+    path: PathBuf,
+    core: CoreSender,
+    vrrp: Mutex<Option<vrrp_io::Handle<Routers>>>,
+    wishes: mpsc::UnboundedSender<Wish>,
+}
+
+impl Running {
+    fn stop_vrrp(&self) {
+        let handle = self.vrrp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(h) = handle {
+            h.stop();
+        }
+    }
+}
+
+impl admin::Process for Running {
+    fn reload(&self) -> Vec<String> {
+        notify("RELOADING=1");
+        let failed = match crate::config::load(&self.path) {
+            Ok(config) => {
+                let no_vrrp = self.vrrp.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+                let mut failed = Vec::new();
+                if no_vrrp && !config.vrrp.is_empty() {
+                    failed.push("the first virtual router needs a restart".to_owned());
+                }
+                failed.extend(self.core.ask(move |c| c.reconfigure(config)).unwrap_or_default());
+                failed
+            }
+            Err(e) => vec![format!("nothing was changed: {e}")],
+        };
+        notify("READY=1");
+        for f in &failed {
+            tracing::error!(error = f, "reload");
+        }
+        if failed.is_empty() {
+            tracing::info!("configuration reloaded");
+        }
+        failed
+    }
+
+    fn yield_to_successor(&self) {
+        self.stop_vrrp();
+    }
+
+    fn retire(&self) {
+        let _ = self.wishes.send(Wish::Retire);
+    }
+}
+
+/// Runs until it is told to stop. Blocks.
+///
+/// # Errors
+/// The configuration is wrong, or something needed could not be had.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    bound_allocator();
+    let config = crate::config::load(&options.config)?;
+    let open_files = raise_open_files();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()?
+        .block_on(serve(options, config, open_files))
+}
+
+async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyhow::Result<()> {
+    // Before anything that can be interrupted: a signal during the start is served after it.
+    let mut hup = signal(SignalKind::hangup())?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let socket = config.admin.socket.clone();
+    let inheritance = predecessor(&socket, options.take_over)?;
+    let (inherited, predecessor) = match inheritance {
+        Some(i) => {
+            let (sockets, stream) = i.split();
+            tracing::info!(sockets = sockets.len(), "taking over from the running agent");
+            (sockets, Some(stream))
+        }
+        None => (Vec::new(), None),
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seed, boot) = (seed(&config.node), u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let (core, thread, _) = core::start(core::Start {
+        config: config.clone(),
+        inherited,
+        workers: options.workers.unwrap_or(cpus.min(MOST_WORKERS)),
+        open_files,
+        kernel_sets: Vec::new(),
+        seed,
+        boot,
+    })?;
+    let vrrp = virtual_routers(&config, &core, boot)?;
+    let (wishes, mut wished) = mpsc::unbounded_channel();
+    let running: &'static Running = Box::leak(Box::new(Running {
+        path: options.config.clone(),
+        core: core.clone(),
+        vrrp: Mutex::new(vrrp),
+        wishes: wishes.clone(),
+    }));
+    let _socket = admin::serve(&socket, core.clone(), running)?;
+    if let Some(stream) = predecessor {
+        Inheritance::accept(stream);
+    }
+    sites(&config, &core).await?;
+    notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+    tracing::info!(node = config.node, open_files, frontends = config.frontends.len(), vrrp = config.vrrp.len(), "ready");
+
+    let mut beat = watchdog().map(tokio::time::interval);
+    let deadline = loop {
+        tokio::select! {
+            _ = hup.recv() => { tokio::task::spawn_blocking(|| admin::Process::reload(running)).await?; }
+            _ = term.recv() => { let _ = wishes.send(Wish::Stop); }
+            _ = int.recv() => { let _ = wishes.send(Wish::Stop); }
+            () = tick(&mut beat) => {
+                let core = core.clone();
+                // A core that does not answer is a reason not to say so.
+                if tokio::task::spawn_blocking(move || core.ask(|c| c.healthy())).await? == Some(true) {
+                    notify("WATCHDOG=1");
+                }
+            }
+            Some(wish) = wished.recv() => break Instant::now() + match wish {
+                Wish::Stop => STOP_DRAIN,
+                Wish::Retire => TAKEN_OVER_DRAIN,
+            },
+        }
+    };
+    tracing::info!("stopping");
+    notify("STOPPING=1");
+    // The VIP moves first, while this machine still serves those who have not noticed.
+    tokio::task::spawn_blocking(|| running.stop_vrrp()).await?;
+    core.ask(move |c| c.drain(deadline));
+    loop {
+        let asked = core.clone();
+        if tokio::task::spawn_blocking(move || asked.ask(|c| c.drained())).await? != Some(false) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        }
+    }
+    core.ask(core::Core::stop);
+    let _ = thread.join();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn predecessor(socket: &Path, take_over: bool) -> anyhow::Result<Option<Inheritance>> {
+    if take_over {
+        return Inheritance::ask(socket).with_context(|| format!("taking over from the agent at {}", socket.display()));
+    }
+    anyhow::ensure!(
+        std::os::unix::net::UnixStream::connect(socket).is_err(),
+        "an agent is running already (control socket {}); stop it, or replace it with --take-over",
+        socket.display()
+    );
+    Ok(None)
+}
+
+fn virtual_routers(
+    config: &AgentConfig,
+    core: &CoreSender,
+    boot: u64,
+) -> anyhow::Result<Option<vrrp_io::Handle<Routers>>> {
+    if config.vrrp.is_empty() {
+        return Ok(None);
+    }
+    let keys = crate::config::keys(config)
+        .map_err(|f| anyhow::anyhow!(f.into_iter().map(|f| f.message).collect::<Vec<_>>().join("; ")))?;
+    let routers = Routers::new(&config.vrrp, keys, boot);
+    let sink = {
+        let core = core.clone();
+        move |out| core.vrrp(out)
+    };
+    let options = vrrp_io::Options { realtime: true, record: config.record.is_some() };
+    let (handle, shortcomings) = vrrp_io::spawn(config, routers, options, sink)?;
+    for s in &shortcomings.0 {
+        tracing::warn!("{s}");
+    }
+    let sender = handle.sender();
+    core.ask(move |c| c.attach_vrrp(sender));
+    Ok(Some(handle))
+}
+
+async fn sites(config: &AgentConfig, core: &CoreSender) -> anyhow::Result<()> {
+    if let Some(s) = &config.stats {
+        let login = match &s.login {
+            Some(l) => {
+                let password = crate::config::password(&l.password_file).map_err(anyhow::Error::msg)?;
+                Some(Credentials::new(&l.user, password))
+            }
+            None => None,
+        };
+        stats::serve(s.listen, Site { core: core.clone(), page: true, login }).await?;
+    }
+    if let Some(m) = &config.metrics
+        && config.stats.as_ref().is_none_or(|s| s.listen != m.listen)
+    {
+        stats::serve(m.listen, Site { core: core.clone(), page: false, login: None }).await?;
+    }
+    Ok(())
+}
+
+async fn tick(beat: &mut Option<tokio::time::Interval>) {
+    match beat {
+        Some(b) => drop(b.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+fn seed(node: &str) -> u64 {
+    let mut h = DefaultHasher::new();
+    node.hash(&mut h);
+    h.finish()
+}
