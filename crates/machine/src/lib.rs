@@ -11,6 +11,7 @@ mod certificates;
 pub mod clean;
 mod client;
 pub mod cni;
+pub mod distribute;
 mod error;
 pub mod fake;
 mod frames;

@@ -71,7 +71,7 @@ pub enum Request {
     BlobChunk { packed_sha256: String, offset: u64, data: Bytes },
     /// Verifies and unpacks. [`Response::Done`].
     BlobEnd { blob: PackedBlob },
-    /// Offers this machine's packed blobs to others until the session ends. [`Response::Port`].
+    /// Offers this machine's packed blobs to others until they are pruned or the session ends. [`Response::Port`].
     BlobServe { listen: IpAddr, token: Token },
     /// Fetches from the first of `from` that delivers; verifies and unpacks. [`Response::Done`].
     BlobFetch { blob: PackedBlob, from: Vec<SocketAddr>, token: Token },

@@ -77,8 +77,8 @@ pub(super) fn chunk(state_dir: &Path, packed_sha256: &str, offset: u64, data: &[
     file.write_all_at(data, offset).map_err(io)
 }
 
-/// Verifies the packed form and its content and puts the content into the store. A packed form that is not what it
-/// should be is deleted, so that the next attempt starts afresh.
+/// Unpacks, verifies the content and puts it into the store. A packed form that is not what it should be is deleted, so
+/// that the next attempt starts afresh. Its own hash need not be taken: the content's says more.
 pub(super) fn unpack(session: &Session, blob: &PackedBlob) -> Result<(), RemoteError> {
     let state_dir = &session.state_dir;
     if is_present(session, &blob.sha256)? {
@@ -117,8 +117,12 @@ fn unpack_file(packed: &Path, target: &Path, blob: &PackedBlob) -> Result<(), Re
     let corrupt = |what: String| {
         RemoteError::new(ErrorKind::Corrupt, format!("blob {}: {what}", blob.sha256)).hint("run again; if it stays, `quorate bundle verify`")
     };
-    let source = Hashing { inner: File::open(packed).map_err(|error| reading(&error))?, digest: Sha256::new(), count: 0 };
-    let mut decoder = zstd::stream::read::Decoder::new(source).map_err(|error| reading(&error))?.single_frame();
+    let source = File::open(packed).map_err(|error| reading(&error))?;
+    let length = source.metadata().map_err(|error| reading(&error))?.len();
+    if length != blob.packed_size {
+        return Err(corrupt(format!("its packed form has {length} of {} bytes", blob.packed_size)));
+    }
+    let mut decoder = zstd::stream::read::Decoder::new(source).map_err(|error| reading(&error))?;
     let _ = fs::remove_file(target);
     let mut file = File::create_new(target).map_err(writing)?;
     let (mut digest, mut size) = (Sha256::new(), 0u64);
@@ -135,13 +139,7 @@ fn unpack_file(packed: &Path, target: &Path, blob: &PackedBlob) -> Result<(), Re
         digest.update(&buffer[..got]);
         file.write_all(&buffer[..got]).map_err(writing)?;
     }
-    let mut source = decoder.finish();
-    io::copy(&mut source, &mut io::sink()).map_err(|error| reading(&error))?;
-    let source = source.into_inner();
-    let (packed_sum, sum) = (hex(&source.digest.finalize()), hex(&digest.finalize()));
-    if source.count != blob.packed_size || packed_sum != blob.packed_sha256 {
-        return Err(corrupt(format!("its packed form has {} bytes and hash {packed_sum}", source.count)));
-    }
+    let sum = hex(&digest.finalize());
     if size != blob.size || sum != blob.sha256 {
         return Err(corrupt(format!("its content has {size} bytes and hash {sum}")));
     }
@@ -208,18 +206,119 @@ fn make_dir(dir: &Path) -> Result<(), RemoteError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| RemoteError::io(dir.display(), &error))
 }
 
-/// Hashes what passes through it.
-struct Hashing<R> {
-    inner: R,
-    digest: Sha256,
-    count: u64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LocalMachine, Machine, hash::sha256_hex, proto::Request};
 
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-        self.digest.update(&buffer[..got]);
-        self.count += got as u64;
-        Ok(got)
+    struct Store {
+        dir: tempfile::TempDir,
+        machine: LocalMachine,
+        file: PathBuf,
+        blob: PackedBlob,
+    }
+
+    impl Store {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let content: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+            let packed = zstd::encode_all(&content[..], 1).unwrap();
+            let file = dir.path().join("packed-at-operator");
+            fs::write(&file, &packed).unwrap();
+            let blob = PackedBlob {
+                sha256: sha256_hex(&content),
+                size: content.len() as u64,
+                packed_sha256: sha256_hex(&packed),
+                packed_size: packed.len() as u64,
+            };
+            Self { machine: LocalMachine::with_state_dir("m1", dir.path().join("state")), dir, file, blob }
+        }
+
+        async fn put(&self, blob: &PackedBlob) -> Result<u64, crate::MachineError> {
+            let sent = std::sync::atomic::AtomicU64::new(0);
+            let count = |bytes| {
+                sent.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+            };
+            let machine: &dyn Machine = &self.machine;
+            machine.put_blob(&self.file, blob, &count).await?;
+            Ok(sent.into_inner())
+        }
+
+        fn files(&self, dir: &str) -> Vec<String> {
+            let mut names: Vec<String> =
+                fs::read_dir(self.dir.path().join("state").join(dir)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_uploaded_once_installed_and_pruned() {
+        let store = Store::new();
+        let machine: &dyn Machine = &store.machine;
+        assert_eq!(store.put(&store.blob).await.unwrap(), store.blob.packed_size);
+        assert_eq!(store.put(&store.blob).await.unwrap(), store.blob.packed_size, "accounted for, not sent");
+        assert_eq!((store.files("blobs"), store.files("packed")), (vec![store.blob.sha256.clone()], vec![store.blob.packed_sha256.clone()]));
+
+        let path = store.dir.path().join("bin/tool").to_str().unwrap().to_owned();
+        let install = |mode| Request::Install {
+            files: vec![crate::proto::BlobInstall { sha256: store.blob.sha256.clone(), path: path.clone(), owner: crate::proto::Owner::default(), mode }],
+            run_id: String::new(),
+        };
+        assert!(machine.items(install(0o755)).await.unwrap()[0].changed);
+        assert!(!machine.items(install(0o755)).await.unwrap()[0].changed);
+        assert!(machine.items(install(0o700)).await.unwrap()[0].changed, "a copy: the blob's own mode is shared");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(machine.stat(vec![path]).await.unwrap()[0].sha256.as_ref(), Some(&store.blob.sha256));
+
+        machine.items(Request::BlobsPrune { keep: None }).await.unwrap();
+        assert_eq!((store.files("blobs").len(), store.files("packed").len()), (1, 0));
+        machine.items(Request::BlobsPrune { keep: Some(Vec::new()) }).await.unwrap();
+        assert_eq!(store.files("blobs").len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_upload_goes_on() {
+        let store = Store::new();
+        let begin = Request::BlobBegin { blob: store.blob.clone() };
+        store.machine.call(begin.clone()).await.unwrap();
+        let packed = fs::read(&store.file).unwrap();
+        let part = store.dir.path().join("state/packed").join(format!("{}.part", store.blob.packed_sha256));
+        fs::write(&part, &packed[..6 << 20]).unwrap();
+        let offset = store.machine.call(begin).await.unwrap();
+        assert_eq!(offset, crate::Response::Offset(2 << 20), "the last pieces are sent again");
+        store.put(&store.blob).await.unwrap();
+        assert_eq!(store.files("blobs").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_promised_content_never_gets_its_name() {
+        let store = Store::new();
+        for wrong in [
+            PackedBlob { sha256: "0".repeat(64), ..store.blob.clone() },
+            PackedBlob { size: store.blob.size - 1, ..store.blob.clone() },
+            PackedBlob { size: store.blob.size + 1, ..store.blob.clone() },
+            PackedBlob { packed_size: store.blob.packed_size - 1, ..store.blob.clone() },
+        ] {
+            let error = store.put(&wrong).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+            assert_eq!((store.files("blobs").len(), store.files("packed").len()), (0, 0));
+        }
+        let invalid = PackedBlob { sha256: "../../etc/passwd".into(), ..store.blob.clone() };
+        assert_eq!(store.put(&invalid).await.unwrap_err().kind, ErrorKind::Invalid);
+        store.put(&store.blob).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_blob_damaged_on_disk_is_not_present() {
+        let store = Store::new();
+        store.put(&store.blob).await.unwrap();
+        let path = store.dir.path().join("state/blobs").join(&store.blob.sha256);
+        let mut content = fs::read(&path).unwrap();
+        content.truncate(100_000);
+        fs::write(&path, content).unwrap();
+        let machine: &dyn Machine = &store.machine;
+        assert!(machine.blobs_present(vec![store.blob.sha256.clone()]).await.unwrap().is_empty());
+        assert!(store.files("blobs").is_empty());
     }
 }

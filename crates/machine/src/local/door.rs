@@ -5,7 +5,7 @@
 //! door:   length of the whole (u64, little-endian; 0: not here, or a wrong token) · bytes from offset on
 //! ```
 //! What travels is public software and is verified by hash on arrival; the token only keeps strangers from using up
-//! the uplink. The door closes with the session that opened it.
+//! the uplink. The door closes when the packed blobs are pruned, or with the session that opened it.
 
 use std::{
     io::SeekFrom,
@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
-pub(super) struct Door(Mutex<Option<(AbortHandle, u16)>>);
+pub(super) struct Door(Mutex<Option<AbortHandle>>);
 
 impl Door {
     /// Opens, or opens anew, and says on which port.
@@ -56,19 +56,21 @@ impl Door {
                 });
             }
         });
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace((serving.abort_handle(), port));
-        if let Some((before, _)) = before {
-            before.abort();
-        }
+        self.close();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(serving.abort_handle());
         Ok(port)
+    }
+
+    pub(super) fn close(&self) {
+        if let Some(serving) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            serving.abort();
+        }
     }
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
-        if let Some((serving, _)) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            serving.abort();
-        }
+        self.close();
     }
 }
 

@@ -133,7 +133,10 @@ impl Session {
                 blobs::chunk(state_dir, &packed_sha256, offset, &data)?;
                 Response::Done
             }
-            Request::BlobsPrune { keep } => Response::Items(blobs::prune(state_dir, keep)?),
+            Request::BlobsPrune { keep } => {
+                self.door.close();
+                Response::Items(blobs::prune(state_dir, keep)?)
+            }
             Request::Sysctl { values } => Response::Items(host::sysctl(values)),
             Request::Network => Response::Network(netlink::network().map_err(|error| RemoteError::io("netlink", &error))?),
             Request::Lock(lock) => Response::Lock(self.locks.take(state_dir, &lock)?),
