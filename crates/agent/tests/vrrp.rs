@@ -239,7 +239,7 @@ fn hard_kills_move_the_vip_within_half_a_second() {
     assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [3] && holders(&lab, VIP6) == [3]), "no first holder");
     let client = Client::start(&client_at[0], vip_v4(), Duration::from_millis(50));
     let rounds = if full() { 60 } else { 10 };
-    let mut samples = Vec::new();
+    let (mut samples, mut purged) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let mut holder = Vec::new();
         assert!(until(Duration::from_secs(5), || {
@@ -256,7 +256,10 @@ fn hard_kills_move_the_vip_within_half_a_second() {
         if round % 2 == 0 {
             // The process dies; its machine lives.
             signal_pid(nodes[index].agent_pid(), "KILL");
-            assert!(until(Duration::from_millis(50), || !nodes_at[index].has(VIP4)), "round {round}: VIP outlived its process");
+            // On an idle machine within a few ms; a busy one has to find time for each dying thread. Nobody else can
+            // have taken the VIP before three intervals, so there are never two owners.
+            assert!(until(Duration::from_millis(250), || !nodes_at[index].has(VIP4)), "round {round}: VIP outlived its process");
+            purged.push(dead.elapsed());
         } else {
             // The machine dies: nothing is sent or received any more, and nothing removes the VIP in time.
             nodes_at[index].connect(false);
@@ -274,6 +277,7 @@ fn hard_kills_move_the_vip_within_half_a_second() {
     }
     let p50 = percentile(&mut samples, 50);
     let p99 = percentile(&mut samples, 99);
+    println!("VIP removed after kill -9: p50={:?} worst={:?}", percentile(&mut purged, 50), purged.iter().max());
     println!("usable again after a hard kill: n={rounds} p50={p50:?} p99={p99:?} worst={:?}", samples.last());
     assert!(p99 <= Duration::from_millis(500), "{samples:?}");
 }
@@ -321,7 +325,7 @@ fn killed_and_stopped_processes_leave_no_vip() {
     // SIGSTOP: the supervisor takes the VIP away at once, so there are never two owners, not even after SIGCONT.
     let agent = nodes[1].agent_pid();
     signal_pid(agent, "STOP");
-    assert!(until(Duration::from_millis(50), || !lab.machines[1].has(VIP4)), "a stopped process keeps the VIP");
+    assert!(until(Duration::from_millis(250), || !lab.machines[1].has(VIP4)), "a stopped process keeps the VIP");
     assert!(until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]));
     let watch = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {

@@ -37,7 +37,6 @@ const MUL64_IMM: u8 = 0x27;
 const JEQ_IMM: u8 = 0x15;
 const JNE_IMM: u8 = 0x55;
 const JNE_REG: u8 = 0x5d;
-const JA: u8 = 0x05;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 const LDDW: u8 = 0x18;
@@ -104,10 +103,6 @@ impl Assembler {
 
     pub(super) fn multiply(&mut self, to: R, value: i32) {
         self.push(MUL64_IMM, to, R(0), 0, value);
-    }
-
-    pub(super) fn jump(&mut self, target: Label) {
-        self.push_jump(JA, R(0), R(0), 0, target);
     }
 
     pub(super) fn jump_if_equal(&mut self, what: R, value: i32, target: Label) {
@@ -192,7 +187,7 @@ mod tests {
     fn a_label_that_is_nowhere_is_refused() {
         let mut asm = Assembler::default();
         let nowhere = asm.label();
-        asm.jump(nowhere);
+        asm.jump_if_equal(R(0), 0, nowhere);
         assert_eq!(asm.finish(), None);
     }
 }

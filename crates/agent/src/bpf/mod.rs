@@ -18,6 +18,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use quorate_lb::{Availability, BackendView};
+
 use programs::{Family, Maps};
 
 const MAP_HASH: u32 = 1;
@@ -77,6 +79,24 @@ pub fn supported() -> Result<(), Error> {
     let services = create_services()?;
     let sockets = create_sockets()?;
     load_all(&services, &sockets).map(drop)
+}
+
+/// The backends that new connections go to, with their weights, as every balancing mode chooses them: those that are up,
+/// else the backups, else those that are alive but not ready.
+pub fn preferred(backends: &[BackendView]) -> Vec<(SocketAddr, u16)> {
+    let tier = |view: &BackendView| match view.availability {
+        _ if view.weight == 0 => None,
+        Availability::Up if !view.backup => Some(0),
+        Availability::Up => Some(1),
+        Availability::LastResort => Some(2),
+        Availability::Down => None,
+    };
+    let best = backends.iter().filter_map(tier).min();
+    backends
+        .iter()
+        .filter(|view| best.is_some() && tier(view) == best)
+        .map(|view| (view.address, view.weight))
+        .collect()
 }
 
 /// The root of the cgroup v2 hierarchy that is mounted here. At the root, the programs serve every process, those in

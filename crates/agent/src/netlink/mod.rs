@@ -89,6 +89,8 @@ pub enum Protocol {
     Generic = libc::NETLINK_GENERIC,
     /// Listing and destroying sockets.
     SockDiag = 4,
+    /// Packet filter and address translation.
+    Netfilter = libc::NETLINK_NETFILTER,
 }
 
 /// One request-and-answer socket. Not shared between threads.

@@ -4,12 +4,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::codec::{self, Message, MessageBuilder, NLM_F_CREATE, NLM_F_REPLACE};
+use super::codec::{self, Message, MessageBuilder, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use super::{Error, Netlink, Protocol, RECEIVE_BUFFER, RawSocket};
 
 /// Origin marker of addresses that Quorate added (`IFA_PROTO`, kernel ≥ 5.18; `ip address` prints it as `proto 0x51`).
 /// Values below 4 belong to the kernel; 0x51 is "Q" and unused by iproute2's rt_addrprotos.
 pub const ADDRESS_PROTOCOL: u8 = 0x51;
+/// Origin marker of the addresses of virtual servers (IPVS), which stay when the agent dies: the kernel goes on serving.
+const VIRTUAL_SERVER_PROTOCOL: u8 = 0x52;
+/// Label of the IPv4 ones, for kernels without `IFA_PROTO`.
+const VIRTUAL_SERVER_LABEL: &str = "quorate:ipvs";
+/// `RT_SCOPE_HOST`: never chosen as a source towards others.
+const SCOPE_HOST: u8 = 254;
 /// Label suffix of IPv4 VIPs, so that they are recognised on kernels without `IFA_PROTO` too.
 const LABEL_SUFFIX: &str = ":vip";
 /// Used where the interface's name leaves no room for the suffix.
@@ -42,6 +48,9 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFF_NOARP: u32 = 0x80;
 const IFF_UP: u32 = 0x1;
 const IFF_LOOPBACK: u32 = 0x8;
 const IFF_RUNNING: u32 = 0x40;
@@ -76,6 +85,8 @@ pub struct Address {
     pub prefix: u8,
     /// `true` if it carries Quorate's mark.
     pub ours: bool,
+    /// `true` if it carries the mark of a virtual server's address.
+    pub virtual_server: bool,
     /// `IFA_F_DEPRECATED`: not chosen as a source address.
     pub deprecated: bool,
 }
@@ -137,6 +148,33 @@ impl Routes {
         let operation = format!("adding {address}/{prefix} to {}", link.name);
         let message = vip_message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, link, address, prefix);
         self.0.request(&operation, message)
+    }
+
+    /// Adds the address of a virtual server, with a host prefix. Idempotent.
+    pub(crate) fn add_virtual_server(&mut self, link: &Link, address: IpAddr) -> Result<(), Error> {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let message = virtual_server_message(link, address, prefix);
+        self.0.request(&format!("adding {address}/{prefix} to {}", link.name), message)
+    }
+
+    /// Adds an interface that carries addresses and nothing else, and sets it up.
+    pub(crate) fn add_dummy(&mut self, name: &str) -> Result<(), Error> {
+        let mut header = [0; 16];
+        // Up, and no ARP: struct ifinfomsg's flags and change mask.
+        header[8..12].copy_from_slice(&(IFF_UP | IFF_NOARP).to_ne_bytes());
+        header[12..16].copy_from_slice(&(IFF_UP | IFF_NOARP).to_ne_bytes());
+        let message = MessageBuilder::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
+            .fixed(&header)
+            .attr_str(IFLA_IFNAME, name)
+            .nested(IFLA_LINKINFO, |info| info.attr_str(IFLA_INFO_KIND, "dummy"));
+        self.0.request(&format!("adding interface {name}"), message)
+    }
+
+    /// Removes an interface.
+    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
+        let mut header = [0; 16];
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        self.0.request(&format!("removing interface {index}"), MessageBuilder::new(RTM_DELLINK, 0).fixed(&header))
     }
 
     /// Removes an address. `Ok(false)` if it was not there.
@@ -207,15 +245,32 @@ fn vip_message(kind: u16, flags: u16, link: &Link, address: IpAddr, prefix: u8) 
     message
 }
 
+fn virtual_server_message(link: &Link, address: IpAddr, prefix: u8) -> MessageBuilder {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    let mut fixed = [family, prefix, 0, SCOPE_HOST, 0, 0, 0, 0];
+    fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    let octets = octets(address);
+    let message = MessageBuilder::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
+        .fixed(&fixed)
+        .attr(IFA_LOCAL, &octets)
+        .attr(IFA_ADDRESS, &octets)
+        .attr(IFA_PROTO, &[VIRTUAL_SERVER_PROTOCOL]);
+    if address.is_ipv4() { message.attr_str(IFA_LABEL, VIRTUAL_SERVER_LABEL) } else { message.attr_u32(IFA_FLAGS, IFA_F_NODAD) }
+}
+
 fn address_message(kind: u16, flags: u16, index: u32, address: IpAddr, prefix: u8) -> MessageBuilder {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
     let mut fixed = [family, prefix, 0, 0, 0, 0, 0, 0];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    let octets = match address {
+    let octets = octets(address);
+    MessageBuilder::new(kind, flags).fixed(&fixed).attr(IFA_LOCAL, &octets).attr(IFA_ADDRESS, &octets)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    MessageBuilder::new(kind, flags).fixed(&fixed).attr(IFA_LOCAL, &octets).attr(IFA_ADDRESS, &octets)
+    }
 }
 
 fn read_event(message: &Message<'_>) -> Option<Event> {
@@ -254,18 +309,27 @@ fn read_link(message: &Message<'_>) -> Option<Link> {
 fn read_address(message: &Message<'_>) -> Option<Address> {
     let &[family, prefix, ..] = message.payload else { return None };
     let index = codec::u32_at(message.payload, 4)?;
-    let (mut local, mut peer, mut ours, mut flags) = (None, None, false, 0);
+    let (mut local, mut peer, mut flags) = (None, None, 0);
+    let (mut ours, mut virtual_server) = (false, false);
     for (kind, data) in codec::attributes(message.payload.get(8..)?) {
         match kind {
             IFA_LOCAL => local = read_ip(family, data),
             IFA_ADDRESS => peer = read_ip(family, data),
             IFA_FLAGS => flags = codec::u32_at(data, 0)?,
-            IFA_PROTO => ours |= data == [ADDRESS_PROTOCOL],
-            IFA_LABEL => ours |= codec::string(data).ends_with(LABEL_SUFFIX),
+            IFA_PROTO => {
+                ours |= data == [ADDRESS_PROTOCOL];
+                virtual_server |= data == [VIRTUAL_SERVER_PROTOCOL];
+            }
+            IFA_LABEL => {
+                let label = codec::string(data);
+                ours |= label.ends_with(LABEL_SUFFIX);
+                virtual_server |= label == VIRTUAL_SERVER_LABEL;
+            }
             _ => {}
         }
     }
-    Some(Address { index, address: local.or(peer)?, prefix, ours, deprecated: flags & IFA_F_DEPRECATED != 0 })
+    let deprecated = flags & IFA_F_DEPRECATED != 0;
+    Some(Address { index, address: local.or(peer)?, prefix, ours, virtual_server, deprecated })
 }
 
 fn read_ip(family: u8, data: &[u8]) -> Option<IpAddr> {

@@ -9,6 +9,7 @@ mod sys;
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use quorate_lb::AgentConfig;
 
 use crate::netlink::route::{Address, Routes};
 use crate::vrrp_io;
-use sys::{Change, Signals, Watched};
+use sys::{Change, Signals};
 
 /// First wait before the child is started again.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -90,8 +91,8 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
     loop {
         purge_logged(&vips);
         let started = Instant::now();
-        let child = sys::spawn(&mut command).map_err(|source| Error::System { operation: "starting the agent", source })?;
-        let (ended, asked) = watch(&signals, child, &vips)?;
+        let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System { operation: "starting the agent", source })?;
+        let (ended, asked) = watch(&signals, &child, lifeline, &vips)?;
         purge_logged(&vips);
         let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
         if asked || hopeless {
@@ -108,15 +109,27 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
     }
 }
 
+/// To be called by the agent proper at its start; done by the VRRP thread.
+pub(crate) fn keep_lifeline() {
+    sys::keep_lifeline();
+}
+
 /// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for.
-fn watch(signals: &Signals, child: Child, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
+fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
     let pid = child.id();
     // Absent before Linux 5.3: then SIGCHLD alone has to tell.
-    let watched = Watched::open(pid).ok();
+    let process = sys::open_process(pid).ok();
+    let mut lifeline = Some(lifeline);
     let mut stop_by: Option<Instant> = None;
     loop {
         let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let came = signals.wait(watched.as_ref(), timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        let others: Vec<&OwnedFd> = lifeline.iter().chain(&process).collect();
+        let came = signals.wait(&others, timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        if lifeline.as_ref().is_some_and(sys::is_hung_up) {
+            // Dying: purge now; how it ended is told later.
+            lifeline = None;
+            purge_logged(vips);
+        }
         if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
             tracing::error!("the agent did not end within {STOP_TIMEOUT:?} and is killed");
             sys::signal(pid, libc::SIGKILL);
@@ -152,7 +165,7 @@ fn asked_to_stop_within(signals: &Signals, time: Duration) -> Result<bool, Error
         if left.is_zero() {
             return Ok(false);
         }
-        let came = signals.wait(None, Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        let came = signals.wait(&[], Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
         if came.iter().any(|signal| matches!(*signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT)) {
             return Ok(true);
         }
@@ -189,7 +202,7 @@ mod tests {
     #[test]
     fn a_hosts_own_address_is_never_purged() {
         let address: IpAddr = "10.0.0.1".parse().expect("ip");
-        let own = Address { index: 2, address, prefix: 24, ours: false, deprecated: false };
+        let own = Address { index: 2, address, prefix: 24, ours: false, virtual_server: false, deprecated: false };
         assert!(!is_left_over(&own, &[address]));
         assert!(is_left_over(&Address { ours: true, ..own }, &[]));
     }
@@ -197,7 +210,7 @@ mod tests {
     #[test]
     fn unmarked_ipv6_vips_are_known_by_their_form() {
         let address: IpAddr = "fd00::1".parse().expect("ip");
-        let vip = Address { index: 2, address, prefix: 128, ours: false, deprecated: true };
+        let vip = Address { index: 2, address, prefix: 128, ours: false, virtual_server: false, deprecated: true };
         assert!(is_left_over(&vip, &[address]));
         assert!(!is_left_over(&vip, &[]), "an old privacy address is deprecated, too");
         assert!(!is_left_over(&Address { deprecated: false, ..vip }, &[address]));

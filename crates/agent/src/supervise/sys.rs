@@ -19,6 +19,10 @@ const WATCHED: [i32; 7] = [
     libc::SIGUSR2,
 ];
 
+/// Where the child has its end of the lifeline. High, because descriptors of a dying process are closed from the top.
+const LIFELINE: i32 = 1000;
+const LIFELINE_VARIABLE: &str = "QUORATE_LIFELINE";
+
 /// What became of the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -55,14 +59,13 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Waits for a signal, the end of `child`, or the end of `timeout`; returns the signals that came.
-    pub(super) fn wait(&self, child: Option<&Watched>, timeout: Option<Duration>) -> io::Result<Vec<i32>> {
-        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // poll(2) skips negative descriptors.
-        let mut entries = [entry(self.0.as_raw_fd()), entry(child.map_or(-1, |child| child.0.as_raw_fd()))];
+    /// Waits for a signal, for one of the other descriptors, or for the end of `timeout`; returns the signals that came.
+    pub(super) fn wait(&self, others: &[&OwnedFd], timeout: Option<Duration>) -> io::Result<Vec<i32>> {
+        let entry = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut entries: Vec<libc::pollfd> = [&self.0].into_iter().chain(others.iter().copied()).map(entry).collect();
         let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
-        // SAFETY: two pollfds in a local that outlives the call.
-        if unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) } < 0 {
+        // SAFETY: pointer and count describe `entries`, which outlives the call.
+        if unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, milliseconds) } < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::Interrupted { Ok(Vec::new()) } else { Err(error) };
         }
@@ -81,27 +84,26 @@ impl Signals {
     }
 }
 
-/// The child as a descriptor that becomes readable when it ends (Linux 5.3), whatever becomes of SIGCHLD.
-#[derive(Debug)]
-pub(super) struct Watched(OwnedFd);
-
-impl Watched {
-    pub(super) fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: takes no pointers; the child has not been waited for, so its number is still its own.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a fresh descriptor that nothing else owns.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+/// A descriptor of the child that becomes readable when it has ended (Linux 5.3), whatever becomes of SIGCHLD.
+pub(super) fn open_process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; the child has not been waited for, so its number is still its own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: a fresh descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Starts the child with the watched signals unblocked again, and with SIGTERM due to it when the supervisor dies: it
-/// then hands its VIPs over in order.
-pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
-    let parent = std::process::id();
-    // SAFETY: the closure runs between fork and exec and calls only async-signal-safe functions on locals.
+/// then hands its VIPs over in order. The descriptor returned hangs up as soon as the child's descriptors are closed,
+/// which for a dying child is tens of milliseconds before it counts as ended (packet sockets wait for all processors).
+pub(super) fn spawn(command: &mut Command) -> io::Result<(Child, OwnedFd)> {
+    let (lifeline, end) = io::pipe()?;
+    let (parent, end_fd) = (std::process::id(), end.as_raw_fd());
+    command.env(LIFELINE_VARIABLE, LIFELINE.to_string());
+    // SAFETY: the closure runs between fork and exec and calls only async-signal-safe functions on locals; `end` is
+    // open then, since this function keeps it until the child is started.
     unsafe {
         command.pre_exec(move || {
             let set = watched_set();
@@ -113,10 +115,28 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
             if libc::getppid() as u32 != parent {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            // Without it (a very low limit of open files), the end of the process is what tells.
+            libc::fcntl(end_fd, libc::F_DUPFD, LIFELINE);
             Ok(())
         });
     }
-    command.spawn()
+    Ok((command.spawn()?, lifeline.into()))
+}
+
+/// Whether the other end of the lifeline is closed.
+pub(super) fn is_hung_up(lifeline: &OwnedFd) -> bool {
+    let mut entry = libc::pollfd { fd: lifeline.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one pollfd in a local that outlives the call.
+    unsafe { libc::poll(&raw mut entry, 1, 0) > 0 && entry.revents & libc::POLLHUP != 0 }
+}
+
+/// In the child: keeps the lifeline from being inherited by its own children, which may outlive it.
+pub(super) fn keep_lifeline() {
+    let number = std::env::var(LIFELINE_VARIABLE).ok().and_then(|text| text.parse::<i32>().ok());
+    if let Some(number) = number {
+        // SAFETY: takes no pointers; if there is no such descriptor, nothing happens.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
 }
 
 /// What became of the child since last asked, without waiting.

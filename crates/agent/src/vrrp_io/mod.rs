@@ -255,6 +255,7 @@ pub fn spawn<E: Engine>(
         let operation = operation.to_owned();
         move |source| Error::System { operation, source }
     };
+    crate::supervise::keep_lifeline();
     let counters = Arc::new(Counters::default());
     let kernel = Kernel::open(config, Arc::clone(&counters))?;
     let waker = Arc::new(Waker::new().map_err(system("creating an event descriptor"))?);

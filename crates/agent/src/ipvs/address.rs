@@ -1,0 +1,66 @@
+//! The virtual addresses themselves: on a dummy interface of our own, or on the loopback interface where the kernel has
+//! no dummy. Every machine has them, so they are /32 and /128, of host scope, and never announced.
+
+use std::net::IpAddr;
+
+use crate::netlink::Error;
+use crate::netlink::route::{Link, Routes};
+
+const INTERFACE: &str = "quorate-ipvs";
+const LOOPBACK: &str = "lo";
+
+/// Keeps the addresses of the virtual servers in place.
+#[derive(Debug)]
+pub(super) struct Addresses(Routes);
+
+impl Addresses {
+    pub(super) fn open() -> Result<Self, Error> {
+        Routes::open().map(Self)
+    }
+
+    /// Addresses that carry the mark of a virtual server, also those of an earlier process.
+    pub(super) fn ours(&mut self) -> Result<Vec<IpAddr>, Error> {
+        Ok(self.0.addresses()?.into_iter().filter(|found| found.virtual_server).map(|found| found.address).collect())
+    }
+
+    /// Adds what is missing, removes what is no longer wanted; returns what was changed.
+    pub(super) fn ensure(&mut self, wanted: &[IpAddr]) -> Result<Vec<String>, Error> {
+        let mut changes = Vec::new();
+        let present = self.0.addresses()?;
+        for found in present.iter().filter(|found| found.virtual_server && !wanted.contains(&found.address)) {
+            self.0.delete_address(found.index, found.address, found.prefix)?;
+            changes.push(format!("removing address {}", found.address));
+        }
+        let missing: Vec<&IpAddr> =
+            wanted.iter().filter(|address| present.iter().all(|found| found.address != **address)).collect();
+        if missing.is_empty() {
+            return Ok(changes);
+        }
+        let link = self.interface()?;
+        for address in missing {
+            self.0.add_virtual_server(&link, *address)?;
+            changes.push(format!("adding address {address} to {}", link.name));
+        }
+        Ok(changes)
+    }
+
+    /// Removes the interface of our own, if there is one.
+    pub(super) fn remove_interface(&mut self) {
+        if let Ok(link) = self.0.link(INTERFACE) {
+            // Held by nobody else, so the only failure is that it is gone already.
+            let _ = self.0.delete_link(link.index);
+        }
+    }
+
+    fn interface(&mut self) -> Result<Link, Error> {
+        if let Ok(link) = self.0.link(INTERFACE) {
+            return Ok(link);
+        }
+        match self.0.add_dummy(INTERFACE) {
+            Ok(()) => self.0.link(INTERFACE),
+            // No such kind of interface, or no right to load its module.
+            Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EPERM)) => self.0.link(LOOPBACK),
+            Err(error) => Err(error),
+        }
+    }
+}

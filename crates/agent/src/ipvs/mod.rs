@@ -1,0 +1,325 @@
+//! Virtual servers in the kernel's IPVS: level-triggered. [`Ipvs::reconcile`] compares the kernel's table, addresses and
+//! rules with what is wanted and changes only what differs, so that calling it every second also heals what somebody
+//! else deleted. Services of other programs (kube-proxy in ipvs mode) are never touched.
+
+mod address;
+mod codec;
+mod connections;
+mod diff;
+mod nft;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use quorate_lb::config::{IpvsService, Scheduler};
+use quorate_lb::{Availability, BackendView};
+
+use address::Addresses;
+use codec::{Command, Destination, Service};
+use diff::{Change, Wanted};
+
+use crate::bpf::preferred;
+use crate::netlink::{Netlink, Protocol, generic};
+use crate::sockdiag::{self, Victims};
+
+/// Kernel settings IPVS needs here, with their reasons.
+const SETTINGS: [(&str, &str); 2] = [
+    // Otherwise packets to a destination that was deleted vanish, and its clients wait for their time-outs.
+    ("expire_nodest_conn", "1"),
+    // Otherwise netfilter does not see IPVS connections and cannot masquerade them.
+    ("conntrack", "1"),
+];
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no IPVS.
+    #[error("IPVS: {0}; load module ip_vs, or use access mode proxy or ebpf")]
+    Unsupported(crate::netlink::Error),
+    /// A request was refused.
+    #[error("IPVS: {0}")]
+    Netlink(#[from] crate::netlink::Error),
+    /// A kernel setting could not be written.
+    #[error("IPVS: writing {path}: {source}")]
+    Setting {
+        /// The setting's file.
+        path: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Masquerading rules could not be written.
+    #[error("IPVS: masquerading rules: {reason}")]
+    Rules {
+        /// What nft said.
+        reason: String,
+    },
+}
+
+/// What a reconciliation did; empty when everything was as wanted.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Every change, in words.
+    pub changes: Vec<String>,
+    /// What could not be done; tried again next time.
+    pub errors: Vec<String>,
+}
+
+/// The virtual servers of this machine.
+#[derive(Debug)]
+pub struct Ipvs {
+    netlink: Netlink,
+    family: u16,
+    addresses: Addresses,
+    rules: nft::Rules,
+    services: Vec<IpvsService>,
+    backends: HashMap<String, Vec<BackendView>>,
+}
+
+/// Whether this kernel has IPVS (asking loads its module where that is possible); `Err` is the reason, to be said
+/// beforehand.
+pub fn supported() -> Result<(), Error> {
+    let mut netlink = Netlink::open(Protocol::Generic)?;
+    let family = generic::family_id(&mut netlink, codec::FAMILY).map_err(Error::Unsupported)?;
+    netlink.query("asking for the IPVS version", codec::get_info(family), |_| {})?;
+    Ok(())
+}
+
+impl Ipvs {
+    /// Opens the kernel's table in the calling thread's network namespace. Nothing is changed yet.
+    pub fn open() -> Result<Self, Error> {
+        let mut netlink = Netlink::open(Protocol::Generic)?;
+        let family = generic::family_id(&mut netlink, codec::FAMILY).map_err(Error::Unsupported)?;
+        Ok(Self {
+            netlink,
+            family,
+            addresses: Addresses::open()?,
+            rules: nft::Rules::default(),
+            services: Vec::new(),
+            backends: HashMap::new(),
+        })
+    }
+
+    /// Takes over the configured services; in force with the next [`Ipvs::reconcile`].
+    pub fn configure(&mut self, services: &[IpvsService]) {
+        self.services = services.to_vec();
+        self.backends.retain(|name, _| services.iter().any(|service| service.name == *name));
+    }
+
+    /// Takes over the backend set of a service; in force with the next [`Ipvs::reconcile`]. A service whose set is not
+    /// known yet is not touched: after a restart the kernel's table of before goes on serving.
+    pub fn set_backends(&mut self, service: &str, backends: &[BackendView]) {
+        self.backends.insert(service.to_owned(), backends.to_vec());
+    }
+
+    /// Makes the kernel's state as wanted. To be called after each change and at least once a second.
+    pub fn reconcile(&mut self) -> Report {
+        let mut report = Report::default();
+        let addresses: Vec<IpAddr> = self.services.iter().map(|service| service.virtual_address.ip()).collect();
+        let masqueraded: Vec<IpAddr> =
+            self.services.iter().filter(|service| service.masquerade).map(|service| service.virtual_address.ip()).collect();
+        if !self.services.is_empty() {
+            settings(&mut report);
+        }
+        // The table before the address: whoever can reach the address finds the service behind it.
+        let stale = self.addresses.ours().unwrap_or_default();
+        self.reconcile_table(&stale, &mut report);
+        match self.rules.ensure(&masqueraded, &addresses) {
+            Ok(true) => report.changes.push("wrote masquerading rules".to_owned()),
+            Ok(false) => {}
+            Err(error) => report.errors.push(error.to_string()),
+        }
+        match self.addresses.ensure(&addresses) {
+            Ok(changes) => report.changes.extend(changes),
+            Err(error) => report.errors.push(error.to_string()),
+        }
+        report
+    }
+
+    /// Frees local clients of a backend that is dead: their sockets are destroyed. To be called before the
+    /// [`Ipvs::reconcile`] that deletes the backend, since it needs the kernel's table of connections. Returns how many.
+    pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
+        let Some(service) = self.services.iter().find(|one| one.name == service) else { return Ok(0) };
+        let table = std::fs::read_to_string("/proc/net/ip_vs_conn").unwrap_or_default();
+        let sources = connections::clients(&table, service.virtual_address, backend);
+        if sources.is_empty() {
+            return Ok(0);
+        }
+        let victims = Victims { destination: service.virtual_address, sources: Some(&sources) };
+        let outcome = sockdiag::destroy_everywhere(&victims, &sockdiag::pod_namespaces());
+        match outcome.errors.into_iter().next() {
+            Some(error) if outcome.destroyed == 0 => Err(error.into()),
+            _ => Ok(outcome.destroyed),
+        }
+    }
+
+    /// Removes everything of ours: services, addresses, the interface, the rules. Kernel settings stay.
+    pub fn remove(&mut self) -> Report {
+        self.services.clear();
+        self.backends.clear();
+        let report = self.reconcile();
+        nft::Rules::remove_leftovers();
+        self.addresses.remove_interface();
+        report
+    }
+
+    fn reconcile_table(&mut self, stale: &[IpAddr], report: &mut Report) {
+        let found = match self.table() {
+            Ok(found) => found,
+            Err(error) => return report.errors.push(error.to_string()),
+        };
+        let (services, backends) = (&self.services, &self.backends);
+        let wanted: Vec<Wanted> =
+            services.iter().filter_map(|service| Some(wanted(service, backends.get(&service.name)?))).collect();
+        // A service on an address that carries our mark is ours, unless it is configured and only its set is unknown.
+        let ours = |address: SocketAddr| {
+            stale.contains(&address.ip()) && services.iter().all(|service| service.virtual_address != address)
+        };
+        for change in diff::changes(&wanted, &found, ours) {
+            match self.apply(&change) {
+                Ok(()) => report.changes.push(describe(&change)),
+                Err(error) => report.errors.push(error.to_string()),
+            }
+        }
+    }
+
+    /// All TCP services with their destinations, as the kernel has them.
+    fn table(&mut self) -> Result<Vec<(Service, Vec<Destination>)>, Error> {
+        let family = self.family;
+        let services =
+            self.netlink.dump("listing services", || codec::list_services(family), codec::read_service)?;
+        let mut table = Vec::with_capacity(services.len());
+        for service in services {
+            let address = service.address;
+            let destinations = self.netlink.dump(
+                "listing destinations",
+                || codec::list_destinations(family, address),
+                |message| codec::read_destination(message, address),
+            );
+            match destinations {
+                Ok(destinations) => table.push((service, destinations)),
+                // Deleted by somebody in between.
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(table)
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), Error> {
+        let family = self.family;
+        let message = match change {
+            Change::AddService(service) => codec::service(family, Command::NewService, service),
+            Change::EditService(service) => codec::service(family, Command::SetService, service),
+            Change::DeleteService(service) => codec::service(family, Command::DeleteService, service),
+            Change::AddDestination(at, one) => codec::destination(family, Command::NewDestination, *at, one),
+            Change::EditDestination(at, one) => codec::destination(family, Command::SetDestination, *at, one),
+            Change::DeleteDestination(at, one) => codec::destination(family, Command::DeleteDestination, *at, one),
+        };
+        Ok(self.netlink.request(&describe(change), message)?)
+    }
+}
+
+/// A backend that is down has no entry: its connections are reset at their next packet. One that only takes no new
+/// connections (drained, not ready, a backup not needed) stays with weight 0, and its connections go on.
+fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
+    let chosen = preferred(backends);
+    let weight = |address: SocketAddr| chosen.iter().find(|(one, _)| *one == address).map_or(0, |(_, weight)| *weight);
+    let fits = |view: &&BackendView| view.address.is_ipv4() == service.virtual_address.is_ipv4();
+    Wanted {
+        service: Service {
+            address: service.virtual_address,
+            scheduler: scheduler(service.scheduler).to_owned(),
+            flags: 0,
+        },
+        destinations: backends
+            .iter()
+            .filter(fits)
+            .filter(|view| view.availability != Availability::Down)
+            .map(|view| Destination::new(view.address, weight(view.address).into()))
+            .collect(),
+    }
+}
+
+fn scheduler(scheduler: Scheduler) -> &'static str {
+    match scheduler {
+        Scheduler::Rr => "rr",
+        Scheduler::Wrr => "wrr",
+        Scheduler::Lc => "lc",
+        Scheduler::Wlc => "wlc",
+        Scheduler::Sh => "sh",
+        Scheduler::Mh => "mh",
+    }
+}
+
+fn settings(report: &mut Report) {
+    for (name, wanted) in SETTINGS {
+        let path = format!("/proc/sys/net/ipv4/vs/{name}");
+        let current = std::fs::read_to_string(&path).unwrap_or_default();
+        if current.trim() == wanted {
+            continue;
+        }
+        match std::fs::write(&path, wanted) {
+            Ok(()) => report.changes.push(format!("set net.ipv4.vs.{name} = {wanted}")),
+            Err(source) => report.errors.push(Error::Setting { path, source }.to_string()),
+        }
+    }
+}
+
+fn describe(change: &Change) -> String {
+    match change {
+        Change::AddService(service) => format!("adding service {} {}", service.address, service.scheduler),
+        Change::EditService(service) => format!("editing service {} {}", service.address, service.scheduler),
+        Change::DeleteService(service) => format!("deleting service {}", service.address),
+        Change::AddDestination(at, one) => format!("adding {} weight {} to {at}", one.address, one.weight),
+        Change::EditDestination(at, one) => format!("setting {} of {at} to weight {}", one.address, one.weight),
+        Change::DeleteDestination(at, one) => format!("deleting {} from {at}", one.address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_lb::Reason;
+
+    fn view(address: &str, availability: Availability, weight: u16, backup: bool) -> BackendView {
+        BackendView {
+            name: address.to_owned(),
+            address: address.parse().expect("address"),
+            weight,
+            max_connections: 0,
+            backup,
+            local: false,
+            availability,
+            reason: Reason::Ready,
+        }
+    }
+
+    #[test]
+    fn down_backends_have_no_entry_and_idle_ones_weight_zero() {
+        let service: IpvsService = serde_json::from_value(serde_json::json!({
+            "name": "api", "virtual": "10.9.9.9:6443", "backends": [], "scheduler": "lc",
+        }))
+        .expect("service");
+        let backends = [
+            view("10.0.0.1:6443", Availability::Up, 100, false),
+            view("10.0.0.2:6443", Availability::Down, 100, false),
+            view("10.0.0.3:6443", Availability::LastResort, 100, false),
+            view("10.0.0.4:6443", Availability::Up, 0, false),
+            view("10.0.0.5:6443", Availability::Up, 100, true),
+        ];
+        let want = wanted(&service, &backends);
+        let list: Vec<(String, u32)> = want.destinations.iter().map(|one| (one.address.to_string(), one.weight)).collect();
+        let expected = [("10.0.0.1:6443", 100), ("10.0.0.3:6443", 0), ("10.0.0.4:6443", 0), ("10.0.0.5:6443", 0)];
+        assert_eq!(list, expected.map(|(address, weight)| (address.to_owned(), weight)));
+        assert_eq!(want.service.scheduler, "lc");
+    }
+
+    #[test]
+    fn nothing_up_falls_back_on_the_last_resort() {
+        let service: IpvsService =
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []})).expect("service");
+        let want = wanted(&service, &[view("10.0.0.3:6443", Availability::LastResort, 100, false)]);
+        assert_eq!(want.destinations[0].weight, 100);
+    }
+}
