@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod config;
 pub mod core;
 pub mod health;
+pub mod ipvs;
 pub mod manifest;
 pub mod netlink;
 pub mod notify;
