@@ -8,6 +8,7 @@ use std::time::Duration;
 use quorate_machine::{MachineError, MachineRef};
 use quorate_plan::{Action, Plan, Stage, Step};
 use quorate_pki::inventory::Host;
+use quorate_spec::Spec;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -106,6 +107,7 @@ impl Outcome {
 /// One execution, as its steps see it.
 pub(crate) struct Run {
     pub(crate) id: RunId,
+    pub(crate) spec: Arc<Spec>,
     pub(crate) fleet: Fleet,
     pub(crate) operator: Operator,
     pub(crate) catalogue: Catalogue,
@@ -148,6 +150,10 @@ impl StepError {
 
     pub(crate) fn stopped() -> Self {
         Self { stopped: true, ..Self::lasting("the run was stopped while waiting") }
+    }
+
+    pub(crate) fn is_retryable(&self) -> bool {
+        self.retryable
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -207,6 +213,7 @@ pub(crate) async fn execute(
     let begun = Instant::now();
     let run = Arc::new(Run {
         id: id.clone(),
+        spec: session.spec.clone(),
         fleet: session.fleet.clone(),
         operator: session.operator.clone(),
         catalogue: session.catalogue.clone(),

@@ -1,0 +1,554 @@
+//! A cluster of fake machines: etcd's membership and quorum, the API's objects, kubelets that join, just enough of each for
+//! a plan to be carried out and planned again.
+
+#![allow(dead_code)] // each test program uses a part
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use quorate_facts::{AddressFacts, BundleFacts, BundleItem, ItemKind};
+use quorate_machine::fake::{FakeFile, FakeKind};
+use quorate_machine::proto::{Exec, ExecOutput, HttpReply, HttpRequest, PackedBlob};
+use quorate_machine::{FakeMachine, MachineRef};
+use quorate_pki::inventory::{Ca, CertificateWanted, Holder, Owner, Place};
+use quorate_plan::{Plan, paths};
+use quorate_run::{Catalogue, Event, Fleet, Listener, Operator, Options, Outcome, Session, silent};
+use quorate_spec::Spec;
+use serde_json::{Value, json};
+
+const CLIENT_CONF: &str = "/etc/kubernetes/kubelet.conf";
+const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+
+pub struct Sim {
+    pub spec: Spec,
+    pub machines: BTreeMap<String, Arc<FakeMachine>>,
+    pub world: Arc<World>,
+    pub operator: Operator,
+    pub catalogue: Catalogue,
+}
+
+/// What is shared by machines: the cluster's own state.
+pub struct World {
+    spec: Spec,
+    machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    members: Vec<Member>,
+    next_id: u64,
+    objects: BTreeMap<String, Value>,
+    images: BTreeMap<String, BTreeSet<String>>,
+    requests: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    id: u64,
+    name: String,
+    peer: String,
+    learner: bool,
+}
+
+impl Sim {
+    pub fn new(yaml: &str, folder: &Path) -> Self {
+        let (spec, _) = quorate_spec::load(yaml, "cluster.yaml").unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, yaml, false)));
+        let operator = Operator::open(folder, None, &"ab".repeat(32)).unwrap();
+        Self::with(spec, operator)
+    }
+
+    pub fn with(spec: Spec, operator: Operator) -> Self {
+        let world = Arc::new(World { spec: spec.clone(), machines: Mutex::default(), state: Mutex::default() });
+        let mut machines = BTreeMap::new();
+        for machine in &spec.machines {
+            let fake = FakeMachine::new(&machine.name);
+            fake.state().host.network.addresses =
+                machine.all_addresses().into_iter().map(|address| AddressFacts { interface: "eth0".into(), address, prefix: 24 }).collect();
+            // The world knows the machines, so they may only know it weakly.
+            let weak = Arc::downgrade(&world);
+            fake.on_http(move |fake, request| weak.upgrade()?.http(fake, request));
+            let weak = Arc::downgrade(&world);
+            fake.on_exec(move |fake, exec| weak.upgrade()?.exec(fake, exec));
+            machines.insert(machine.name.clone(), fake);
+        }
+        *world.machines.lock().unwrap() = machines.clone();
+        Self { spec, machines, world, operator, catalogue: catalogue() }
+    }
+
+    /// Sessions as a new process of the operator would have: connected to what can be reached now.
+    pub fn session(&self) -> Session {
+        let (mut reached, mut away) = (Vec::new(), BTreeMap::new());
+        for (name, machine) in &self.machines {
+            if machine.state().unreachable {
+                away.insert(name.clone(), "no route to host".to_owned());
+            } else {
+                reached.push(machine.clone() as MachineRef);
+            }
+        }
+        Session::new(self.spec.clone(), Fleet::new(reached, away), self.operator.clone(), self.catalogue.clone())
+    }
+
+    pub async fn plan(&self) -> Plan {
+        self.world.settle();
+        let facts = self.session().gather().await.unwrap();
+        let plan = quorate_plan::plan(&self.spec, &facts);
+        assert_eq!(quorate_plan::lint::lint(&plan), []);
+        plan
+    }
+
+    pub async fn apply(&self) -> (Plan, Outcome) {
+        self.apply_with(&silent()).await
+    }
+
+    pub async fn apply_with(&self, events: &Listener) -> (Plan, Outcome) {
+        let plan = self.plan().await;
+        let (session, options) = (self.session(), options());
+        let outcome = self.while_time_passes(session.execute(&plan, &options, events)).await.unwrap();
+        self.world.settle();
+        (plan, outcome)
+    }
+
+    async fn while_time_passes<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => self.world.settle(),
+            }
+        }
+    }
+
+    /// The operator's process ends at once when `count` steps have been done; `None` if there are fewer.
+    pub async fn apply_killed_after(&self, count: usize) -> Option<Plan> {
+        let plan = self.plan().await;
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let left = Mutex::new((count, Some(tell)));
+        let events: Listener = Arc::new(move |event| {
+            let mut left = left.lock().unwrap();
+            if matches!(event, Event::StepDone { .. }) {
+                left.0 = left.0.saturating_sub(1);
+            }
+            if left.0 == 0
+                && let Some(tell) = left.1.take()
+            {
+                let _ = tell.send(());
+            }
+        });
+        let (session, options) = (self.session(), options());
+        tokio::select! {
+            biased;
+            _ = told => Some(plan),
+            outcome = self.while_time_passes(session.execute(&plan, &options, &events)) => {
+                outcome.unwrap();
+                None
+            }
+        }
+    }
+
+    /// Everything that must be the same however the machines got there: no keys, times, ids.
+    pub fn fingerprint(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for (name, machine) in &self.machines {
+            let state = machine.state();
+            for (path, file) in state.files.iter().filter(|(path, _)| !path.starts_with("/var/lib/quorate/run")) {
+                let what = match &file.kind {
+                    FakeKind::File { .. } if path.ends_with(".crt") || path.ends_with(".key") || path.ends_with(".pem") => "a file".to_owned(),
+                    FakeKind::File { content, .. } => String::from_utf8_lossy(content).into_owned(),
+                    FakeKind::Directory => "a directory".to_owned(),
+                    FakeKind::Symlink(target) => format!("to {target}"),
+                };
+                all.insert(format!("{name}:{path}"), format!("{}:{} {:o} {what}", file.owner, file.group, file.mode));
+            }
+            for (unit, found) in &state.units {
+                all.insert(format!("{name}:{unit}"), format!("active {} enabled {}", found.active, found.enabled));
+            }
+            all.insert(format!("{name}:sysctls"), format!("{:?}", state.sysctls));
+            all.insert(format!("{name}:users"), format!("{:?}", state.users.keys()));
+        }
+        let world = self.world.state();
+        for (path, object) in world.objects.iter().filter(|(path, _)| !path.starts_with(CSRS)) {
+            all.insert(path.clone(), object.to_string());
+        }
+        let mut members: Vec<String> = world.members.iter().map(|member| format!("{} {} {}", member.name, member.peer, member.learner)).collect();
+        members.sort();
+        all.insert("etcd".into(), members.join(", "));
+        all
+    }
+}
+
+pub fn options() -> Options {
+    // The one before may have been killed without giving its lock back.
+    Options { steal: true, ..Options::default() }
+}
+
+/// What `bundle` would offer, with files that are as small as can be.
+pub fn catalogue() -> Catalogue {
+    let binaries = [
+        "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy", "etcd", "etcdctl", "etcdutl", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "flanneld",
+        "bridge", "host-local", "loopback", "portmap", "firewall", "bandwidth", "tuning",
+    ];
+    let images = ["image:registry.k8s.io/pause:3.10.2", "image:quorate.dev/probe:0.1.0", "image:registry.k8s.io/coredns/coredns:v1.14.2"];
+    let mut catalogue = Catalogue { facts: BundleFacts { kubernetes: "v1.36.3".into(), ..BundleFacts::default() }, ..Catalogue::default() };
+    for (index, (name, kind)) in binaries.iter().map(|name| (name, ItemKind::Binary)).chain(images.iter().map(|name| (name, ItemKind::Image))).enumerate() {
+        let sha256 = format!("{:064x}", index + 1);
+        let item = BundleItem { name: (*name).into(), kind, version: "1".into(), sha256: sha256.clone(), size: 0, packed_size: 0 };
+        catalogue.facts.items.insert((*name).into(), item);
+        let packed = PackedBlob { sha256: sha256.clone(), size: 0, packed_sha256: format!("{:064x}", index + 1000), packed_size: 0 };
+        catalogue.blobs.insert(sha256, (packed, "/dev/null".into()));
+    }
+    catalogue
+}
+
+impl World {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn machine(&self, name: &str) -> Option<Arc<FakeMachine>> {
+        self.machines.lock().unwrap().get(name).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<FakeMachine>> {
+        self.machines.lock().unwrap().values().cloned().collect()
+    }
+
+    /// Whether a majority of the voters runs, or there are no voters yet.
+    pub fn has_quorum(&self) -> bool {
+        let voters: Vec<Member> = self.state().members.iter().filter(|member| !member.learner).cloned().collect();
+        let alive = voters.iter().filter(|member| self.machine(&member.name).is_some_and(|machine| self.etcd_runs(&machine))).count();
+        alive > voters.len() / 2
+    }
+
+    pub fn was_formed(&self) -> bool {
+        !self.state().members.is_empty()
+    }
+
+    pub fn object(&self, path: &str) -> Option<Value> {
+        self.state().objects.get(path).cloned()
+    }
+
+    /// What time does by itself: members join, kubelets ask for certificates, controllers sign and count.
+    pub fn settle(&self) {
+        for machine in self.all() {
+            self.start_etcd(&machine);
+        }
+        let apis = self.all().iter().any(|machine| self.api_runs(machine));
+        if apis {
+            for machine in self.all() {
+                self.kubelet(&machine);
+            }
+            self.controllers();
+        }
+    }
+
+    fn start_etcd(&self, machine: &FakeMachine) {
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        let member_dir = format!("{}/member", self.spec.etcd.data_dir);
+        if !active(machine, "etcd.service") || machine.state().files.contains_key(&member_dir) {
+            return;
+        }
+        let Some(bootstrap) = text(machine, "/etc/etcd/bootstrap.env") else { return };
+        let value = |key: &str| bootstrap.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).unwrap_or_default().to_owned();
+        let cluster: Vec<(String, String)> =
+            value("ETCD_INITIAL_CLUSTER").split(',').filter_map(|pair| pair.split_once('=')).map(|(name, peer)| (name.to_owned(), peer.to_owned())).collect();
+        let Some((_, own)) = cluster.iter().find(|(other, _)| *other == name).cloned() else { return };
+        {
+            let mut state = self.state();
+            if value("ETCD_INITIAL_CLUSTER_STATE") == "new" {
+                if state.members.is_empty() {
+                    for (name, peer) in &cluster {
+                        state.next_id += 1;
+                        let id = state.next_id;
+                        state.members.push(Member { id, name: name.clone(), peer: peer.clone(), learner: false });
+                    }
+                }
+                assert!(state.members.iter().any(|member| member.peer == own), "{name} starts a second cluster");
+            } else {
+                match state.members.iter_mut().find(|member| member.peer == own) {
+                    Some(member) => member.name = name,
+                    // It ends with an error: it is not in the list.
+                    None => return,
+                }
+            }
+        }
+        let mut state = machine.state();
+        let directory = state.files.get(&self.spec.etcd.data_dir).cloned().unwrap();
+        state.files.insert(member_dir, directory);
+    }
+
+    fn etcd_runs(&self, machine: &FakeMachine) -> bool {
+        active(machine, "etcd.service") && machine.state().files.contains_key(&format!("{}/member", self.spec.etcd.data_dir))
+    }
+
+    fn api_runs(&self, machine: &FakeMachine) -> bool {
+        active(machine, "kube-apiserver.service") && self.has_quorum()
+    }
+
+    fn kubelet(&self, machine: &FakeMachine) {
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        if !active(machine, "kubelet.service") {
+            return;
+        }
+        let node_path = format!("/api/v1/nodes/{name}");
+        if text(machine, paths::KUBELET_CLIENT).is_none() {
+            let Some(bootstrap) = text(machine, "/etc/kubernetes/bootstrap-kubelet.conf") else { return };
+            let token = |object: &Value| {
+                let field = |field: &str| object.pointer(&format!("/stringData/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned();
+                bootstrap.contains(&format!("{}.{}", field("token-id"), field("token-secret")))
+            };
+            if !self.state().objects.iter().any(|(path, object)| path.contains("/secrets/bootstrap-token-") && token(object)) {
+                return;
+            }
+            machine.put_file(paths::KUBELET_CLIENT, "certificate and key", 0o600);
+            let server = bootstrap.lines().find_map(|line| line.trim().strip_prefix("server: ")).unwrap_or_default().to_owned();
+            machine.put_file(CLIENT_CONF, format!("server: {server}\n"), 0o600);
+        }
+        let ready = active(machine, "flanneld.service");
+        let mut state = self.state();
+        let node = state.objects.entry(node_path).or_insert_with(|| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}}));
+        if node.pointer("/spec/taints").is_none()
+            && let Some(spec) = self.spec.machine(&name)
+        {
+            // As `registerWithTaints` of the kubelet's configuration says.
+            let taints: Vec<Value> = spec.taints.iter().map(|taint| json!({"key": taint.key, "effect": format!("{:?}", taint.effect)})).collect();
+            node["spec"]["taints"] = json!(taints);
+        }
+        node["status"] = json!({"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "message": "container runtime network not ready"}]});
+        drop(state);
+        if text(machine, paths::KUBELET_SERVING).is_none() {
+            self.serving(machine, &name);
+        }
+    }
+
+    fn serving(&self, machine: &FakeMachine, name: &str) {
+        let path = format!("{CSRS}/csr-{name}");
+        let mut state = self.state();
+        match state.objects.get_mut(&path) {
+            None => {
+                let spec = self.spec.machine(name).unwrap();
+                let wanted = CertificateWanted {
+                    id: "kubelet".into(),
+                    holder: Holder::Machine(name.into()),
+                    place: Place::Files { certificate: String::new(), key: String::new() },
+                    ca: Ca::Cluster,
+                    common_name: format!("system:node:{name}"),
+                    organizations: vec!["system:nodes".into()],
+                    dns: vec![name.into()],
+                    ips: spec.all_addresses(),
+                    server: true,
+                    client: false,
+                    days: 365,
+                    owner: Owner::root(),
+                };
+                let (_, pem) = quorate_pki::issue::request(&wanted).unwrap();
+                let request = json!({
+                    "metadata": {"name": format!("csr-{name}"), "creationTimestamp": "2026-11-21T08:00:00Z"},
+                    "spec": {
+                        "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kubelet-serving", "username": format!("system:node:{name}"),
+                        "groups": ["system:nodes", "system:authenticated"], "usages": ["digital signature", "server auth"],
+                    },
+                    "status": {},
+                });
+                state.objects.insert(path, request);
+            }
+            Some(request) if request.pointer("/status/conditions/0/type") == Some(&json!("Approved")) => {
+                request["status"]["certificate"] = json!("signed");
+                drop(state);
+                machine.put_file(paths::KUBELET_SERVING, "certificate and key", 0o600);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn controllers(&self) {
+        let mut state = self.state();
+        let ready = state.objects.values().filter(|object| object["kind"] == "Node" && object.pointer("/status/conditions/0/status") == Some(&json!("True"))).count();
+        for object in state.objects.values_mut() {
+            match object.get("kind").and_then(Value::as_str) {
+                Some("Deployment") if ready > 0 => object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()}),
+                Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
+                _ => {}
+            }
+        }
+    }
+
+    fn http(&self, machine: &FakeMachine, request: &HttpRequest) -> Option<HttpReply> {
+        self.settle();
+        self.state().requests += 1;
+        let rest = request.url.strip_prefix("https://")?;
+        let (host, path) = rest.split_at(rest.find('/')?);
+        if host == "127.0.0.1:2379" {
+            return self.etcd(machine, path, &serde_json::from_slice(&request.body).ok()?);
+        }
+        let server = self.spec.control_planes().into_iter().find(|control_plane| self.spec.api_server_of(control_plane).to_string() == host);
+        if let Some(server) = server {
+            let server = self.machine(&server.name)?;
+            if !active(&server, "kube-apiserver.service") || server.state().unreachable {
+                return None;
+            }
+            if !self.has_quorum() {
+                return Some(reply(500, json!({"message": "[-]etcd failed"})));
+            }
+            return Some(self.api(request, path));
+        }
+        // A proxy on the machine, or the VIP.
+        let local = active(machine, "quorate-agent.service");
+        let any = self.all().iter().any(|machine| self.api_runs(machine) && !machine.state().unreachable);
+        (local && any && path == "/readyz").then(|| reply(200, json!("ok")))
+    }
+
+    fn etcd(&self, machine: &FakeMachine, path: &str, body: &Value) -> Option<HttpReply> {
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        if !self.etcd_runs(machine) {
+            return None;
+        }
+        let quorum = self.has_quorum();
+        let mut state = self.state();
+        let own = state.members.iter().find(|member| member.name == name)?.clone();
+        let header = json!({"cluster_id": "77", "member_id": own.id.to_string(), "revision": "5"});
+        let refused = |message: &str| Some(reply(503, json!({"code": 14, "message": message})));
+        match path {
+            "/v3/maintenance/status" => Some(reply(200, json!({"header": header, "leader": if quorum { "1" } else { "0" }, "isLearner": own.learner}))),
+            _ if !quorum => refused("etcdserver: request timed out"),
+            _ if own.learner => refused("etcdserver: rpc not supported for learner"),
+            "/v3/cluster/member/list" => {
+                let members: Vec<Value> = state
+                    .members
+                    .iter()
+                    .map(|member| json!({"ID": member.id.to_string(), "name": member.name, "peerURLs": [member.peer], "isLearner": member.learner}))
+                    .collect();
+                Some(reply(200, json!({"header": header, "members": members})))
+            }
+            "/v3/cluster/member/add" => {
+                assert!(!state.members.iter().any(|member| member.learner), "a second learner");
+                state.next_id += 1;
+                let id = state.next_id;
+                state.members.push(Member { id, name: String::new(), peer: body["peerURLs"][0].as_str()?.to_owned(), learner: true });
+                Some(reply(200, json!({"header": header})))
+            }
+            "/v3/cluster/member/promote" => {
+                let id: u64 = body["ID"].as_str()?.parse().ok()?;
+                let started = state.members.iter().find(|member| member.id == id).map(|member| member.name.clone())?;
+                drop(state);
+                if !self.machine(&started).is_some_and(|machine| self.etcd_runs(&machine)) {
+                    return refused("etcdserver: can only promote a learner member which is in sync with leader");
+                }
+                self.state().members.iter_mut().find(|member| member.id == id)?.learner = false;
+                Some(reply(200, json!({"header": header})))
+            }
+            "/v3/cluster/member/remove" => {
+                let id: u64 = body["ID"].as_str()?.parse().ok()?;
+                state.members.retain(|member| member.id != id);
+                Some(reply(200, json!({"header": header})))
+            }
+            _ => refused("unknown"),
+        }
+    }
+
+    fn api(&self, request: &HttpRequest, path: &str) -> HttpReply {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        if path == "/readyz" {
+            return reply(200, json!("ok"));
+        }
+        assert!(request.identity.is_some(), "{} {path} without an identity", request.method);
+        let mut state = self.state();
+        let body = || serde_json::from_slice::<Value>(&request.body).unwrap_or_default();
+        match request.method.as_str() {
+            "GET" if path == CSRS => {
+                let items: Vec<Value> = state.objects.range(format!("{CSRS}/")..).take_while(|(path, _)| path.starts_with(CSRS)).map(|(_, object)| object.clone()).collect();
+                reply(200, json!({"items": items}))
+            }
+            "GET" => state.objects.get(path).map_or_else(|| reply(404, json!({"message": "not found"})), |object| reply(200, object.clone())),
+            "PATCH" => {
+                assert!(query.contains("fieldManager=quorate") && query.contains("force=true"));
+                let object = state.objects.entry(path.to_owned()).or_insert_with(|| json!({}));
+                merge(object, &body());
+                reply(200, object.clone())
+            }
+            "PUT" => {
+                let path = path.strip_suffix("/approval").unwrap_or(path).to_owned();
+                state.objects.insert(path, body());
+                reply(200, body())
+            }
+            "DELETE" => match state.objects.remove(path) {
+                Some(_) => reply(200, json!({"status": "Success"})),
+                None => reply(404, json!({"message": "not found"})),
+            },
+            other => reply(405, json!({"message": format!("{other} is not known here")})),
+        }
+    }
+
+    fn exec(&self, machine: &FakeMachine, exec: &Exec) -> Option<ExecOutput> {
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        let words: Vec<&str> = exec.argv.iter().map(String::as_str).collect();
+        let said = |text: String| Some(ExecOutput { status: Some(0), stdout: text.into(), ..ExecOutput::default() });
+        match words.as_slice() {
+            [ctr, rest @ ..] if ctr.ends_with("/ctr") => {
+                if !active(machine, "containerd.service") {
+                    return Some(ExecOutput { status: Some(1), stderr: "connection refused".into(), ..ExecOutput::default() });
+                }
+                let mut state = self.state();
+                let images = state.images.entry(name).or_default();
+                match rest {
+                    [_, _, _, "tag", _, _, mark] => {
+                        images.insert((*mark).to_owned());
+                        said(String::new())
+                    }
+                    [_, _, _, "ls", ..] => said(images.iter().map(|image| format!("{image}\n")).collect()),
+                    _ => said(String::new()),
+                }
+            }
+            ["hostnamectl", "set-hostname", name] => {
+                machine.state().host.hostname = (*name).to_owned();
+                said(String::new())
+            }
+            [program, "clean", rest @ ..] if program.ends_with("/quorate") => {
+                let roots: Vec<String> = rest.iter().filter(|word| **word != "--data").map(|word| (*word).to_owned()).collect();
+                machine.state().files.retain(|path, _| !roots.iter().any(|root| path == root || path.starts_with(&format!("{root}/"))));
+                said(String::new())
+            }
+            ["rmdir", path] => {
+                let mut state = machine.state();
+                let inside = state.files.keys().any(|other| other.starts_with(&format!("{path}/")));
+                if !inside {
+                    state.files.remove(*path);
+                }
+                said(String::new())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn active(machine: &FakeMachine, unit: &str) -> bool {
+    let state = machine.state();
+    !state.unreachable && state.units.get(unit).is_some_and(|unit| unit.active)
+}
+
+fn text(machine: &FakeMachine, path: &str) -> Option<String> {
+    Some(String::from_utf8_lossy(&machine.file(path)?).into_owned())
+}
+
+fn reply(status: u16, body: Value) -> HttpReply {
+    HttpReply { status, headers: Vec::new(), body: body.to_string().into() }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+pub fn file(content: &str, mode: u32) -> FakeFile {
+    FakeFile::new(content.into(), &quorate_machine::proto::Owner::root(), mode)
+}
