@@ -137,13 +137,13 @@ impl Authenticator {
         if self.mode == AuthMode::None {
             return Ok(());
         }
-        let signed = trailer.get(..TRAILER).filter(|t| t[..4] == MAGIC);
-        let Some(trailer) = signed else {
+        let is_signed = trailer.len() == TRAILER && trailer[..4] == MAGIC;
+        if !is_signed {
             return match self.mode {
                 AuthMode::Enforce => Err(Discard::Unsigned),
                 _ => Ok(()),
             };
-        };
+        }
         let key = self.keys.iter().find(|k| k.id == trailer[4]).ok_or(Discard::UnknownKey)?;
         key.over(source, body, &trailer[..SIGNED])
             .verify_slice(&trailer[SIGNED..])

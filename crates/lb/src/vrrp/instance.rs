@@ -256,7 +256,7 @@ impl Instance {
             return;
         }
         if self.holds_vips() && self.handover.is_none() {
-            let detail = format!("{} is claimed by {}", claim.address, print_mac(claim.mac));
+            let detail = || format!("{} is claimed by {}", claim.address, print_mac(claim.mac));
             self.conflict(now, ConflictKind::ForeignOwner, detail, out);
             self.defend(now, out);
         } else {
@@ -297,7 +297,8 @@ impl Instance {
         if self.holds_vips() && self.handover.is_none() && self.config.vips.contains(&vip) {
             out.push_back(self.add(vip));
             self.announce(1, out);
-            let detail = format!("{vip} was removed from {} by someone else", self.config.interface);
+            let interface = self.config.interface.clone();
+            let detail = || format!("{vip} was removed from {interface} by someone else");
             self.conflict(now, ConflictKind::ForeignOwner, detail, out);
         }
     }
@@ -404,7 +405,7 @@ impl Instance {
         self.announce_fully(now, out);
         if let Some(claim) = self.squatter.take().filter(|_| heard_nobody) {
             let mac = print_mac(claim.mac);
-            let detail = format!("{} answers for {} though nobody advertises it", mac, claim.address);
+            let detail = || format!("{} answers for {} though nobody advertises it", mac, claim.address);
             self.conflict(now, ConflictKind::ForeignOwner, detail, out);
         }
     }
@@ -599,7 +600,8 @@ impl Instance {
             return;
         }
         let wins = (priority, source) > (self.config.priority, self.config.source);
-        let detail = format!("{source} advertises with priority {priority}, this machine with {}", self.config.priority);
+        let own = self.config.priority;
+        let detail = || format!("{source} advertises with priority {priority}, this machine with {own}");
         if wins {
             self.leave_for(now, VrrpState::Backup, format!("{source} has priority {priority}"), out);
             self.heed(now, source, priority, interval);
@@ -704,7 +706,7 @@ impl Instance {
         }
         if !self.has_these_vips(&m) {
             // Counted and reported, not dropped (RFC 9568 §7.1): the list may be changing.
-            let detail = format!("{} advertises {:?}", p.source, m.vips().collect::<Vec<_>>());
+            let detail = || format!("{} advertises {:?}", p.source, m.vips().collect::<Vec<_>>());
             self.conflict(now, ConflictKind::OtherVips, detail, out);
         }
         Ok((m.priority(), theirs))
@@ -726,11 +728,12 @@ impl Instance {
             }
             _ => return,
         };
-        let detail = format!("{source} advertises VRID {} ({})", self.config.vrid, reason.name());
+        let vrid = self.config.vrid;
+        let detail = || format!("{source} advertises VRID {vrid} ({})", reason.name());
         self.conflict(now, kind, detail, out);
     }
 
-    fn conflict(&mut self, now: Now, kind: ConflictKind, detail: String, out: &mut Actions) {
+    fn conflict(&mut self, now: Now, kind: ConflictKind, detail: impl FnOnce() -> String, out: &mut Actions) {
         *self.counters.conflicts.entry(kind).or_default() += 1;
         if self.reported.get(&kind).is_some_and(|at| now < *at + REPORT_EVERY) {
             return;
@@ -740,7 +743,7 @@ impl Instance {
             event: Event::Conflict {
                 instance: self.config.name.clone(),
                 kind,
-                detail,
+                detail: detail(),
             },
         });
     }
