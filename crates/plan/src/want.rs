@@ -392,9 +392,18 @@ impl<'a> Wanted<'a> {
             let planned = self.files.iter().find(|file| file.path == *input).map(|file| self.identity(&file.content));
             let linked = self.links.iter().find(|link| link.path == *input).map(|link| link.target.clone());
             let found = self.host.files.get(*input).map(|found| found.target.clone().or_else(|| found.sha256.clone()).unwrap_or_default());
-            digest.update(planned.or(linked).or(found).unwrap_or_default().as_bytes());
+            digest.update(planned.or(linked).or_else(|| self.program_target(input)).or(found).unwrap_or_default().as_bytes());
         }
         hex(&digest.finalize())[..16].to_owned()
+    }
+
+    /// Where a program's link will lead. Programs are linked in a stage of their own, so facts may still show the old one.
+    fn program_target(&self, path: &str) -> Option<String> {
+        let name = path.strip_prefix(paths::BIN)?.strip_prefix('/')?;
+        if name == "quorate" {
+            return Some(format!("{}/{}/quorate", paths::PROGRAMS, self.context.facts.operator.program_sha256));
+        }
+        self.context.facts.bundle.items.get(name).map(|item| paths::blob(&item.sha256))
     }
 
     /// The hash a file will have.
