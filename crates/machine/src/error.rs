@@ -32,7 +32,7 @@ pub enum ErrorKind {
     /// The connection broke: whether the operation took place is unknown until asked.
     ConnectionLost,
     /// Not in known_hosts.
-    HostKeyUnknown { fingerprint: String, accept_command: String },
+    HostKeyUnknown(Box<HostKey>),
     /// Another key than the known one.
     HostKeyChanged,
     AuthFailed,
@@ -40,7 +40,7 @@ pub enum ErrorKind {
     SudoPassword,
     /// sudo is absent or does not let this user become root.
     SudoDenied,
-    WrongArch { expected: String, found: String },
+    WrongArch(Box<WrongArch>),
     NoSpace,
     /// The file system forbids running programs.
     NoExec,
@@ -58,6 +58,22 @@ pub enum ErrorKind {
     /// The request itself makes no sense, e.g. a relative path.
     Invalid,
     Failed,
+}
+
+/// What a host nobody knows yet shows, and how to come to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostKey {
+    /// Kind and hash, e.g. `ssh-ed25519 SHA256:…`.
+    pub fingerprint: String,
+    /// For the operator to type.
+    pub accept_command: String,
+}
+
+/// Architectures as `uname -m` names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongArch {
+    pub expected: String,
+    pub found: String,
 }
 
 impl MachineError {
@@ -81,7 +97,7 @@ impl MachineError {
             self.kind,
             ErrorKind::Unreachable
                 | ErrorKind::ConnectionLost
-                | ErrorKind::HostKeyUnknown { .. }
+                | ErrorKind::HostKeyUnknown(_)
                 | ErrorKind::HostKeyChanged
                 | ErrorKind::AuthFailed
                 | ErrorKind::SudoPassword

@@ -23,7 +23,7 @@ pub mod proto;
 pub mod remote;
 pub mod ssh;
 
-pub use error::{ErrorKind, MachineError, RemoteError};
+pub use error::{ErrorKind, HostKey, MachineError, RemoteError, WrongArch};
 pub use fake::FakeMachine;
 pub use local::LocalMachine;
 pub use machine::{BoxFuture, Machine, MachineRef};

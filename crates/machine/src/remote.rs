@@ -28,10 +28,18 @@ const FORMER_BUILDS: usize = 1;
 
 /// `quorate remote`: this host on standard input and output, for as long as the connection lasts.
 pub async fn serve_stdio() -> io::Result<()> {
-    let build = std::env::current_exe().ok().and_then(|exe| exe.parent()?.file_name()?.to_str().map(str::to_owned));
-    let build = build.filter(|name| is_sha256(name)).unwrap_or_default();
-    prune_builds(Path::new(STATE_DIR), &build);
-    serve(LocalMachine::new("local"), build, tokio::io::stdin(), tokio::io::stdout()).await
+    let exe = std::env::current_exe()?;
+    let (state_dir, build) = placed(&exe).unwrap_or((Path::new(STATE_DIR), ""));
+    prune_builds(state_dir, build);
+    serve(LocalMachine::with_state_dir("local", state_dir), build.to_owned(), tokio::io::stdin(), tokio::io::stdout()).await
+}
+
+/// State directory and hash of a program that was placed at `<state directory>/bin/<sha256>/quorate`.
+fn placed(exe: &Path) -> Option<(&Path, &str)> {
+    let dir = exe.parent()?;
+    let build = dir.file_name()?.to_str().filter(|name| is_sha256(name))?;
+    let bin = dir.parent().filter(|bin| bin.ends_with("bin"))?;
+    Some((bin.parent()?, build))
 }
 
 /// Deletes all builds but the running and the last ones used. What cannot be deleted stays, which harms nobody.
@@ -117,6 +125,14 @@ fn encoded(id: u64, answer: Answer) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_placed_program_knows_where_it_belongs() {
+        let build = "a".repeat(64);
+        let exe = format!("/srv/quorate/bin/{build}/quorate");
+        assert_eq!(placed(Path::new(&exe)), Some((Path::new("/srv/quorate"), build.as_str())));
+        assert_eq!(placed(Path::new("/usr/local/bin/quorate")), None);
+    }
 
     #[test]
     fn the_running_build_and_the_last_one_stay() {

@@ -389,3 +389,6 @@ impl FakeState {
 fn waited(ok: bool, took_ms: u64, last: &str) -> Waited {
     Waited { ok, took_ms, last: last.into() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{CONNECT_TIMEOUT, SshMachine, bootstrap::Failure};
 use crate::{
-    error::{ErrorKind, MachineError},
+    error::{ErrorKind, HostKey, MachineError, WrongArch},
     machine::last_lines,
 };
 
@@ -107,7 +107,7 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
         let accept_command = accept_command(machine);
         let message = format!("its host key is not known; it shows {fingerprint}");
         let hint = format!("compare the fingerprint with the machine's own (`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), then run `{accept_command}` or use --accept-new-host-keys");
-        return error(ErrorKind::HostKeyUnknown { fingerprint, accept_command }, message).hint(hint);
+        return error(ErrorKind::HostKeyUnknown(Box::new(HostKey { fingerprint, accept_command })), message).hint(hint);
     }
     if has(&["Permission denied (", "Too many authentication failures", "No supported authentication methods"]) {
         return error(ErrorKind::AuthFailed, brief).hint("`ssh` to the machine must work without questions: add the key to its authorized_keys, or to the agent (`ssh-add`)");
@@ -121,7 +121,7 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
         Failure::WrongArch { found } => {
             let expected = std::env::consts::ARCH.to_owned();
             let message = format!("the machine is {found}, this program is for {expected}");
-            return place(ErrorKind::WrongArch { expected, found: found.clone() }, message).hint(format!("use a quorate built for {found}"));
+            return place(ErrorKind::WrongArch(Box::new(WrongArch { expected, found: found.clone() })), message).hint(format!("use a quorate built for {found}"));
         }
         Failure::Write(why) => return write_failed(place, why, &brief),
         Failure::Damaged(sum) => return place(ErrorKind::Corrupt, format!("the program arrived damaged (hash {sum})")).hint("run again"),
