@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod health;
 pub mod ipvs;
+pub mod kernel_set;
 pub mod manifest;
 pub mod netlink;
 pub mod notify;

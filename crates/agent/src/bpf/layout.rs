@@ -1,5 +1,6 @@
 //! What the programs and the agent share: keys and values of the maps. Changing any of it needs a new [`VERSION`].
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Directory below the pin path; a new layout gets new maps beside the old ones.
@@ -50,14 +51,24 @@ pub(super) fn service(backends: &[(SocketAddr, u16)]) -> Vec<u8> {
     value
 }
 
-/// The backends that a service's value names, without repetition.
-pub(super) fn backends(value: &[u8]) -> Vec<SocketAddr> {
+/// The backends that a service's value names, with the number of slots of each.
+pub(super) fn read_shares(value: &[u8]) -> BTreeMap<SocketAddr, usize> {
     let used = value.get(..4).and_then(|count| count.try_into().ok()).map_or(0, u32::from_ne_bytes) as usize;
-    let mut found: Vec<SocketAddr> =
-        value.get(HEADER..).unwrap_or_default().chunks_exact(ADDRESS).take(used).filter_map(decode).collect();
-    found.sort_unstable();
-    found.dedup();
-    found
+    let slots = value.get(HEADER..).unwrap_or_default().chunks_exact(ADDRESS).take(used);
+    count(slots.filter_map(decode))
+}
+
+/// The number of slots that each backend gets.
+pub(super) fn shares(backends: &[(SocketAddr, u16)]) -> BTreeMap<SocketAddr, usize> {
+    count(share(backends).into_iter())
+}
+
+fn count(slots: impl Iterator<Item = SocketAddr>) -> BTreeMap<SocketAddr, usize> {
+    let mut counts = BTreeMap::new();
+    for address in slots {
+        *counts.entry(address).or_insert(0) += 1;
+    }
+    counts
 }
 
 fn share(backends: &[(SocketAddr, u16)]) -> Vec<SocketAddr> {
@@ -103,13 +114,15 @@ mod tests {
         let count = |which| slots.iter().filter(|slot| **slot == which).count();
         assert!((190..=193).contains(&count(a)), "{}", count(a));
         assert_eq!((count(a) + count(b), count(c)), (SLOTS, 0));
+        let backends = [(a, 300), (b, 100), (c, 0)];
+        assert_eq!(read_shares(&service(&backends)), shares(&backends));
         let tiny = share(&[(a, 65535), (b, 1)]);
         assert!(tiny.contains(&b), "the smallest weight is not nothing");
     }
 
     #[test]
     fn no_backend_is_an_empty_table() {
-        assert_eq!(backends(&service(&[])), []);
+        assert!(read_shares(&service(&[])).is_empty());
         let all_down = service(&[(address("10.0.0.1:1"), 0)]);
         assert_eq!(all_down[..4], [0; 4]);
         assert_eq!(all_down.len(), SERVICE);

@@ -11,6 +11,7 @@ mod layout;
 mod programs;
 mod sys;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -63,6 +64,14 @@ pub enum Error {
         /// The backend that does not fit.
         backend: SocketAddr,
     },
+}
+
+/// Backends of a service, each with the number of 256ths of the connects that go to it.
+pub type Shares = BTreeMap<SocketAddr, usize>;
+
+/// The shares that backends with these weights get.
+pub fn shares(backends: &[(SocketAddr, u16)]) -> Shares {
+    layout::shares(backends)
 }
 
 /// Programs and maps in force on one cgroup.
@@ -174,8 +183,8 @@ impl Balancer {
         Ok(())
     }
 
-    /// The services in force with their backends, as the kernel has them.
-    pub fn list(&self) -> Result<Vec<(SocketAddr, Vec<SocketAddr>)>, Error> {
+    /// The services in force with the shares of their backends, as the kernel has them.
+    pub fn list(&self) -> Result<Vec<(SocketAddr, Shares)>, Error> {
         let map = self.services.as_fd();
         let mut found = Vec::new();
         let mut last: Option<[u8; layout::ADDRESS]> = None;
@@ -187,7 +196,7 @@ impl Balancer {
                 return Ok(found);
             }
             if sys::lookup(map, &key, &mut value).map_err(kernel("reading a service"))? {
-                found.extend(layout::decode(&key).map(|address| (address, layout::backends(&value))));
+                found.extend(layout::decode(&key).map(|address| (address, layout::read_shares(&value))));
             }
             last = Some(key);
         }

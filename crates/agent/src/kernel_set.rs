@@ -1,0 +1,279 @@
+//! Backend sets that the kernel serves (IPVS, eBPF): a thread each, which does as the core says and looks every second
+//! whether the kernel still has what it was given.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quorate_lb::config::{EbpfService, SetKind};
+use quorate_lb::{AgentConfig, BackendView};
+
+use crate::bpf::{self, Balancer};
+use crate::core::KernelSet;
+use crate::ipvs::Ipvs;
+use crate::sockdiag::{self, Victims};
+
+/// Half of the second within which a foreign deletion is healed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// With nothing to serve there is nothing to look after.
+const WAIT_IDLE: Duration = Duration::from_secs(3600);
+
+/// The sets to give to the core. Each does nothing until a service of its kind is configured.
+pub fn all(config: &AgentConfig) -> Vec<(SetKind, Box<dyn KernelSet>)> {
+    let ipvs = Worker::start("ipvs", Virtual::default(), config);
+    let ebpf = Worker::start("ebpf", Connect::default(), config);
+    vec![(SetKind::Ipvs, Box::new(ipvs)), (SetKind::Ebpf, Box::new(ebpf))]
+}
+
+/// Why the configured services of these kinds would not work on this machine, one reason each; to be said beforehand.
+pub fn check(config: &AgentConfig) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !config.ipvs.is_empty() {
+        reasons.extend(crate::ipvs::supported().err().map(|error| error.to_string()));
+    }
+    if !config.ebpf.is_empty() {
+        reasons.extend(bpf::supported().err().map(|error| error.to_string()));
+        if config.ebpf.iter().any(|service| service.cgroup.is_none()) {
+            reasons.extend(bpf::cgroup_root().err().map(|error| error.to_string()));
+        }
+    }
+    if !config.ipvs.is_empty() || !config.ebpf.is_empty() {
+        let reason = sockdiag::supported().err();
+        reasons.extend(reason.map(|error| format!("clients of a dead backend are not freed at once: {error}")));
+    }
+    reasons
+}
+
+/// What a kind of set does on its own thread.
+trait Served: Send + 'static {
+    fn configure(&mut self, config: &AgentConfig);
+    fn backends(&mut self, name: &str, backends: &[BackendView]);
+    /// Frees local clients; returns how many.
+    fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String>;
+    /// Nothing is configured.
+    fn is_idle(&self) -> bool;
+    /// Makes the kernel's state as wanted: what was done, and what could not be done.
+    fn reconcile(&mut self) -> (Vec<String>, Vec<String>);
+}
+
+enum Message {
+    Configure(Box<AgentConfig>),
+    Backends(String, Vec<BackendView>),
+    Reset(String, SocketAddr),
+}
+
+/// The thread of one kind. What it set up stays in the kernel when it ends, so that a new agent takes over without a gap.
+struct Worker {
+    messages: Option<Sender<Message>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start(name: &'static str, mut served: impl Served, config: &AgentConfig) -> Self {
+        let (messages, inbox) = mpsc::channel();
+        served.configure(config);
+        let work = move || {
+            let mut last_errors = Vec::new();
+            loop {
+                let wait = if served.is_idle() { WAIT_IDLE } else { LOOK_AGAIN };
+                let mut next = match inbox.recv_timeout(wait) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
+                // What is waiting is one change for the kernel.
+                while let Some(message) = next.take().or_else(|| inbox.try_recv().ok()) {
+                    take(name, &mut served, message);
+                }
+                let (changes, errors) = served.reconcile();
+                for change in changes {
+                    tracing::info!(set = name, change, "kernel");
+                }
+                if errors != last_errors {
+                    for error in &errors {
+                        tracing::error!(set = name, error, "kernel");
+                    }
+                    last_errors = errors;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        if let Err(error) = &thread {
+            tracing::error!(set = name, %error, "starting a thread");
+        }
+        Self { messages: Some(messages), thread: thread.ok() }
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(messages) = &self.messages {
+            // Fails only if the thread could not be started, which was said.
+            let _ = messages.send(message);
+        }
+    }
+}
+
+impl KernelSet for Worker {
+    fn backends(&mut self, name: &str, backends: &[BackendView]) {
+        self.send(Message::Backends(name.to_owned(), backends.to_vec()));
+    }
+
+    fn configure(&mut self, config: &AgentConfig) {
+        self.send(Message::Configure(Box::new(config.clone())));
+    }
+
+    fn reset(&mut self, name: &str, backend: SocketAddr) {
+        self.send(Message::Reset(name.to_owned(), backend));
+    }
+
+    fn stop(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn take(set: &str, served: &mut impl Served, message: Message) {
+    match message {
+        Message::Configure(config) => served.configure(&config),
+        Message::Backends(name, backends) => served.backends(&name, &backends),
+        Message::Reset(name, backend) => match served.reset(&name, backend) {
+            Ok(clients) => tracing::warn!(set, name, %backend, clients, "freed the clients of a dead backend"),
+            Err(error) => tracing::error!(set, name, %backend, error, "freeing the clients of a dead backend"),
+        },
+    }
+}
+
+/// IPVS virtual servers.
+#[derive(Default)]
+struct Virtual {
+    services: Vec<quorate_lb::config::IpvsService>,
+    known: BTreeMap<String, Vec<BackendView>>,
+    ipvs: Option<Ipvs>,
+}
+
+impl Served for Virtual {
+    fn configure(&mut self, config: &AgentConfig) {
+        self.services.clone_from(&config.ipvs);
+        self.known.retain(|name, _| config.ipvs.iter().any(|service| service.name == *name));
+        if let Some(ipvs) = &mut self.ipvs {
+            ipvs.configure(&self.services);
+        }
+    }
+
+    fn backends(&mut self, name: &str, backends: &[BackendView]) {
+        self.known.insert(name.to_owned(), backends.to_vec());
+        if let Some(ipvs) = &mut self.ipvs {
+            ipvs.set_backends(name, backends);
+        }
+    }
+
+    fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String> {
+        self.ipvs.as_ref().map_or(Ok(0), |ipvs| ipvs.free_clients(name, backend).map_err(|error| error.to_string()))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    fn reconcile(&mut self) -> (Vec<String>, Vec<String>) {
+        if self.ipvs.is_none() {
+            if self.services.is_empty() {
+                return Default::default();
+            }
+            match Ipvs::open() {
+                Ok(mut ipvs) => {
+                    ipvs.configure(&self.services);
+                    self.known.iter().for_each(|(name, backends)| ipvs.set_backends(name, backends));
+                    self.ipvs = Some(ipvs);
+                }
+                Err(error) => return (Vec::new(), vec![error.to_string()]),
+            }
+        }
+        let report = self.ipvs.as_mut().map(Ipvs::reconcile).unwrap_or_default();
+        (report.changes, report.errors)
+    }
+}
+
+/// Services balanced at connect(2).
+#[derive(Default)]
+struct Connect {
+    services: Vec<EbpfService>,
+    known: BTreeMap<String, Vec<BackendView>>,
+    /// By pin directory.
+    attached: BTreeMap<PathBuf, Balancer>,
+}
+
+impl Served for Connect {
+    fn configure(&mut self, config: &AgentConfig) {
+        let same = |one: &&EbpfService, other: &EbpfService| (&one.pin, &one.cgroup) == (&other.pin, &other.cgroup);
+        let moved = self.services.iter().filter(|old| config.ebpf.iter().all(|new| !same(old, new)));
+        for pin in moved.map(|service| service.pin.clone()).collect::<Vec<_>>() {
+            self.attached.remove(&pin);
+            if config.ebpf.iter().all(|service| service.pin != pin)
+                && let Err(error) = bpf::remove(&pin)
+            {
+                tracing::error!(%error, "removing programs that are no longer configured");
+            }
+        }
+        self.services.clone_from(&config.ebpf);
+        self.known.retain(|name, _| config.ebpf.iter().any(|service| service.name == *name));
+    }
+
+    fn backends(&mut self, name: &str, backends: &[BackendView]) {
+        self.known.insert(name.to_owned(), backends.to_vec());
+    }
+
+    fn reset(&mut self, _: &str, backend: SocketAddr) -> Result<usize, String> {
+        let victims = Victims { destination: backend, sources: None };
+        let outcome = sockdiag::destroy_everywhere(&victims, &sockdiag::pod_namespaces());
+        match outcome.errors.first() {
+            Some(error) if outcome.destroyed == 0 => Err(error.to_string()),
+            _ => Ok(outcome.destroyed),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    fn reconcile(&mut self) -> (Vec<String>, Vec<String>) {
+        let (mut changes, mut errors) = (Vec::new(), Vec::new());
+        let pins: Vec<PathBuf> = self.services.iter().map(|service| service.pin.clone()).collect();
+        for pin in pins.into_iter().collect::<std::collections::BTreeSet<_>>() {
+            if let Err(error) = self.reconcile_pin(&pin, &mut changes) {
+                errors.push(error.to_string());
+            }
+        }
+        (changes, errors)
+    }
+}
+
+impl Connect {
+    fn reconcile_pin(&mut self, pin: &Path, changes: &mut Vec<String>) -> Result<(), bpf::Error> {
+        let services: Vec<&EbpfService> = self.services.iter().filter(|service| service.pin == pin).collect();
+        if !self.attached.get(pin).is_some_and(Balancer::is_pinned) {
+            let cgroup = services.iter().find_map(|service| service.cgroup.clone());
+            let cgroup = cgroup.map_or_else(bpf::cgroup_root, Ok)?;
+            self.attached.insert(pin.to_owned(), Balancer::attach(&cgroup, pin)?);
+            changes.push(format!("attached programs to {}, pinned in {}", cgroup.display(), pin.display()));
+        }
+        let Some(balancer) = self.attached.get(pin) else { return Ok(()) };
+        let present: BTreeMap<SocketAddr, bpf::Shares> = balancer.list()?.into_iter().collect();
+        for service in &services {
+            // Until the set is known, what an earlier agent left goes on serving.
+            let Some(backends) = self.known.get(&service.name) else { continue };
+            let wanted = bpf::preferred(backends);
+            if present.get(&service.virtual_address) != Some(&bpf::shares(&wanted)) {
+                balancer.set(service.virtual_address, &wanted)?;
+                changes.push(format!("{} goes to {wanted:?}", service.virtual_address));
+            }
+        }
+        let addresses: Vec<SocketAddr> = services.iter().map(|service| service.virtual_address).collect();
+        balancer.retain(&addresses)
+    }
+}
