@@ -15,12 +15,16 @@
 //! must have answered since the trouble began. When none had by the time of `fall`, the cause is a common
 //! one; then a backend must fail `fall` checks more after another came back.
 
+mod member;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{Backend, BackendSetRef, Health, HealthKind, SetKind};
+use member::Member;
+
+use crate::config::{BackendSetRef, Health, HealthKind, SetKind};
 use crate::io::{
     Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome, ProbeStage, Reason,
 };
@@ -37,7 +41,6 @@ const REFUSED_GRACE: Duration = Duration::from_secs(60);
 const GENTLE_SPREAD: Duration = Duration::from_secs(3);
 /// An answer that never came back from the prober is forgotten this long after its time-out.
 const LOST_AFTER: Duration = Duration::from_secs(1);
-const SLOW_START_STEPS: u32 = 10;
 
 /// Reads a kube-apiserver's answer to `/readyz`: 2xx is ready; otherwise the body lists what failed
 /// (`[-]etcd failed: reason withheld`).
@@ -94,53 +97,6 @@ pub(crate) struct BackendSet {
     usable: Option<bool>,
     fail_open: bool,
     seed: u64,
-}
-
-#[derive(Debug)]
-struct Member {
-    config: Backend,
-    admin: AdminState,
-    ordered_weight: Option<u16>,
-    availability: Availability,
-    reason: Reason,
-    since: Now,
-    /// Good or bad answers in a row.
-    good: u8,
-    bad: u8,
-    /// First sign of trouble since the last good answer.
-    trouble: Option<Now>,
-    /// When it last said anything, and that it was ready; and since when it does so without a gap.
-    alive: Heard,
-    ready: Heard,
-    next_probe: Now,
-    last_probe: Option<Now>,
-    /// Fast checks still to be made because of a doubt.
-    doubt: u8,
-    pending: Vec<(u64, Now)>,
-    /// To be reset once checks fail that were sent while another backend answered: that many are left.
-    owes_reset: Option<u8>,
-    reset_at: Option<Now>,
-    checks: u64,
-    failed_checks: u64,
-}
-
-/// Answers of one kind.
-#[derive(Clone, Copy, Debug, Default)]
-struct Heard {
-    since: Option<Now>,
-    last: Option<Now>,
-}
-
-impl Heard {
-    fn hear(&mut self, now: Now) {
-        self.since.get_or_insert(now);
-        self.last = Some(now);
-    }
-
-    /// Answered after `trouble` and ever since `sent`.
-    fn bears_witness(self, trouble: Now, sent: Now) -> bool {
-        self.last.is_some_and(|t| t >= trouble) && self.since.is_some_and(|t| t <= sent)
-    }
 }
 
 impl BackendSet {
@@ -609,103 +565,5 @@ impl BackendSet {
             let names: Vec<_> = self.members.iter().map(|m| m.config.name.as_str()).collect();
             format!("frontend {} has the backends {}", self.name, names.join(", "))
         })
-    }
-}
-
-impl Member {
-    fn new(now: Now, config: Backend, kind: HealthKind) -> Self {
-        let (availability, reason) = match kind {
-            HealthKind::None => (Availability::Up, Reason::Ready),
-            _ => (Availability::Down, Reason::Unchecked),
-        };
-        Self {
-            config,
-            admin: AdminState::Ready,
-            ordered_weight: None,
-            availability,
-            reason,
-            since: now,
-            good: 0,
-            bad: 0,
-            trouble: None,
-            alive: Heard::default(),
-            ready: Heard::default(),
-            next_probe: now,
-            last_probe: None,
-            doubt: 0,
-            pending: Vec::new(),
-            owes_reset: None,
-            reset_at: None,
-            checks: 0,
-            failed_checks: 0,
-        }
-    }
-
-    fn answered(&mut self, now: Now) {
-        self.bad = 0;
-        self.doubt = 0;
-        self.trouble = None;
-        self.alive.hear(now);
-    }
-
-    fn oldest_pending(&self) -> Option<Now> {
-        self.pending.iter().map(|(_, sent)| *sent).min()
-    }
-
-    fn weight(&self, now: Now, slow_start: Duration) -> u16 {
-        if self.admin != AdminState::Ready {
-            return 0;
-        }
-        let full = self.ordered_weight.unwrap_or(self.config.weight);
-        let Some(step) = self.slow_start_step(now, slow_start) else { return full };
-        let scaled = (u32::from(full) * step / SLOW_START_STEPS) as u16;
-        scaled.max(full.min(1))
-    }
-
-    /// 1 to `SLOW_START_STEPS`, while warming up.
-    fn slow_start_step(&self, now: Now, slow_start: Duration) -> Option<u32> {
-        let warming = self.availability == Availability::Up && now < self.since + slow_start;
-        warming.then(|| {
-            let passed = now.saturating_sub(self.since).as_millis();
-            1 + (passed * u128::from(SLOW_START_STEPS - 1) / slow_start.as_millis().max(1)) as u32
-        })
-    }
-
-    fn next_slow_start_step(&self, now: Now, slow_start: Duration) -> Option<Now> {
-        let step = self.slow_start_step(now, slow_start)?;
-        Some(self.since + (slow_start * step).div_ceil(SLOW_START_STEPS - 1))
-    }
-
-    fn view(&self, now: Now, slow_start: Duration) -> BackendView {
-        BackendView {
-            name: self.config.name.clone(),
-            address: self.config.address,
-            weight: self.weight(now, slow_start),
-            max_connections: self.config.max_connections,
-            backup: self.config.backup,
-            local: self.config.local,
-            availability: self.availability,
-            reason: self.reason,
-        }
-    }
-
-    fn reset(&self, frontend: &str, spread: Duration) -> Action {
-        Action::ResetConnections {
-            frontend: frontend.to_string(),
-            backend: self.config.name.clone(),
-            address: self.config.address,
-            spread,
-        }
-    }
-}
-
-/// Rounds up to the millisecond, so that a step is over when its timer fires.
-trait DivCeil {
-    fn div_ceil(self, by: u32) -> Duration;
-}
-
-impl DivCeil for Duration {
-    fn div_ceil(self, by: u32) -> Duration {
-        Self::from_millis((self.as_millis() as u64).div_ceil(u64::from(by)))
     }
 }

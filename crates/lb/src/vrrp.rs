@@ -2,13 +2,16 @@
 //!
 //! [`Routers`] holds this machine's virtual routers and gives each what concerns it.
 
+mod announce;
 mod auth;
 mod instance;
 mod packet;
+mod receive;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use instance::{Datagram, Instance};
+use instance::Instance;
+use receive::Datagram;
 
 pub use auth::{SecretKey, ShortKey, TRAILER};
 pub use instance::{Counters, InstanceStatus};

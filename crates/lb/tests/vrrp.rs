@@ -423,6 +423,26 @@ fn a_vip_that_cannot_be_added_is_left_to_others_and_tried_again() {
 }
 
 #[test]
+fn a_vip_that_cannot_be_removed_is_tried_again() {
+    let mut b = Bench::new(config("priority: 100"));
+    b.input(Input::VipDone {
+        instance: "api".into(),
+        vip: "10.0.0.100/32".parse().unwrap(),
+        change: VipChange::Remove,
+        error: Some("No buffer space available".into()),
+    });
+    for _ in 0..20 {
+        b.hear("10.0.0.2", 200);
+        b.seen.clear();
+        let actions = b.run(ms(100));
+        if removes(&actions) > 0 {
+            return;
+        }
+    }
+    panic!("the VIP stays");
+}
+
+#[test]
 fn each_discard_has_its_counter() {
     let good = |form| message(200).encode("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap(), form);
     let rfc = good(ChecksumForm::Rfc);

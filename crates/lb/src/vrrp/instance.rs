@@ -18,21 +18,16 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::auth::{Authenticator, SecretKey};
-use super::packet::{Advert, Discard, GROUP_V4, GROUP_V6, Message, is_group};
+use super::packet::{Advert, Discard, GROUP_V4, GROUP_V6};
+use super::receive::Datagram;
 use crate::config::{Vip, VrrpInstance, VrrpVersion};
-use crate::frames::{self, Claim, Mac};
+use crate::frames::{Claim, Mac};
 use crate::io::{Action, ConflictKind, Event, Now, VipChange, VrrpState};
 
-/// Reports of one kind of conflict are at least this far apart; counters count each.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Announcements answering a conflict are at least this far apart.
-const DEFEND_EVERY: Duration = Duration::from_millis(200);
 /// Advertisements per announced interval.
 const PER_INTERVAL: u32 = 2;
 /// Times a backup that was late is granted more than the time it slept, per silence.
 const GRACES: u8 = 3;
-/// Senders remembered under multicast, where no peer list bounds them.
-const MULTICAST_SENDERS: usize = 32;
 /// First and longest wait after a VIP could not be added.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
@@ -42,10 +37,10 @@ pub(super) type Actions = VecDeque<Action>;
 /// A virtual router and its timers.
 #[derive(Debug)]
 pub(super) struct Instance {
-    config: VrrpInstance,
-    auth: Authenticator,
+    pub(super) config: VrrpInstance,
+    pub(super) auth: Authenticator,
     state: VrrpState,
-    mac: Option<Mac>,
+    pub(super) mac: Option<Mac>,
     link: Option<bool>,
     path: bool,
     /// Interval of the master last heard (version 3 backups adopt it).
@@ -62,18 +57,20 @@ pub(super) struct Instance {
     next_advert: Now,
     last_advert: Now,
     handover: Option<Handover>,
-    announce_again: Option<Now>,
-    announce_refresh: Option<Now>,
-    last_defence: Option<Now>,
+    pub(super) announce_again: Option<Now>,
+    pub(super) announce_refresh: Option<Now>,
+    pub(super) last_defence: Option<Now>,
     /// A lower-priority master was heard at that time; resolved when it stays silent.
     rival: Option<Now>,
     /// Someone answered for a VIP while no master was heard.
     squatter: Option<Claim>,
     /// Adding a VIP failed: tried again then, after waiting that long.
     retry: Option<(Now, Duration)>,
-    reported: BTreeMap<ConflictKind, Now>,
+    /// Removing a VIP failed: tried again then.
+    remove_again: Option<Now>,
+    pub(super) reported: BTreeMap<ConflictKind, Now>,
     promised: Option<Now>,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 /// The VIP is still held, but its new holder is awaited.
@@ -119,15 +116,6 @@ pub struct InstanceStatus {
     pub counters: Counters,
 }
 
-/// An IP packet of protocol 112.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Datagram<'a> {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) ttl: u8,
-    pub(super) payload: &'a [u8],
-}
-
 impl Instance {
     pub(super) fn new(config: VrrpInstance, keys: Vec<SecretKey>, boot: u64) -> Self {
         Self {
@@ -151,6 +139,7 @@ impl Instance {
             rival: None,
             squatter: None,
             retry: None,
+            remove_again: None,
             reported: BTreeMap::new(),
             promised: None,
             counters: Counters::default(),
@@ -201,6 +190,12 @@ impl Instance {
         let was_late = late > self.tolerance();
         if was_late {
             self.counters.late += 1;
+        }
+        if self.remove_again.is_some_and(|at| now >= at) {
+            self.remove_again = None;
+            if !self.holds_vips() {
+                self.remove_vips(out);
+            }
         }
         match self.state {
             VrrpState::Master => self.master_on_time(now, late, out),
@@ -286,7 +281,9 @@ impl Instance {
                 error: error.to_string(),
             },
         });
-        if change == VipChange::Add && self.state == VrrpState::Master && self.config.vips.contains(&vip) {
+        if change == VipChange::Remove {
+            self.remove_again = Some(now + RETRY_FIRST);
+        } else if self.state == VrrpState::Master && self.config.vips.contains(&vip) {
             let wait = self.retry.map_or(RETRY_FIRST, |(_, w)| (w * 2).min(RETRY_LONGEST));
             self.retry = Some((now + wait, wait));
             self.leave_at_once(now, VrrpState::Fault, format!("cannot add VIP {vip}"), out);
@@ -382,6 +379,7 @@ impl Instance {
             VrrpState::Fault => self.retry.map(|(at, _)| at),
             VrrpState::Init => None,
         };
+        let at = [at, self.remove_again].into_iter().flatten().min();
         // The earliest promise counts: a packet in between does not excuse a late timer.
         self.promised = match (self.promised, at) {
             (Some(p), Some(a)) => Some(p.min(a)),
@@ -664,129 +662,6 @@ impl Instance {
                 self.probe(out);
             }
             _ => {}
-        }
-    }
-
-    /// Checks in keepalived's order (vrrp.c); returns priority and interval.
-    fn check(&mut self, now: Now, p: Datagram<'_>, out: &mut Actions) -> Result<(u8, Duration), Discard> {
-        let m = Message::split(p.payload, self.config.source.is_ipv4())?;
-        if p.ttl < self.config.min_ttl {
-            return Err(Discard::Ttl);
-        }
-        if m.version()? != self.config.version {
-            return Err(Discard::Version);
-        }
-        let listed = self.config.peers.contains(&p.source);
-        let remember = listed || self.config.multicast && self.auth.senders() < MULTICAST_SENDERS;
-        self.auth.verify(p.source, m.body, m.rest, remember)?;
-        if m.has_foreign_auth() {
-            return Err(Discard::AuthType);
-        }
-        let (own, theirs) = (self.config.interval.get(), m.interval());
-        if theirs.is_zero() || self.config.version == VrrpVersion::V2 && theirs != own {
-            return Err(Discard::Interval);
-        }
-        if !m.is_advertisement() {
-            return Err(Discard::Type);
-        }
-        if theirs != own {
-            self.counters.interval_differs += 1;
-        }
-        if !m.has_valid_checksum(p.source, p.destination) {
-            return Err(Discard::Checksum);
-        }
-        if is_group(p.destination) != self.config.multicast {
-            return Err(Discard::Destination);
-        }
-        if p.source == self.config.source {
-            return Err(Discard::OwnSource);
-        }
-        if !self.config.multicast && !listed {
-            return Err(Discard::UnknownPeer);
-        }
-        if !self.has_these_vips(&m) {
-            // Counted and reported, not dropped (RFC 9568 §7.1): the list may be changing.
-            let detail = || format!("{} advertises {:?}", p.source, m.vips().collect::<Vec<_>>());
-            self.conflict(now, ConflictKind::OtherVips, detail, out);
-        }
-        Ok((m.priority(), theirs))
-    }
-
-    fn has_these_vips(&self, m: &Message<'_>) -> bool {
-        let own = &self.config.vips;
-        m.vips().count() == own.len() && m.vips().all(|ip| own.iter().any(|v| v.address == ip))
-    }
-
-    fn discard(&mut self, now: Now, reason: Discard, source: IpAddr, out: &mut Actions) {
-        *self.counters.discarded.entry(reason).or_default() += 1;
-        let kind = match reason {
-            Discard::Unsigned | Discard::UnknownKey | Discard::Signature | Discard::Replay => {
-                ConflictKind::Unauthenticated
-            }
-            Discard::UnknownPeer | Discard::Destination | Discard::OwnSource | Discard::Version => {
-                ConflictKind::ForeignRouter
-            }
-            _ => return,
-        };
-        let vrid = self.config.vrid;
-        let detail = || format!("{source} advertises VRID {vrid} ({})", reason.name());
-        self.conflict(now, kind, detail, out);
-    }
-
-    fn conflict(&mut self, now: Now, kind: ConflictKind, detail: impl FnOnce() -> String, out: &mut Actions) {
-        *self.counters.conflicts.entry(kind).or_default() += 1;
-        if self.reported.get(&kind).is_some_and(|at| now < *at + REPORT_EVERY) {
-            return;
-        }
-        self.reported.insert(kind, now);
-        out.push_back(Action::Report {
-            event: Event::Conflict {
-                instance: self.config.name.clone(),
-                kind,
-                detail: detail(),
-            },
-        });
-    }
-
-    fn defend(&mut self, now: Now, out: &mut Actions) {
-        if self.last_defence.is_none_or(|at| now >= at + DEFEND_EVERY) {
-            self.last_defence = Some(now);
-            self.announce(1, out);
-        }
-    }
-
-    fn announce_fully(&mut self, now: Now, out: &mut Actions) {
-        let garp = &self.config.garp;
-        self.announce_again = (!garp.delay.is_zero()).then(|| now + garp.delay.get());
-        self.announce_refresh = (!garp.refresh.is_zero()).then(|| now + garp.refresh.get());
-        self.announce(garp.repeat, out);
-    }
-
-    fn announce(&mut self, times: u8, out: &mut Actions) {
-        let Some(mac) = self.mac else { return };
-        for _ in 0..times {
-            for vip in &self.config.vips {
-                for frame in frames::announcement(mac, vip.address) {
-                    self.counters.announcements += 1;
-                    out.push_back(Action::SendFrame {
-                        interface: self.config.interface.clone(),
-                        frame: frame.into(),
-                    });
-                }
-            }
-        }
-    }
-
-    /// Asks who has the VIPs, to find an owner that knows nothing of VRRP.
-    fn probe(&self, out: &mut Actions) {
-        let Some(mac) = self.mac else { return };
-        for vip in &self.config.vips {
-            if let IpAddr::V4(ip) = vip.address {
-                out.push_back(Action::SendFrame {
-                    interface: self.config.interface.clone(),
-                    frame: frames::arp_probe(mac, ip).into(),
-                });
-            }
         }
     }
 
