@@ -71,6 +71,9 @@ pub enum Storage {
 pub struct Description {
     pub name: String,
     pub suite: String,
+    /// In the root tree beyond what every lab has.
+    #[serde(default)]
+    pub packages: Vec<String>,
     /// The shared root tree, read only from here on.
     pub root: PathBuf,
     pub storage: Storage,
@@ -277,6 +280,7 @@ pub(crate) mod tests {
         let mut lab = Description {
             name: "demo".into(),
             suite: "bookworm".into(),
+            packages: Vec::new(),
             root: "/cache/bookworm-1".into(),
             storage: Storage::Overlay,
             dir: "/labs/demo".into(),

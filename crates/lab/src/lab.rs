@@ -162,16 +162,19 @@ impl Lab {
         let lock = places::lock(name)?;
         let state_dir = places::state_dir(name);
         let known = load(name, &state_dir).ok();
+        let mut stopped = 0;
         if let Some(description) = known.clone() {
             let lab = Self {
                 description,
                 state_dir: state_dir.clone(),
             };
-            for machine in lab.machines() {
-                lab.power(&host, machine).kill()?;
-            }
+            let machines: Vec<Power> = lab.machines().iter().map(|m| lab.power(&host, m)).collect();
+            stopped = machines.iter().filter(|machine| machine.is_on()).count();
+            // First all at once, then one by one until they are gone.
+            machines.iter().try_for_each(Power::kill)?;
+            machines.iter().try_for_each(|machine| machine.off().map(drop))?;
         }
-        let stopped = power::clear(&host, name)?;
+        stopped += power::clear(&host, name)?;
         events(Event::Stopped { machines: stopped });
         for namespace in network::machine_namespaces(name) {
             network::delete_namespace(&namespace)?;
@@ -478,9 +481,9 @@ fn load(name: &str, state_dir: &Path) -> Result<Description> {
 
 /// The description there is, checked against what is asked for, or a new one without machines.
 fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) -> Result<Description> {
-    let recipe = |suite: &str| Recipe {
+    let recipe = |suite: &str, packages: &[String]| Recipe {
         suite: suite.into(),
-        extra_packages: options.packages.clone(),
+        extra_packages: packages.to_vec(),
         mirror: options.mirror.clone(),
     };
     match load(&options.name, state_dir) {
@@ -496,6 +499,9 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
             if let Some(suite) = options.suite.as_ref().filter(|s| **s != there.suite) {
                 return Err(differs("root suite", &there.suite, suite));
             }
+            if !options.packages.is_empty() && options.packages != there.packages {
+                return Err(differs("packages", &there.packages.join(" "), &options.packages.join(" ")));
+            }
             if let Some(subnet) = options.subnet.filter(|s| *s != there.subnet) {
                 return Err(differs("subnet", &there.subnet.to_string(), &subnet.to_string()));
             }
@@ -504,7 +510,7 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
             }
             if !there.root.is_dir() {
                 // The cache was cleared. The same tree again fits under the disks there are.
-                there.root = root::ensure(&places::cache_dir(), &recipe(&there.suite), events)?;
+                there.root = root::ensure(&places::cache_dir(), &recipe(&there.suite, &there.packages), events)?;
             }
             there.dial.clone_from(&options.dial);
             return Ok(there);
@@ -513,7 +519,7 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
     let suite = options.suite.as_deref().unwrap_or(SUITE);
     let cache = places::cache_dir();
     check_path(&cache)?;
-    let tree = root::ensure(&cache, &recipe(suite), events)?;
+    let tree = root::ensure(&cache, &recipe(suite, &options.packages), events)?;
     fs::create_dir_all(state_dir)
         .and_then(|()| fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)))
         .map_err(Error::file("making", state_dir))?;
@@ -531,6 +537,7 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
     Ok(Description {
         name: options.name.clone(),
         suite: suite.into(),
+        packages: options.packages.clone(),
         root: tree,
         storage: if overlay { Storage::Overlay } else { Storage::Copy },
         dir: absolute(options.dir.as_deref())?.unwrap_or_else(|| state_dir.into()),
