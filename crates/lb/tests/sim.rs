@@ -106,6 +106,30 @@ fn takeover_is_bounded() {
     assert!(worst > 0);
 }
 
+/// A clean stop leaves no moment without owner, and nobody waits for a whole master-down interval.
+#[test]
+fn a_clean_stop_leaves_no_gap() {
+    for seed in 0..400 {
+        let mut world = World::new(seed, false);
+        let interval = world.plan.interval;
+        world.plan = Plan {
+            loss: 0,
+            duplicate: 0,
+            delay: interval / 1000,
+            jitter: 1 + interval / 100,
+            faults: vec![(interval * 20, Fault::StopOwner)],
+            chaos: interval * 40,
+            heal: 0,
+            ..world.plan
+        };
+        let nodes = world.nodes.len() as u64;
+        let report = world.run();
+        // First elections, the successor, and at most every other on the way to the best.
+        assert!(report.masters <= 2 * nodes, "seed {seed}: {report:?}");
+        assert_eq!((report.broken, report.longest_gap), (None, 0), "seed {seed}");
+    }
+}
+
 /// Backups that sleep, or whose whole machine sleeps, do not take the VIP from a living holder.
 #[test]
 fn no_takeover_by_a_late_backup() {
@@ -176,6 +200,7 @@ struct Plan {
 enum Fault {
     Crash { node: usize, down: u64 },
     CrashOwner,
+    StopOwner,
     Stop { node: usize, down: u64 },
     Pause { node: usize, time: u64 },
     /// The whole machine pauses: packets meanwhile are lost.
@@ -418,6 +443,11 @@ impl World {
             Fault::CrashOwner => {
                 if let Some(owner) = self.nodes.iter().position(|n| n.owns) {
                     self.crash(owner, None);
+                }
+            }
+            Fault::StopOwner => {
+                if let Some(owner) = self.nodes.iter().position(|n| n.owns) {
+                    self.input(owner, Input::Stop);
                 }
             }
             Fault::Stop { node, down } => {
