@@ -207,6 +207,8 @@ pub enum Condition {
     UnitActive { unit: String },
     /// The object at `path` (through the machine's API server) has `pointer` equal to `equals`.
     Object { path: String, pointer: String, equals: Value },
+    /// The DaemonSet at `path` has a ready Pod on each of these nodes; nodes whose machine dropped out of the run do not count.
+    DaemonSet { path: String, nodes: Vec<String> },
     /// Node is Ready.
     NodeReady { node: String },
     /// This etcd member is started, healthy and no learner.

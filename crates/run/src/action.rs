@@ -198,8 +198,12 @@ fn reveal(run: &Run, path: &str) -> Result<String, StepError> {
 async fn apply(run: &Run, machine: &MachineRef, object: &ApiObject) -> Done {
     let path = reveal(run, &object.path)?;
     let body = template_of(run, &object.body.to_string(), &object.secrets)?;
+    let node = path.strip_prefix("/api/v1/nodes/");
+    if node.is_some_and(|node| run.is_lost(node)) {
+        return Ok(());
+    }
     // Server-side apply would make a node that no kubelet stands behind.
-    if path.starts_with("/api/v1/nodes/") && run.api(machine.name(), Ask::Get { path: &path }).await?.is_none() {
+    if node.is_some() && run.api(machine.name(), Ask::Get { path: &path }).await?.is_none() {
         return Err(StepError::passing(format!("{path}: the node has not joined")));
     }
     run.api(machine.name(), Ask::Apply { path: &path, body: &body }).await?;

@@ -26,6 +26,7 @@ pub(crate) fn describe(condition: &Condition) -> String {
         Condition::File { path } => format!("{path} to exist"),
         Condition::UnitActive { unit } => format!("{unit} to be active"),
         Condition::Object { path, pointer, equals } => format!("{path} to have {pointer} = {equals}"),
+        Condition::DaemonSet { path, nodes } => format!("{path} to be ready on {} nodes", nodes.len()),
         Condition::NodeReady { node } => format!("node {node} to be Ready"),
         Condition::EtcdMember { name } => format!("etcd member {name} to be healthy"),
     }
@@ -90,6 +91,16 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
             if found == equals { Ok(()) } else { Err(format!("it is {found}")) }
         })
         .await,
+        Condition::DaemonSet { path, nodes } => {
+            let wanted = nodes.iter().filter(|node| !run.is_lost(node)).count() as u64;
+            object(run, machine, path, |object| {
+                let ready = object.pointer("/status/numberReady").and_then(Value::as_u64).unwrap_or_default();
+                // A status of an earlier generation counts Pods of the former template.
+                let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+                if ready >= wanted && current { Ok(()) } else { Err(format!("it is ready on {ready} of {wanted}")) }
+            })
+            .await
+        }
         Condition::NodeReady { node } => object(run, machine, &format!("/api/v1/nodes/{node}"), node_ready).await,
         Condition::EtcdMember { name } => {
             let member = run.fleet.get(name).unwrap_or(machine);

@@ -391,6 +391,10 @@ impl Run {
         Some(format!("it needs {broken}"))
     }
 
+    pub(crate) fn is_lost(&self, machine: &str) -> bool {
+        self.progress().lost.contains_key(machine)
+    }
+
     /// On disk before anything changes.
     async fn begin(&self, step: &Step) -> Result<(), StepError> {
         self.progress().begun.insert(step.id.clone(), Instant::now());

@@ -1,7 +1,7 @@
 //! Facts of everything at once: machines, etcd, API servers, images. One silent machine holds nobody up.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quorate_facts::{ClusterFacts, EtcdFacts, Facts, HostFacts, MachineFacts};
@@ -24,6 +24,8 @@ use crate::operator::{Identity, Operator, now};
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A containerd that hangs must not hold a plan up.
 const IMAGES_TIMEOUT_MS: u64 = 5_000;
+/// Requests to one API server at a time: as many idle connections as `machine` keeps.
+const ASKERS: usize = 4;
 /// Programs whose absence preflight reports.
 const PROGRAMS: [&str; 6] = ["nft", "iptables", "conntrack", "ip", "mount", "systemctl"];
 
@@ -139,20 +141,25 @@ async fn ready(connection: &MachineRef, address: std::net::SocketAddr) -> bool {
     connection.http(request).await.is_ok_and(|reply| reply.status == 200)
 }
 
-/// Live objects, the requests shared out among the servers; one that fails is asked of another server.
+/// Live objects. A few askers per server share the paths, so that each connection is used many times; what one server
+/// fails to give is asked of another.
 async fn objects(servers: &[Api], paths: Vec<String>) -> BTreeMap<String, Value> {
-    if servers.is_empty() {
-        return BTreeMap::new();
-    }
+    let left = Arc::new(Mutex::new(paths));
     let mut asked = JoinSet::new();
-    for (index, path) in paths.into_iter().enumerate() {
-        let (first, second) = (servers[index % servers.len()].clone(), servers[(index + 1) % servers.len()].clone());
+    for index in 0..servers.len() * ASKERS {
+        let (server, other) = (servers[index % servers.len()].clone(), servers[(index + 1) % servers.len()].clone());
+        let left = left.clone();
         asked.spawn(async move {
-            let found = match first.get(&path).await {
-                Err(_) => second.get(&path).await,
-                found => found,
-            };
-            Some((path, found.ok().flatten()?))
+            let mut found = Vec::new();
+            loop {
+                let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let Some(path) = next else { return found };
+                let object = match server.get(&path).await {
+                    Err(_) => other.get(&path).await,
+                    object => object,
+                };
+                found.extend(object.ok().flatten().map(|object| (path, object)));
+            }
         });
     }
     asked.join_all().await.into_iter().flatten().collect()

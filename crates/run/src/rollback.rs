@@ -148,9 +148,9 @@ async fn objects(api: Option<&Api>, step: &Step) -> Result<(), ApiError> {
             Some(before) => {
                 let Some(live) = api.get(&path).await? else { continue };
                 let mut former = before.clone();
-                former["metadata"]["resourceVersion"] = live.pointer("/metadata/resourceVersion").cloned().unwrap_or(Value::Null);
                 if let Some(metadata) = former.get_mut("metadata").and_then(Value::as_object_mut) {
                     metadata.remove("managedFields");
+                    metadata.extend(live.pointer("/metadata/resourceVersion").map(|version| ("resourceVersion".to_owned(), version.clone())));
                 }
                 api.replace(&path, &former).await?;
             }

@@ -27,8 +27,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         None => notes.push(Note { machine: None, message: "the bundle has no CoreDNS image".into(), hint: Some("quorate bundle verify".into()) }),
     }
     if let Some(item) = context.image("/probe") {
-        let nodes = context.reached(context.spec.nodes()).len();
-        let wait = Condition::Object { path: probe::DAEMON_SET.into(), pointer: "/status/numberReady".into(), equals: json!(nodes) };
+        let nodes = context.reached(context.spec.nodes()).iter().map(|machine| machine.name.clone()).collect();
+        let wait = Condition::DaemonSet { path: probe::DAEMON_SET.into(), nodes };
         let waits = if with_network { vec![Wait { until: wait, timeout_ms: READY_TIMEOUT_MS }] } else { Vec::new() };
         draft.objects("probe", "run a probe on every node", probe::objects(image_reference(&item.name)), waits, &[]);
     }

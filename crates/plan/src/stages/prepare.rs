@@ -24,7 +24,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         directories(&mut wanted);
         let modules = modules(&wanted);
         let values = sysctls(&wanted);
-        remember(&mut wanted, &values);
+        let before = remember(&wanted, &values);
         if !modules.is_empty() {
             wanted.text(MODULES_FILE, modules.iter().map(|module| format!("{module}\n")).collect::<String>());
         }
@@ -38,8 +38,9 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         let host = wanted.host;
         let name = machine.name.clone();
         let hosts = hosts_block(context);
-        let last = draft.add(wanted, &[]);
-        let needs: Vec<String> = last.into_iter().collect();
+        let first: Vec<String> = before.iter().map(|step| step.id.clone()).collect();
+        draft.stage.steps.extend(before);
+        let needs: Vec<String> = draft.add(wanted, &first).map_or(first, |last| vec![last]);
         let step = |what: &str, title: &str, why: Vec<String>, action: Action, undo: Undo| Step {
             id: format!("prepare/{name}/{what}"),
             machine: name.clone(),
@@ -151,11 +152,12 @@ fn sysctls(wanted: &Wanted<'_>) -> BTreeMap<String, String> {
     values
 }
 
-/// What `reset` puts back, written once, before anything is changed.
-fn remember(wanted: &mut Wanted<'_>, values: &BTreeMap<String, String>) {
+/// What `reset` puts back, written once and before anything else: a run that ends early must not make the next one take
+/// for found what this one made.
+fn remember(wanted: &Wanted<'_>, values: &BTreeMap<String, String>) -> Option<Step> {
     let host = wanted.host;
     if host.files.get(queries::BEFORE).is_some_and(|file| file.exists()) {
-        return;
+        return None;
     }
     let sysctls: BTreeMap<&String, &String> = values.keys().filter_map(|key| Some((key, host.sysctls.get(key)?.as_ref()?))).collect();
     let users: Vec<&String> = host.users.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| name).collect();
@@ -165,7 +167,20 @@ fn remember(wanted: &mut Wanted<'_>, values: &BTreeMap<String, String>) {
         .filter(|path| !host.files.get(*path).is_some_and(|file| file.exists()))
         .collect();
     let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories, "nftTables": host.firewall.nft_tables});
-    wanted.file(queries::BEFORE, "root", 0o600, Content::text(format!("{before:#}\n")));
+    let file = FileChange { path: queries::BEFORE.into(), owner: "root".into(), mode: 0o600, content: Content::text(format!("{before:#}\n")), before: Before::Absent };
+    let machine = &wanted.machine.name;
+    Some(Step {
+        id: format!("prepare/{machine}/before"),
+        machine: machine.clone(),
+        title: "remember how the machine was".into(),
+        why: vec![format!("{} does not exist", queries::BEFORE)],
+        action: Action::Files { files: vec![file] },
+        needs: Vec::new(),
+        done_when: Vec::new(),
+        undo: Undo::Kept,
+        attempts: 2,
+        essential: wanted.machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
+    })
 }
 
 /// Every machine's name, and the endpoint's.

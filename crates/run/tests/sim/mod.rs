@@ -100,6 +100,11 @@ impl Sim {
         plan
     }
 
+    /// Steps another plan would have, and why.
+    pub async fn left(&self) -> Vec<(String, Vec<String>)> {
+        self.plan().await.steps().map(|step| (step.id.clone(), step.why.clone())).collect()
+    }
+
     pub async fn apply(&self) -> (Plan, Outcome) {
         self.apply_with(&silent()).await
     }
@@ -112,7 +117,7 @@ impl Sim {
         (plan, outcome)
     }
 
-    async fn while_time_passes<T>(&self, work: impl Future<Output = T>) -> T {
+    pub async fn while_time_passes<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -155,7 +160,8 @@ impl Sim {
         let mut all = BTreeMap::new();
         for (name, machine) in &self.machines {
             let state = machine.state();
-            for (path, file) in state.files.iter().filter(|(path, _)| !path.starts_with("/var/lib/quorate/run")) {
+            // What only a member without data reads says how it joined, which may differ.
+            for (path, file) in state.files.iter().filter(|(path, _)| *path != "/etc/etcd/bootstrap.env") {
                 let what = match &file.kind {
                     FakeKind::File { .. } if path.ends_with(".crt") || path.ends_with(".key") || path.ends_with(".pem") => "a file".to_owned(),
                     FakeKind::File { content, .. } => String::from_utf8_lossy(content).into_owned(),
@@ -315,7 +321,14 @@ impl World {
             && let Some(spec) = self.spec.machine(&name)
         {
             // As `registerWithTaints` of the kubelet's configuration says.
-            let taints: Vec<Value> = spec.taints.iter().map(|taint| json!({"key": taint.key, "effect": format!("{:?}", taint.effect)})).collect();
+            let taints: Vec<Value> = spec
+                .taints
+                .iter()
+                .map(|taint| match taint.value.as_str() {
+                    "" => json!({"key": taint.key, "effect": format!("{:?}", taint.effect)}),
+                    value => json!({"key": taint.key, "value": value, "effect": format!("{:?}", taint.effect)}),
+                })
+                .collect();
             node["spec"]["taints"] = json!(taints);
         }
         node["status"] = json!({"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "message": "container runtime network not ready"}]});
