@@ -60,6 +60,7 @@ pub fn machine(spec: &Spec, machine: &Machine) -> MachineQuery {
         texts.insert(row.certificate.clone());
         paths_.extend(row.key.clone());
     }
+    paths_.insert(paths::BLOBS.into());
     for file in ["sa.key", "sa.pub", "etcd"] {
         paths_.insert(paths::pki(file));
     }

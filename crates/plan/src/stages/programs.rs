@@ -22,6 +22,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         for name in wanted_names(context, machine).into_iter().filter(|name| !context.facts.bundle.items.contains_key(*name)) {
             notes.push(Note { machine: None, message: format!("the bundle has no {name}"), hint: Some("quorate bundle verify".into()) });
         }
+        // etcd runs as its own user and must get through to its program.
+        wanted.directory(paths::BLOBS, "root", 0o711);
         wanted.link(&paths::bin("quorate"), &format!("{}/{}/quorate", paths::PROGRAMS, context.facts.operator.program_sha256));
         for item in items.iter().filter(|item| item.kind == ItemKind::Binary) {
             let folder = if CNI_PLUGINS.contains(&item.name.as_str()) { paths::CNI_BIN } else { paths::BIN };
