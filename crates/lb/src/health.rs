@@ -343,9 +343,12 @@ impl BackendSet {
 
     /// Says what changed since the last call: the set as a whole, fail open, path.
     pub(crate) fn publish(&mut self, now: Now, out: &mut impl Extend<Action>) {
-        let views: Vec<BackendView> = self.members.iter().map(|m| m.view(now, self.slow_start)).collect();
-        let alive = views.iter().filter(|v| v.weight > 0 && v.availability == Availability::LastResort).count();
-        let up = views.iter().any(|v| v.weight > 0 && v.availability == Availability::Up);
+        let slow_start = self.slow_start;
+        let serving = |availability| {
+            let is = move |m: &&Member| m.availability == availability && m.weight(now, slow_start) > 0;
+            self.members.iter().filter(is).count()
+        };
+        let (up, alive) = (serving(Availability::Up) > 0, serving(Availability::LastResort));
         let fail_open = !up && alive > 0;
         let frontend = &self.name;
         if fail_open != self.fail_open {
@@ -359,7 +362,7 @@ impl BackendSet {
         }
         let usable = up || alive > 0;
         // Before the first answers there is no telling.
-        let decided = usable || views.iter().all(|v| v.reason != Reason::Unchecked);
+        let decided = usable || self.members.iter().all(|m| m.reason != Reason::Unchecked);
         if decided && self.usable != Some(usable) {
             self.usable = Some(usable);
             out.extend([Action::Report {
@@ -369,7 +372,13 @@ impl BackendSet {
                 },
             }]);
         }
-        if self.published.as_ref() != Some(&views) {
+        // Compared in place: this runs with every input, the set seldom changes.
+        let same = self.published.as_ref().is_some_and(|views| {
+            let pairs = || views.iter().zip(&self.members);
+            views.len() == self.members.len() && pairs().all(|(v, m)| m.looks_like(v, now, slow_start))
+        });
+        if !same {
+            let views: Vec<BackendView> = self.members.iter().map(|m| m.view(now, slow_start)).collect();
             self.published = Some(views.clone());
             out.extend([Action::Backends {
                 frontend: frontend.clone(),

@@ -21,7 +21,7 @@ use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
 use quorate_lb::{Action, Bytes, Command, Input, VrrpState};
 
 /// Runs of an ordinary `cargo test`: a few seconds even without optimisation.
-const DEFAULT_RUNS: u64 = 1500;
+const DEFAULT_RUNS: u64 = 1000;
 
 #[test]
 fn owners_after_heal() {
