@@ -21,7 +21,7 @@ dependencies:
 
 ## Upstream Kubernetes for this machine, built once and kept in the user's cache.
 bundle: $(BIN)
-	$(BIN) bundle build
+	$(BIN) bundle build --from source
 
 ## Three control planes and two workers on this computer, from bare machines to all checks green.
 demo: $(BIN) bundle

@@ -110,6 +110,8 @@ pub(crate) fn unit(profile: &Profile) -> String {
             format!("ExecReload=/bin/kill -HUP $MAINPID"),
             "RuntimeDirectory=quorate".into(),
             "RuntimeDirectoryPreserve=yes".into(),
+            // The supervisor is the main process; the agent under it reports.
+            "NotifyAccess=all".into(),
             "WatchdogSec=5".into(),
             "LimitMEMLOCK=infinity".into(),
         ]

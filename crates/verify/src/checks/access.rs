@@ -6,7 +6,7 @@ use quorate_spec::Access;
 use crate::checks::endpoint::ready;
 use crate::{Check, Cluster, check};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let address = match &cluster.spec.access {
         Access::Endpoint => return Vec::new(),
         Access::Proxy { listen } => *listen,

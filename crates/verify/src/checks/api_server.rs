@@ -5,7 +5,7 @@ use quorate_machine::proto::HttpRequest;
 
 use crate::{Check, Cluster, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     join_all(cluster.spec.control_planes().into_iter().map(|control_plane| {
         check("api-server", &control_plane.name, async move {
             let hint = format!("on {}: journalctl -u kube-apiserver", control_plane.name);

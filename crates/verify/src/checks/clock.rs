@@ -9,7 +9,7 @@ use crate::{Check, Cluster, check, fail};
 /// can no longer be put in order.
 const MAX_SKEW_MS: i64 = 500;
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let readings = join_all(cluster.fleet.iter().map(|(name, machine)| async move {
         let asked = now_ms();
         let output = machine.exec_ok(Exec::new(["date", "+%s%N"]).timeout_ms(5_000)).await.ok()?;
@@ -24,7 +24,7 @@ pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
     offsets.sort_unstable();
     // Against the median of the machines: the operator's own clock may be the wrong one.
     let Some(median) = offsets.get(offsets.len() / 2).copied() else { return Vec::new() };
-    let mut checks = Vec::new();
+    let mut list = Vec::new();
     for (name, offset, round_trip) in readings {
         let skew = offset - median;
         let finding = if skew.abs() <= MAX_SKEW_MS + round_trip {
@@ -32,9 +32,9 @@ pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
         } else {
             fail(format!("{skew:+} ms from the others"), format!("start a time service on {name} (chrony, systemd-timesyncd)"))
         };
-        checks.push(check("clock", name, async { finding }).await);
+        list.push(check("clock", name, async { finding }).await);
     }
-    checks
+    list
 }
 
 fn now_ms() -> i64 {

@@ -6,7 +6,7 @@ use quorate_machine::proto::HttpRequest;
 
 use crate::{Check, Cluster, Finding, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let Some(endpoint) = &cluster.spec.endpoint else { return Vec::new() };
     let address = quorate_plan::host_port(endpoint.vip, endpoint.port);
     let machines = cluster.expected().filter_map(|machine| Some((machine, cluster.machine(&machine.name)?)));

@@ -8,7 +8,7 @@ use crate::{Check, Cluster, check, fail};
 /// Revisions a member may be behind when asked at slightly different moments under load.
 const MAX_LAG: u64 = 1_000;
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let members = cluster.spec.etcd_members();
     let statuses = join_all(members.iter().map(|member| async {
         match cluster.machine(&member.name) {
@@ -19,7 +19,7 @@ pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
     .await;
     let newest = statuses.iter().flatten().map(|status| status.revision).max().unwrap_or(0);
     let first_cluster = statuses.iter().flatten().map(|status| status.cluster_id.clone()).next().unwrap_or_default();
-    let mut checks = Vec::new();
+    let mut list = Vec::new();
     for (member, status) in members.iter().zip(&statuses) {
         let finding = match status {
             Err(error) => fail(error.clone(), format!("on {}: journalctl -u etcd", member.name)),
@@ -29,14 +29,14 @@ pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
             Ok(status) if newest - status.revision > MAX_LAG => fail(format!("{} revisions behind", newest - status.revision), "look at its disk and network"),
             Ok(status) => Ok(format!("{}, revision {}", if status.is_leader() { "leader" } else { "follower" }, status.revision)),
         };
-        checks.push(check("etcd-member", &member.name, async { finding }).await);
+        list.push(check("etcd-member", &member.name, async { finding }).await);
     }
-    checks.push(check("etcd-list", "cluster", list(cluster)).await);
-    checks
+    list.push(check("etcd-list", "cluster", whole(cluster)).await);
+    list
 }
 
 /// The member list is that of the cluster file.
-async fn list(cluster: &Cluster<'_>) -> crate::Finding {
+async fn whole(cluster: &Cluster<'_>) -> crate::Finding {
     let mut wanted: Vec<String> = cluster.spec.etcd_members().iter().map(|member| member.name.clone()).collect();
     wanted.sort();
     for name in &wanted {

@@ -7,7 +7,7 @@ use crate::{Check, Cluster, Finding, Probe, View, check, fail};
 
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
 
-pub(crate) async fn check(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
     let Ok(probes) = &view.probes else { return Vec::new() };
     // kubectl is on the control planes; any that answers will do.
     let Some(via) = cluster.spec.control_planes().iter().find_map(|machine| cluster.machine(&machine.name)) else { return Vec::new() };

@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use crate::{Check, Cluster, View, check, fail};
 
-pub(crate) async fn check(_cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
-    let mut checks = Vec::new();
+pub(crate) async fn checks(_cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
+    let mut list = Vec::new();
     for name in ["kube-controller-manager", "kube-scheduler"] {
-        checks.push(
+        list.push(
             check("leader", name, async {
                 let leases = view.leases.as_ref().map_err(|error| (error.clone(), "see the API servers".to_owned()))?;
                 let hint = format!("on the control planes: journalctl -u {name}");
@@ -19,5 +19,5 @@ pub(crate) async fn check(_cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
             .await,
         );
     }
-    checks
+    list
 }

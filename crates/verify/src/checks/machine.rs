@@ -2,8 +2,8 @@
 
 use crate::{Check, Cluster, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
-    let mut checks = Vec::new();
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
+    let mut list = Vec::new();
     for machine in cluster.expected() {
         let finding = match (cluster.machine(&machine.name), cluster.fleet.unreachable().get(&machine.name)) {
             (Some(_), _) => Ok("answers".to_owned()),
@@ -12,7 +12,7 @@ pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
                 format!("bring {} back, or mark it `maintenance: true`", machine.name),
             ),
         };
-        checks.push(check("machine", &machine.name, async { finding }).await);
+        list.push(check("machine", &machine.name, async { finding }).await);
     }
-    checks
+    list
 }

@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use crate::{Check, Cluster, View, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
-    let mut checks = Vec::new();
+pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
+    let mut list = Vec::new();
     for node in cluster.spec.nodes().into_iter().filter(|node| !node.maintenance) {
-        checks.push(
+        list.push(
             check("node", &node.name, async {
                 let nodes = view.nodes.as_ref().map_err(|error| (error.clone(), "see the API servers".to_owned()))?;
                 let hint = format!("on {}: journalctl -u kubelet", node.name);
@@ -25,5 +25,5 @@ pub(crate) async fn check(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
             .await,
         );
     }
-    checks
+    list
 }

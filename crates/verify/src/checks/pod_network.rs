@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{Check, Cluster, Finding, Probe, View, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
     if matches!(cluster.spec.network.cni, quorate_spec::Cni::None) {
         return Vec::new();
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{Check, Cluster, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let finding = async {
         let Some(api) = &cluster.api else { return fail("no API server answers", "see the API servers") };
         let list = api.get("/apis/certificates.k8s.io/v1/certificatesigningrequests").await.map_err(|error| (error.to_string(), String::new()))?;

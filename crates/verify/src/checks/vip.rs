@@ -7,7 +7,7 @@ use quorate_machine::{Request, Response};
 
 use crate::{Check, Cluster, check, fail};
 
-pub(crate) async fn check(cluster: &Cluster<'_>) -> Vec<Check> {
+pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let mut vips: Vec<(&str, IpAddr, Vec<&str>)> = Vec::new();
     if let Some(endpoint) = &cluster.spec.endpoint {
         vips.push(("vip", endpoint.vip, cluster.spec.vip_holders().iter().map(|machine| machine.name.as_str()).collect()));

@@ -1,0 +1,200 @@
+//! What most verbs begin with: the cluster file, the operator's folder, the machines.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use futures_util::future::join_all;
+use quorate_machine::MachineRef;
+use quorate_machine::ssh::{Password, Program, SshMachine, SshTarget};
+use quorate_pki::SecretText;
+use quorate_plan::Plan;
+use quorate_run::{Catalogue, Fleet, Operator, Session};
+use quorate_spec::{Finding, Machine, Severity, Spec};
+use quorate_verify::Report;
+
+use crate::console::UserError;
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArgs {
+    /// Cluster file.
+    #[arg(short, long, value_name = "FILE", default_value = "cluster.yaml")]
+    pub(crate) file: PathBuf,
+    /// Operator's folder: authorities, secrets, journals [default: .quorate/CLUSTER beside the cluster file].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Trust host keys that are not known yet; a changed key is refused all the same.
+    #[arg(long)]
+    pub(crate) accept_new_host_keys: bool,
+    /// Ask for the password of sudo on the machines.
+    #[arg(long)]
+    pub(crate) ask_sudo_password: bool,
+}
+
+/// A checked cluster file.
+pub(crate) struct Loaded {
+    pub(crate) spec: Spec,
+    pub(crate) folder: PathBuf,
+    pub(crate) file: PathBuf,
+}
+
+/// Reads the cluster file; findings go to standard error, and an unusable file is the user's to mend.
+pub(crate) fn load(args: &ClusterArgs) -> anyhow::Result<Loaded> {
+    let name = args.file.display().to_string();
+    let text = std::fs::read_to_string(&args.file).map_err(|error| {
+        UserError::new(format!("read {name}: {error}")).hint("`quorate init` writes one; -f names another")
+    })?;
+    match quorate_spec::load(&text, &name) {
+        Ok((spec, warnings)) => {
+            show(&warnings, &text);
+            let beside = args.file.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = args.folder.clone().unwrap_or_else(|| beside.join(".quorate").join(&spec.name));
+            Ok(Loaded { spec, folder, file: args.file.clone() })
+        }
+        Err(findings) => {
+            show(&findings, &text);
+            let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+            let things = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
+            Err(UserError::new(format!("{things} in {name}; nothing was changed")).into())
+        }
+    }
+}
+
+fn show(findings: &[Finding], text: &str) {
+    if !findings.is_empty() {
+        crate::err!("{}", quorate_spec::render(findings, text, crate::console::colour()).trim_end());
+    }
+}
+
+/// What a verb is about to do with the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Nothing is changed anywhere, not even in the operator's folder.
+    Look,
+    Change,
+}
+
+/// The cluster file's machines, the operator's folder and the bundle, ready to be worked with.
+pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpose) -> anyhow::Result<Session> {
+    let program = Program::current().context("read the running program")?;
+    let catalogue = catalogue(loaded)?;
+    let fleet = connect(loaded, args, &program).await?;
+    let operator = match purpose {
+        Purpose::Look => Operator::look(&loaded.folder, passphrase(), program.sha256())?,
+        Purpose::Change => Operator::open(&loaded.folder, passphrase(), program.sha256())?,
+    };
+    Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
+}
+
+pub(crate) async fn plan(session: &Session) -> anyhow::Result<Plan> {
+    let facts = session.gather().await?;
+    let plan = quorate_plan::plan(&session.spec, &facts);
+    let broken = quorate_plan::lint::lint(&plan);
+    if !broken.is_empty() {
+        let lines: Vec<String> = broken.iter().map(|violation| format!("{}: {}: {}", violation.step, violation.rule, violation.message)).collect();
+        anyhow::bail!("the plan breaks its own rules, nothing was changed; please report this:\n  {}", lines.join("\n  "));
+    }
+    Ok(plan)
+}
+
+pub(crate) async fn verify(session: &Session) -> anyhow::Result<Report> {
+    let kubeconfig = kubeconfig(session)?;
+    let cluster = quorate_verify::Cluster { spec: &session.spec, fleet: &session.fleet, api: session.api().await?, kubeconfig, now_unix: now_unix() };
+    Ok(quorate_verify::verify(&cluster).await)
+}
+
+/// The administrator's kubeconfig; empty while there are no authorities.
+fn kubeconfig(session: &Session) -> anyhow::Result<String> {
+    Ok(match session.operator.admin_kubeconfig(&session.spec)? {
+        Some(path) => std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
+        None => String::new(),
+    })
+}
+
+/// The bundle named by the cluster file, or the one made for its version in the user's cache.
+fn catalogue(loaded: &Loaded) -> anyhow::Result<Catalogue> {
+    let version = loaded.spec.kubernetes.tag();
+    let path = match &loaded.spec.bundle {
+        Some(path) => PathBuf::from(path),
+        None => quorate_bundle::default_cache().join("bundles").join(&version),
+    };
+    let bundle = quorate_bundle::Bundle::open(&path)
+        .map_err(|error| UserError::new(format!("bundle for {version}: {error}")).hint(format!("quorate bundle build --kubernetes {version}")))?;
+    Ok(Catalogue::from(&bundle))
+}
+
+/// Opens a sealed operator's folder.
+pub(crate) fn passphrase() -> Option<SecretText> {
+    std::env::var("QUORATE_PASSPHRASE").ok().filter(|text| !text.is_empty()).map(SecretText::new)
+}
+
+/// A file only its owner may read, replaced whole.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    let _ = std::fs::remove_file(&temporary);
+    let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    written.and_then(|()| std::fs::rename(&temporary, path)).with_context(|| format!("write {}", path.display()))
+}
+
+fn now_unix() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// Connects to every machine that is not in maintenance, all at once; those that cannot be reached are named with the reason.
+async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyhow::Result<Fleet> {
+    let password = if args.ask_sudo_password { Some(Password(crate::console::password("sudo password: ")?)) } else { None };
+    let machines = loaded.spec.machines.iter().filter(|machine| !machine.maintenance);
+    let attempts = join_all(machines.map(|machine| {
+        let connection = Arc::new(SshMachine::new(target(loaded, machine, args, password.clone()), program.clone()));
+        async move {
+            let connected = connection.connect().await;
+            (machine, connection, connected)
+        }
+    }))
+    .await;
+    let mut reached: Vec<MachineRef> = Vec::new();
+    let mut unreachable = BTreeMap::new();
+    for (machine, connection, connected) in attempts {
+        match connected {
+            Ok(()) => reached.push(connection),
+            Err(error) => {
+                crate::err!("{error}");
+                unreachable.insert(machine.name.clone(), error.to_string());
+            }
+        }
+    }
+    if reached.is_empty() {
+        anyhow::bail!("none of the {} machines could be reached", unreachable.len());
+    }
+    Ok(Fleet::new(reached, unreachable))
+}
+
+fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password: Option<Password>) -> SshTarget {
+    // Relative paths in the cluster file are relative to it.
+    let beside = |path: &String| loaded.file.parent().unwrap_or(Path::new("")).join(path);
+    SshTarget {
+        name: machine.name.clone(),
+        host: machine.ssh_host.clone(),
+        user: machine.ssh.user.clone(),
+        port: machine.ssh.port,
+        config_file: machine.ssh.config.as_ref().map(beside),
+        identity_file: machine.ssh.identity.as_ref().map(beside),
+        accept_new_host_keys: args.accept_new_host_keys,
+        sudo_password,
+        options: machine.ssh.jump.iter().map(|jump| format!("ProxyJump={jump}")).collect(),
+        state_dir: None,
+    }
+}
