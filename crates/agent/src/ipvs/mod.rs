@@ -140,7 +140,7 @@ impl Ipvs {
     /// [`Ipvs::reconcile`] that deletes the backend, since it needs the kernel's table of connections. Returns how many.
     pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
         let Some(service) = self.services.iter().find(|one| one.name == service) else { return Ok(0) };
-        let table = std::fs::read_to_string("/proc/net/ip_vs_conn").unwrap_or_default();
+        let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default();
         let sources = connections::clients(&table, service.virtual_address, backend);
         if sources.is_empty() {
             return Ok(0);
