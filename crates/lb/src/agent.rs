@@ -71,7 +71,11 @@ impl Agent {
         self.routers.handle(now, &input);
         if !matches!(
             input,
-            Input::Vrrp { .. } | Input::Frame { .. } | Input::Command { command: Command::Release { .. } }
+            Input::Vrrp { .. }
+                | Input::Frame { .. }
+                | Input::Command {
+                    command: Command::Release { .. }
+                }
         ) {
             self.balancer.handle(now, &input);
             for (frontend, usable) in self.balancer.paths() {
@@ -96,6 +100,9 @@ impl Agent {
 
     /// When [`Input::Tick`] is due at the latest; None: only when something happens.
     pub fn poll_timeout(&mut self) -> Option<Now> {
-        [self.routers.poll_timeout(), self.balancer.poll_timeout()].into_iter().flatten().min()
+        [self.routers.poll_timeout(), self.balancer.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

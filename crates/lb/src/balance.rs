@@ -116,7 +116,9 @@ impl Snapshot {
     }
 
     pub fn member(&self, name: &str, address: SocketAddr) -> Option<&Member> {
-        self.members.iter().find(|m| m.view.name == name && m.view.address == address)
+        self.members
+            .iter()
+            .find(|m| m.view.name == name && m.view.address == address)
     }
 
     /// Whether a connection accepted now could be passed on at all.
@@ -163,15 +165,27 @@ impl Snapshot {
             Algorithm::Source => self.by_source(tier, client, free),
         };
         if chosen.is_none() {
-            *all_full = tier.indices.iter().any(|&i| !excluded.contains(usize::from(i)));
+            *all_full = tier
+                .indices
+                .iter()
+                .any(|&i| !excluded.contains(usize::from(i)));
         }
         chosen
     }
 
-    fn less_loaded_of_two(&self, tier: &Tier, entropy: u64, free: impl Fn(usize) -> bool) -> Option<usize> {
+    fn less_loaded_of_two(
+        &self,
+        tier: &Tier,
+        entropy: u64,
+        free: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let n = tier.indices.len() as u64;
         let first = (entropy & 0xffff_ffff) % n;
-        let second = if n > 1 { (first + 1 + (entropy >> 32) % (n - 1)) % n } else { first };
+        let second = if n > 1 {
+            (first + 1 + (entropy >> 32) % (n - 1)) % n
+        } else {
+            first
+        };
         let at = |k: u64| usize::from(tier.indices[k as usize]);
         let (a, b) = (at(first), at(second));
         match (free(a), free(b)) {
@@ -180,17 +194,27 @@ impl Snapshot {
             (false, true) => Some(b),
             (false, false) => {
                 let all = tier.indices.iter().map(|&i| usize::from(i));
-                all.filter(|&i| free(i)).min_by_key(|&i| self.members[i].cost())
+                all.filter(|&i| free(i))
+                    .min_by_key(|&i| self.members[i].cost())
             }
         }
     }
 
-    fn by_source(&self, tier: &Tier, client: IpAddr, free: impl Fn(usize) -> bool) -> Option<usize> {
+    fn by_source(
+        &self,
+        tier: &Tier,
+        client: IpAddr,
+        free: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let client = match client {
             IpAddr::V4(a) => fnv(&a.octets()),
             IpAddr::V6(a) => fnv(&a.octets()),
         };
-        let all = tier.indices.iter().map(|&i| usize::from(i)).filter(|&i| free(i));
+        let all = tier
+            .indices
+            .iter()
+            .map(|&i| usize::from(i))
+            .filter(|&i| free(i));
         all.max_by(|&a, &b| {
             let (a, b) = (&self.members[a], &self.members[b]);
             a.affinity(client).total_cmp(&b.affinity(client))
@@ -217,7 +241,11 @@ impl Member {
     /// drawing all traffic to one machine.
     fn cost(&self) -> u64 {
         let cost = ((u64::from(self.load.active()) + 1) << 20) / u64::from(self.view.weight.max(1));
-        if self.view.local { cost - cost / 8 } else { cost }
+        if self.view.local {
+            cost - cost / 8
+        } else {
+            cost
+        }
     }
 
     /// Weighted rendezvous score: -weight / ln(u), u uniform in (0, 1) from (client, backend).
@@ -249,11 +277,18 @@ impl Tier {
             };
             own_level == level && v.weight > 0
         };
-        let indices: Vec<u16> =
-            (0..members.len()).filter(|&i| belongs(&members[i].view)).map(|i| i as u16).collect();
-        let weights: Vec<u64> =
-            indices.iter().map(|&i| u64::from(members[usize::from(i)].view.weight)).collect();
-        let schedule = smooth_turn(&weights).into_iter().map(|k| indices[k]).collect();
+        let indices: Vec<u16> = (0..members.len())
+            .filter(|&i| belongs(&members[i].view))
+            .map(|i| i as u16)
+            .collect();
+        let weights: Vec<u64> = indices
+            .iter()
+            .map(|&i| u64::from(members[usize::from(i)].view.weight))
+            .collect();
+        let schedule = smooth_turn(&weights)
+            .into_iter()
+            .map(|k| indices[k])
+            .collect();
         Self {
             indices,
             schedule,
@@ -304,7 +339,9 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 fn fnv(bytes: &[u8]) -> u64 {
-    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)))
+    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
+    }))
 }
 
 /// Finaliser of splitmix64.
@@ -351,7 +388,11 @@ mod tests {
 
         fn pick(&mut self, client: IpAddr, excluded: &Excluded) -> Option<usize> {
             self.seed += 1;
-            match self.snapshot.pick(client, excluded, mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))) {
+            match self.snapshot.pick(
+                client,
+                excluded,
+                mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            ) {
                 Pick::Backend { index, reservation } => {
                     self.held.push(reservation);
                     Some(index)
@@ -371,7 +412,10 @@ mod tests {
 
     #[test]
     fn least_connections_follows_weights() {
-        let mut p = Picker::new(Algorithm::LeastConnections, &[view(1, 100), view(2, 100), view(3, 50)]);
+        let mut p = Picker::new(
+            Algorithm::LeastConnections,
+            &[view(1, 100), view(2, 100), view(3, 50)],
+        );
         let shares = p.shares(1000);
         for (got, wanted) in shares.iter().zip([400, 400, 200]) {
             assert!(got.abs_diff(wanted) < 40, "{shares:?}");
@@ -388,8 +432,13 @@ mod tests {
 
     #[test]
     fn round_robin_is_exact_and_interleaved() {
-        let mut p = Picker::new(Algorithm::RoundRobin, &[view(1, 50), view(2, 10), view(3, 10)]);
-        let order: Vec<_> = (0..7).map(|_| p.pick(CLIENT, &Excluded::default()).unwrap()).collect();
+        let mut p = Picker::new(
+            Algorithm::RoundRobin,
+            &[view(1, 50), view(2, 10), view(3, 10)],
+        );
+        let order: Vec<_> = (0..7)
+            .map(|_| p.pick(CLIENT, &Excluded::default()).unwrap())
+            .collect();
         assert_eq!(order, [0, 0, 1, 0, 2, 0, 0]);
     }
 
@@ -403,7 +452,10 @@ mod tests {
         let mut counts = [0; 5];
         for n in 0..2000u32 {
             let client = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-            let (a, b) = (before.pick(client, &Excluded::default()), after.pick(client, &Excluded::default()));
+            let (a, b) = (
+                before.pick(client, &Excluded::default()),
+                after.pick(client, &Excluded::default()),
+            );
             counts[a.unwrap()] += 1;
             assert!(a == b || a == Some(2), "{client} moved from {a:?} to {b:?}");
         }
@@ -412,8 +464,18 @@ mod tests {
 
     #[test]
     fn every_algorithm_honours_exclusion_and_tiers() {
-        for algorithm in [Algorithm::LeastConnections, Algorithm::RoundRobin, Algorithm::Source] {
-            let mut views = [view(1, 100), view(2, 100), view(3, 100), view(4, 100), view(5, 0)];
+        for algorithm in [
+            Algorithm::LeastConnections,
+            Algorithm::RoundRobin,
+            Algorithm::Source,
+        ] {
+            let mut views = [
+                view(1, 100),
+                view(2, 100),
+                view(3, 100),
+                view(4, 100),
+                view(5, 0),
+            ];
             views[1].backup = true;
             views[2].availability = Availability::LastResort;
             views[3].availability = Availability::Down;
@@ -432,10 +494,17 @@ mod tests {
         let mut views = [view(1, 100), view(2, 100)];
         views[0].max_connections = 3;
         views[1].max_connections = 2;
-        for algorithm in [Algorithm::LeastConnections, Algorithm::RoundRobin, Algorithm::Source] {
+        for algorithm in [
+            Algorithm::LeastConnections,
+            Algorithm::RoundRobin,
+            Algorithm::Source,
+        ] {
             let mut p = Picker::new(algorithm, &views);
             assert_eq!(p.shares(5), [3, 2]);
-            assert!(matches!(p.snapshot.pick(CLIENT, &Excluded::default(), 7), Pick::Full));
+            assert!(matches!(
+                p.snapshot.pick(CLIENT, &Excluded::default(), 7),
+                Pick::Full
+            ));
             p.held.pop();
             assert!(p.pick(CLIENT, &Excluded::default()).is_some());
         }
@@ -445,11 +514,21 @@ mod tests {
     fn counters_survive_a_new_set() {
         let mut p = Picker::new(Algorithm::LeastConnections, &[view(1, 100), view(2, 100)]);
         p.shares(10);
-        let next = Snapshot::new(Algorithm::RoundRobin, &[view(2, 100), view(3, 100)], Some(&p.snapshot));
-        assert_eq!(next.members[0].load.active(), p.snapshot.members[1].load.active());
+        let next = Snapshot::new(
+            Algorithm::RoundRobin,
+            &[view(2, 100), view(3, 100)],
+            Some(&p.snapshot),
+        );
+        assert_eq!(
+            next.members[0].load.active(),
+            p.snapshot.members[1].load.active()
+        );
         assert_eq!(next.members[1].load.active(), 0);
         p.held.clear();
-        assert_eq!((next.members[0].load.active(), next.members[0].load.total()), (0, 5));
+        assert_eq!(
+            (next.members[0].load.active(), next.members[0].load.total()),
+            (0, 5)
+        );
         assert!(!Snapshot::new(Algorithm::Source, &[], None).is_usable());
     }
 }

@@ -22,7 +22,10 @@ pub struct Balancer {
 impl Balancer {
     /// `seed` should differ between machines: it spreads their checks over time.
     pub fn new(config: &AgentConfig, seed: u64) -> Self {
-        let sets = config.backend_sets().map(|s| BackendSet::new(Now::ZERO, s, seed)).collect();
+        let sets = config
+            .backend_sets()
+            .map(|s| BackendSet::new(Now::ZERO, s, seed))
+            .collect();
         Self {
             sets,
             seed,
@@ -46,7 +49,9 @@ impl Balancer {
 
     /// Each backend set and whether it can pass connections on, once that is known.
     pub fn paths(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.sets.iter().filter_map(|s| s.usable().map(|u| (s.name(), u)))
+        self.sets
+            .iter()
+            .filter_map(|s| s.usable().map(|u| (s.name(), u)))
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -127,7 +132,8 @@ impl Balancer {
     }
 
     fn command(&mut self, now: Now, command: &Command) {
-        let (Command::SetAdmin { frontend, .. } | Command::SetWeight { frontend, .. }) = command else {
+        let (Command::SetAdmin { frontend, .. } | Command::SetWeight { frontend, .. }) = command
+        else {
             return;
         };
         let names: Vec<_> = self.sets.iter().map(BackendSet::name).collect();
@@ -139,7 +145,9 @@ impl Balancer {
                     let done = set.set_admin(now, backend, *state, &mut self.actions);
                     done.map_err(|hint| (format!("no backend is named {backend:?}"), hint))
                 }
-                Command::SetWeight { backend, weight, .. } => {
+                Command::SetWeight {
+                    backend, weight, ..
+                } => {
                     let done = set.set_weight(backend, *weight);
                     done.map_err(|hint| (format!("no backend is named {backend:?}"), hint))
                 }

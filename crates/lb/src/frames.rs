@@ -62,7 +62,13 @@ enum Operation {
     Reply = 2,
 }
 
-fn arp(operation: Operation, sender: Mac, sender_ip: Ipv4Addr, target: Mac, target_ip: Ipv4Addr) -> Vec<u8> {
+fn arp(
+    operation: Operation,
+    sender: Mac,
+    sender_ip: Ipv4Addr,
+    target: Mac,
+    target_ip: Ipv4Addr,
+) -> Vec<u8> {
     let mut f = Vec::with_capacity(42);
     f.extend(BROADCAST);
     f.extend(sender);
@@ -84,7 +90,10 @@ fn neighbour_advertisement(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
     icmp.extend(ip.octets());
     icmp.extend([OPTION_TARGET_LINK_ADDRESS, 1]);
     icmp.extend(mac);
-    let sum = Sum::new().pseudo_header(ip.into(), all_nodes.into(), ICMPV6, icmp.len()).bytes(&icmp).checksum();
+    let sum = Sum::new()
+        .pseudo_header(ip.into(), all_nodes.into(), ICMPV6, icmp.len())
+        .bytes(&icmp)
+        .checksum();
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
 
     let mut f = Vec::with_capacity(86);
@@ -122,7 +131,11 @@ fn parse_neighbour_advertisement(p: &[u8]) -> Option<Claim> {
     if icmp.len() < 24 || icmp[0] != NEIGHBOUR_ADVERTISEMENT || icmp[1] != 0 {
         return None;
     }
-    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).ok();
+    let address = |at: usize| {
+        <[u8; 16]>::try_from(&header[at..at + 16])
+            .map(Ipv6Addr::from)
+            .ok()
+    };
     let sum = Sum::new().pseudo_header(address(8)?.into(), address(24)?.into(), ICMPV6, icmp.len());
     if sum.bytes(icmp).checksum() != 0 {
         return None;
@@ -130,7 +143,9 @@ fn parse_neighbour_advertisement(p: &[u8]) -> Option<Claim> {
     let target = Ipv6Addr::from(<[u8; 16]>::try_from(&icmp[8..24]).ok()?);
     let mut options = &icmp[24..];
     while let [kind, units, ..] = *options {
-        let option = options.get(..usize::from(units) * 8).filter(|o| !o.is_empty())?;
+        let option = options
+            .get(..usize::from(units) * 8)
+            .filter(|o| !o.is_empty())?;
         if kind == OPTION_TARGET_LINK_ADDRESS {
             return Some(Claim {
                 address: target.into(),
@@ -153,7 +168,10 @@ mod tests {
         for ip in ["10.77.0.100", "fd00::100"] {
             let ip: IpAddr = ip.parse().unwrap();
             for frame in announcement(MAC, ip) {
-                let claim = Some(Claim { address: ip, mac: MAC });
+                let claim = Some(Claim {
+                    address: ip,
+                    mac: MAC,
+                });
                 assert_eq!(parse_claim(&frame), claim);
                 let mut tagged = frame.clone();
                 tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
@@ -167,7 +185,10 @@ mod tests {
 
     #[test]
     fn probes_claim_nothing() {
-        assert_eq!(parse_claim(&arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 1))), None);
+        assert_eq!(
+            parse_claim(&arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 1))),
+            None
+        );
     }
 
     #[test]
@@ -185,17 +206,28 @@ mod tests {
         use etherparse::{Icmpv6Slice, LinkSlice, NetSlice, SlicedPacket, TransportSlice};
         let frame = &announcement(MAC, "fd00::100".parse().unwrap())[0];
         let packet = SlicedPacket::from_ethernet(frame).unwrap();
-        let Some(LinkSlice::Ethernet2(link)) = packet.link else { panic!("no Ethernet header") };
-        assert_eq!((link.source(), link.destination()), (MAC, [0x33, 0x33, 0, 0, 0, 1]));
-        let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) = (packet.net, packet.transport) else {
+        let Some(LinkSlice::Ethernet2(link)) = packet.link else {
+            panic!("no Ethernet header")
+        };
+        assert_eq!(
+            (link.source(), link.destination()),
+            (MAC, [0x33, 0x33, 0, 0, 0, 1])
+        );
+        let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) =
+            (packet.net, packet.transport)
+        else {
             panic!("not ICMPv6")
         };
         assert_eq!(ip.header().hop_limit(), 255);
-        let check = |i: &Icmpv6Slice<'_>| i.is_checksum_valid(ip.header().source(), ip.header().destination());
+        let check = |i: &Icmpv6Slice<'_>| {
+            i.is_checksum_valid(ip.header().source(), ip.header().destination())
+        };
         assert!(check(&icmp));
         for frame in &announcement(MAC, "10.77.0.100".parse().unwrap()) {
             let packet = SlicedPacket::from_ethernet(frame).unwrap();
-            let Some(NetSlice::Arp(arp)) = packet.net else { panic!("not ARP") };
+            let Some(NetSlice::Arp(arp)) = packet.net else {
+                panic!("not ARP")
+            };
             assert_eq!(arp.sender_hw_addr(), MAC);
             assert_eq!(arp.sender_protocol_addr(), [10, 77, 0, 100]);
             assert_eq!(arp.target_protocol_addr(), [10, 77, 0, 100]);

@@ -26,7 +26,8 @@ use member::Member;
 
 use crate::config::{BackendSetRef, Health, HealthKind, SetKind};
 use crate::io::{
-    Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome, ProbeStage, Reason,
+    Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome,
+    ProbeStage, Reason,
 };
 
 /// Checks of one backend under way at most.
@@ -48,7 +49,10 @@ pub fn classify_readyz(status: u16, body: &str) -> ProbeOutcome {
     if (200..300).contains(&status) {
         return ProbeOutcome::Ready;
     }
-    let mut failing = body.lines().filter_map(|l| l.trim().strip_prefix("[-]")).peekable();
+    let mut failing = body
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("[-]"))
+        .peekable();
     let etcd_only = failing.peek().is_some()
         && failing.all(|l| matches!(l.split(' ').next(), Some("etcd" | "etcd-readiness")));
     ProbeOutcome::Unready { status, etcd_only }
@@ -115,7 +119,11 @@ impl BackendSet {
             fail_open: false,
             seed,
         };
-        new.members = set.backends.iter().map(|b| Member::new(now, b.clone(), set.health.kind)).collect();
+        new.members = set
+            .backends
+            .iter()
+            .map(|b| Member::new(now, b.clone(), set.health.kind))
+            .collect();
         new
     }
 
@@ -133,7 +141,9 @@ impl BackendSet {
         self.kind = set.kind;
         let mut old = std::mem::take(&mut self.members);
         for backend in set.backends {
-            let kept = old.iter().position(|m| m.config.name == backend.name && m.config.address == backend.address);
+            let kept = old
+                .iter()
+                .position(|m| m.config.name == backend.name && m.config.address == backend.address);
             self.members.push(match kept {
                 Some(at) => {
                     let mut member = old.swap_remove(at);
@@ -177,7 +187,10 @@ impl BackendSet {
 
     /// How late a wake-up must be for that.
     pub(crate) fn tolerance(&self) -> Duration {
-        self.health.fast_interval.get().max(Duration::from_millis(50))
+        self.health
+            .fast_interval
+            .get()
+            .max(Duration::from_millis(50))
     }
 
     pub(crate) fn on_time(&mut self, now: Now, out: &mut impl Extend<Action>) {
@@ -203,7 +216,8 @@ impl BackendSet {
             }
             return;
         }
-        m.pending.retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
+        m.pending
+            .retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
         // A check unanswered for so long is a doubt of its own.
         if m.oldest_pending().is_some_and(|t| now >= t + fast) {
             let soonest = m.last_probe.map_or(now, |t| t + fast);
@@ -215,7 +229,10 @@ impl BackendSet {
     }
 
     pub(crate) fn wake_at(&self, now: Now) -> Option<Now> {
-        self.members.iter().filter_map(|m| self.member_wakes_at(now, m)).min()
+        self.members
+            .iter()
+            .filter_map(|m| self.member_wakes_at(now, m))
+            .min()
     }
 
     fn member_wakes_at(&self, now: Now, m: &Member) -> Option<Now> {
@@ -224,10 +241,15 @@ impl BackendSet {
         }
         let checked = self.health.kind != HealthKind::None;
         let probe = (checked || m.availability == Availability::Down).then_some(m.next_probe);
-        let doubtful = m.oldest_pending().map(|t| t + self.health.fast_interval.get());
+        let doubtful = m
+            .oldest_pending()
+            .map(|t| t + self.health.fast_interval.get());
         let overdue = doubtful.filter(|t| checked && *t > now);
         let step = m.next_slow_start_step(now, self.slow_start);
-        [probe, overdue, step, m.reset_at].into_iter().flatten().min()
+        [probe, overdue, step, m.reset_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(crate) fn on_probed(
@@ -262,9 +284,13 @@ impl BackendSet {
         }
         match outcome {
             ProbeOutcome::Ready => self.ready(now, at, out),
-            ProbeOutcome::Unready { status, etcd_only } => self.unready(now, at, *status, *etcd_only, out),
+            ProbeOutcome::Unready { status, etcd_only } => {
+                self.unready(now, at, *status, *etcd_only, out)
+            }
             ProbeOutcome::Refused => self.refused(now, at, "check refused", out),
-            ProbeOutcome::Timeout { .. } | ProbeOutcome::Unreachable | ProbeOutcome::Broken { .. } => {
+            ProbeOutcome::Timeout { .. }
+            | ProbeOutcome::Unreachable
+            | ProbeOutcome::Broken { .. } => {
                 // An older check that ran out after a newer one was answered says nothing new.
                 if m.alive.last.is_none_or(|alive| sent >= alive) {
                     self.failed(now, at, sent, outcome, out);
@@ -298,12 +324,21 @@ impl BackendSet {
             DialOutcome::Timeout | DialOutcome::Unreachable if unchecked => {
                 if m.availability == Availability::Up {
                     m.next_probe = now + interval;
-                    self.set(now, at, Availability::Down, Reason::Silent, "connections time out", out);
+                    self.set(
+                        now,
+                        at,
+                        Availability::Down,
+                        Reason::Silent,
+                        "connections time out",
+                        out,
+                    );
                 }
             }
             DialOutcome::Slow | DialOutcome::Timeout | DialOutcome::Unreachable => {
                 if !unchecked && m.availability != Availability::Down {
-                    let soonest = m.last_probe.map_or(now, |t| t + self.health.fast_interval.get());
+                    let soonest = m
+                        .last_probe
+                        .map_or(now, |t| t + self.health.fast_interval.get());
                     m.doubt = self.health.fall;
                     m.next_probe = m.next_probe.min(soonest.max(now));
                 }
@@ -325,7 +360,14 @@ impl BackendSet {
             m.pending.clear();
             m.reset_at = None;
             out.extend([m.reset(&self.name, GENTLE_SPREAD)]);
-            self.set(now, at, Availability::Down, Reason::Admin, "maintenance", out);
+            self.set(
+                now,
+                at,
+                Availability::Down,
+                Reason::Admin,
+                "maintenance",
+                out,
+            );
         } else if before == AdminState::Maintenance && state != before {
             let fresh = Member::new(now, m.config.clone(), self.health.kind);
             let old = std::mem::replace(m, fresh);
@@ -345,10 +387,14 @@ impl BackendSet {
     pub(crate) fn publish(&mut self, now: Now, out: &mut impl Extend<Action>) {
         let slow_start = self.slow_start;
         let serving = |availability| {
-            let is = move |m: &&Member| m.availability == availability && m.weight(now, slow_start) > 0;
+            let is =
+                move |m: &&Member| m.availability == availability && m.weight(now, slow_start) > 0;
             self.members.iter().filter(is).count()
         };
-        let (up, alive) = (serving(Availability::Up) > 0, serving(Availability::LastResort));
+        let (up, alive) = (
+            serving(Availability::Up) > 0,
+            serving(Availability::LastResort),
+        );
         let fail_open = !up && alive > 0;
         let frontend = &self.name;
         if fail_open != self.fail_open {
@@ -375,10 +421,15 @@ impl BackendSet {
         // Compared in place: this runs with every input, the set seldom changes.
         let same = self.published.as_ref().is_some_and(|views| {
             let pairs = || views.iter().zip(&self.members);
-            views.len() == self.members.len() && pairs().all(|(v, m)| m.looks_like(v, now, slow_start))
+            views.len() == self.members.len()
+                && pairs().all(|(v, m)| m.looks_like(v, now, slow_start))
         });
         if !same {
-            let views: Vec<BackendView> = self.members.iter().map(|m| m.view(now, slow_start)).collect();
+            let views: Vec<BackendView> = self
+                .members
+                .iter()
+                .map(|m| m.view(now, slow_start))
+                .collect();
             self.published = Some(views.clone());
             out.extend([Action::Backends {
                 frontend: frontend.clone(),
@@ -410,7 +461,14 @@ impl BackendSet {
         }
     }
 
-    fn unready(&mut self, now: Now, at: usize, status: u16, etcd_only: bool, out: &mut impl Extend<Action>) {
+    fn unready(
+        &mut self,
+        now: Now,
+        at: usize,
+        status: u16,
+        etcd_only: bool,
+        out: &mut impl Extend<Action>,
+    ) {
         let m = &mut self.members[at];
         m.answered(now);
         m.ready.since = None;
@@ -419,8 +477,22 @@ impl BackendSet {
         let was_in_service = m.availability != Availability::Down;
         let detail = format!("answered {status}");
         match (etcd_only, was_in_service) {
-            (true, _) => self.set(now, at, Availability::LastResort, Reason::Etcd, &detail, out),
-            (false, true) => self.set(now, at, Availability::LastResort, Reason::Unready, &detail, out),
+            (true, _) => self.set(
+                now,
+                at,
+                Availability::LastResort,
+                Reason::Etcd,
+                &detail,
+                out,
+            ),
+            (false, true) => self.set(
+                now,
+                at,
+                Availability::LastResort,
+                Reason::Unready,
+                &detail,
+                out,
+            ),
             (false, false) => self.set(now, at, Availability::Down, Reason::Starting, &detail, out),
         }
     }
@@ -464,7 +536,12 @@ impl BackendSet {
         let (bad, owed) = (m.bad, m.owes_reset);
         let in_service = m.availability != Availability::Down;
         let unchecked = m.reason == Reason::Unchecked;
-        let silent = matches!(outcome, ProbeOutcome::Timeout { stage: ProbeStage::Connect } | ProbeOutcome::Unreachable);
+        let silent = matches!(
+            outcome,
+            ProbeOutcome::Timeout {
+                stage: ProbeStage::Connect
+            } | ProbeOutcome::Unreachable
+        );
         let hung = !silent && matches!(outcome, ProbeOutcome::Timeout { .. });
         let witnessed = self.members.iter().enumerate().any(|(other, o)| {
             // For the hung, another being alive is not enough: etcd may hold up both.
@@ -473,7 +550,9 @@ impl BackendSet {
         });
         let owed = match owed {
             // Reaching `fall` just now, on another's word; or alone, so that more proof is needed.
-            None if (silent || hung) && (in_service || unchecked) => Some(if witnessed { 0 } else { fall }),
+            None if (silent || hung) && (in_service || unchecked) => {
+                Some(if witnessed { 0 } else { fall })
+            }
             Some(left) if witnessed => Some(left.saturating_sub(1)),
             other => other,
         };
@@ -484,14 +563,30 @@ impl BackendSet {
         }
         // A server that answers or at least accepts is a last resort, unless others show that it is
         // alone with its trouble, or it was out of service before.
-        let alive = if in_service || unchecked { Availability::LastResort } else { Availability::Down };
+        let alive = if in_service || unchecked {
+            Availability::LastResort
+        } else {
+            Availability::Down
+        };
         let (to, reason, detail) = match outcome {
-            ProbeOutcome::Unreachable => (Availability::Down, Reason::Unreachable, "unreachable".to_string()),
+            ProbeOutcome::Unreachable => (
+                Availability::Down,
+                Reason::Unreachable,
+                "unreachable".to_string(),
+            ),
             ProbeOutcome::Broken { error } => (alive, Reason::Broken, error.clone()),
-            _ if silent => (Availability::Down, Reason::Silent, format!("{bad} checks unanswered")),
+            _ if silent => (
+                Availability::Down,
+                Reason::Silent,
+                format!("{bad} checks unanswered"),
+            ),
             _ => {
                 let to = if proven { Availability::Down } else { alive };
-                (to, Reason::Hung, format!("{bad} checks accepted but not answered"))
+                (
+                    to,
+                    Reason::Hung,
+                    format!("{bad} checks accepted but not answered"),
+                )
             }
         };
         self.set(now, at, to, reason, &detail, out);
@@ -545,7 +640,12 @@ impl BackendSet {
         let interval = self.spread_interval(at);
         let m = &mut self.members[at];
         let troubled = m.availability != Availability::Up && now < m.since + FAST_FOR;
-        m.next_probe = now + if troubled || m.doubt > 0 { fast } else { interval };
+        m.next_probe = now
+            + if troubled || m.doubt > 0 {
+                fast
+            } else {
+                interval
+            };
         m.doubt = m.doubt.saturating_sub(1);
         if m.pending.len() >= MOST_PROBES {
             return;
@@ -564,15 +664,29 @@ impl BackendSet {
 
     /// The interval, 10 % more or less, so that machines drift apart.
     fn spread_interval(&mut self, at: usize) -> Duration {
-        self.seed = self.seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(at as u64 | 1);
+        self.seed = self
+            .seed
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(at as u64 | 1);
         let percent = 90 + (self.seed >> 33) % 21;
         self.health.interval.get() * percent as u32 / 100
     }
 
     fn find(&self, backend: &str) -> Result<usize, String> {
-        self.members.iter().position(|m| m.config.name == backend).ok_or_else(|| {
-            let names: Vec<_> = self.members.iter().map(|m| m.config.name.as_str()).collect();
-            format!("frontend {} has the backends {}", self.name, names.join(", "))
-        })
+        self.members
+            .iter()
+            .position(|m| m.config.name == backend)
+            .ok_or_else(|| {
+                let names: Vec<_> = self
+                    .members
+                    .iter()
+                    .map(|m| m.config.name.as_str())
+                    .collect();
+                format!(
+                    "frontend {} has the backends {}",
+                    self.name,
+                    names.join(", ")
+                )
+            })
     }
 }

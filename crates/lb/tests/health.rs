@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quorate_lb::health::classify_readyz;
 use quorate_lb::{
-    Action, AdminState, Agent, AgentConfig, Availability, BackendView, Command, DialOutcome, Event, Input,
-    ProbeOutcome, ProbeStage, Reason,
+    Action, AdminState, Agent, AgentConfig, Availability, BackendView, Command, DialOutcome, Event,
+    Input, ProbeOutcome, ProbeStage, Reason,
 };
 
 fn ms(n: u64) -> Duration {
@@ -45,7 +45,9 @@ impl Farm {
 
     fn with(count: usize, health: &str, extra: &str) -> Self {
         let agent = Agent::new(&config(count, health, extra), Default::default(), 1, 7);
-        let servers = (1..=count).map(|n| (format!("m{n}"), Server::Ready)).collect();
+        let servers = (1..=count)
+            .map(|n| (format!("m{n}"), Server::Ready))
+            .collect();
         let mut farm = Self {
             agent,
             now: Duration::ZERO,
@@ -62,7 +64,13 @@ impl Farm {
     fn settled(count: usize) -> Self {
         let mut farm = Self::new(count);
         farm.run(ms(3000));
-        assert!(farm.views.iter().all(|v| v.availability == Availability::Up), "{:?}", farm.views);
+        assert!(
+            farm.views
+                .iter()
+                .all(|v| v.availability == Availability::Up),
+            "{:?}",
+            farm.views
+        );
         farm.log.clear();
         farm
     }
@@ -80,7 +88,12 @@ impl Farm {
         while let Some(action) = self.agent.poll_action() {
             match &action {
                 Action::Backends { backends, .. } => self.views = backends.clone(),
-                Action::Probe { frontend, backend, id, timeout } => {
+                Action::Probe {
+                    frontend,
+                    backend,
+                    id,
+                    timeout,
+                } => {
                     let (after, outcome) = answer(self.servers[backend], *timeout);
                     let input = Input::Probed {
                         frontend: frontend.clone(),
@@ -100,7 +113,12 @@ impl Farm {
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let answer = self.pending.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(n, (at, _))| (n, *at));
+            let answer = self
+                .pending
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, (at, _))| *at)
+                .map(|(n, (at, _))| (n, *at));
             let timer = self.agent.poll_timeout();
             match (answer, timer) {
                 (Some((n, at)), t) if at <= end && t.is_none_or(|t| at <= t) => {
@@ -141,27 +159,40 @@ impl Farm {
             _ => None,
         };
         let name = |a: &'_ Action| match a {
-            Action::ResetConnections { backend, .. } => self.servers.keys().find(|k| *k == backend).map(String::as_str),
+            Action::ResetConnections { backend, .. } => self
+                .servers
+                .keys()
+                .find(|k| *k == backend)
+                .map(String::as_str),
             _ => None,
         };
-        self.log.iter().filter_map(|e| Some((name(&e.1)?, reset(e)?))).collect()
+        self.log
+            .iter()
+            .filter_map(|e| Some((name(&e.1)?, reset(e)?)))
+            .collect()
     }
 
     fn path(&self) -> Option<bool> {
         self.log.iter().rev().find_map(|(_, a)| match a {
-            Action::Report { event: Event::Path { usable, .. } } => Some(*usable),
+            Action::Report {
+                event: Event::Path { usable, .. },
+            } => Some(*usable),
             _ => None,
         })
     }
 
     fn probes(&self) -> usize {
-        self.log.iter().filter(|(_, a)| matches!(a, Action::Probe { .. })).count()
+        self.log
+            .iter()
+            .filter(|(_, a)| matches!(a, Action::Probe { .. }))
+            .count()
     }
 }
 
 fn config(count: usize, health: &str, extra: &str) -> AgentConfig {
-    let backends: Vec<String> =
-        (1..=count).map(|n| format!("{{name: m{n}, address: '10.0.0.{n}:6443'}}")).collect();
+    let backends: Vec<String> = (1..=count)
+        .map(|n| format!("{{name: m{n}, address: '10.0.0.{n}:6443'}}"))
+        .collect();
     let text = format!(
         "{{apiVersion: quorate.dev/v1, kind: Agent, node: n, frontends: [{{name: api, listen: ['0.0.0.0:8443'], \
          backends: [{}], health: {health} {extra}}}]}}",
@@ -181,9 +212,26 @@ fn answer(server: Server, timeout: Duration) -> (Duration, ProbeOutcome) {
         Server::Unreachable => (ms(1), ProbeOutcome::Unreachable),
         Server::Hangs => ran_out(ProbeStage::Tls),
         Server::Stalls => ran_out(ProbeStage::Http),
-        Server::Unready => (ms(3), ProbeOutcome::Unready { status: 500, etcd_only: false }),
-        Server::EtcdAway => (ms(3), ProbeOutcome::Unready { status: 500, etcd_only: true }),
-        Server::Garbage => (ms(3), ProbeOutcome::Broken { error: "bad certificate".into() }),
+        Server::Unready => (
+            ms(3),
+            ProbeOutcome::Unready {
+                status: 500,
+                etcd_only: false,
+            },
+        ),
+        Server::EtcdAway => (
+            ms(3),
+            ProbeOutcome::Unready {
+                status: 500,
+                etcd_only: true,
+            },
+        ),
+        Server::Garbage => (
+            ms(3),
+            ProbeOutcome::Broken {
+                error: "bad certificate".into(),
+            },
+        ),
     }
 }
 
@@ -191,7 +239,11 @@ fn answer(server: Server, timeout: Duration) -> (Duration, ProbeOutcome) {
 fn the_first_good_answer_is_enough_at_start() {
     let mut f = Farm::new(3);
     assert_eq!(f.path(), None);
-    assert!(f.views.iter().all(|v| v.availability == Availability::Down && v.reason == Reason::Unchecked));
+    assert!(
+        f.views
+            .iter()
+            .all(|v| v.availability == Availability::Down && v.reason == Reason::Unchecked)
+    );
     f.run(ms(10));
     assert!(f.views.iter().all(|v| v.availability == Availability::Up));
     assert_eq!(f.path(), Some(true));
@@ -216,16 +268,35 @@ fn one_server_in_trouble() {
         f.set("m2", server);
         // A new connection meets it, as under load.
         f.run(ms(75));
-        f.dial("m2", if server == Server::Refuses { DialOutcome::Refused } else { DialOutcome::Slow });
+        f.dial(
+            "m2",
+            if server == Server::Refuses {
+                DialOutcome::Refused
+            } else {
+                DialOutcome::Slow
+            },
+        );
         f.run(ms(925));
         assert_eq!(f.view("m2"), (availability, reason), "{server:?}");
         assert_eq!(f.view("m1"), (Availability::Up, Reason::Ready));
-        assert_eq!(f.resets().iter().map(|(n, _)| *n).collect::<Vec<_>>(), vec!["m2"; usize::from(reset)], "{server:?}");
-        assert!(f.resets().iter().all(|(_, at)| *at - began <= ms(1000)), "{server:?} {:?}", f.resets());
+        assert_eq!(
+            f.resets().iter().map(|(n, _)| *n).collect::<Vec<_>>(),
+            vec!["m2"; usize::from(reset)],
+            "{server:?}"
+        );
+        assert!(
+            f.resets().iter().all(|(_, at)| *at - began <= ms(1000)),
+            "{server:?} {:?}",
+            f.resets()
+        );
         f.set("m2", Server::Ready);
         f.run(ms(500));
         assert_eq!(f.view("m2").0, Availability::Up, "{server:?} came back");
-        assert_eq!(f.resets().len(), usize::from(reset), "{server:?}: its return resets nothing");
+        assert_eq!(
+            f.resets().len(),
+            usize::from(reset),
+            "{server:?}: its return resets nothing"
+        );
     }
 }
 
@@ -249,7 +320,11 @@ fn a_refused_dial_marks_down_at_once_and_is_confirmed_fast() {
     assert_eq!(f.view("m2"), (Availability::Down, Reason::Refused));
     assert_eq!(f.probes(), 1, "checked at once");
     f.run(ms(110));
-    assert_eq!(f.view("m2"), (Availability::Up, Reason::Ready), "it was a mistake: back after two checks");
+    assert_eq!(
+        f.view("m2"),
+        (Availability::Up, Reason::Ready),
+        "it was a mistake: back after two checks"
+    );
 }
 
 #[test]
@@ -259,8 +334,10 @@ fn connections_of_a_server_that_refuses_new_ones_may_finish() {
     f.run(ms(59_000));
     assert_eq!(f.resets(), []);
     f.run(ms(4_000));
-    assert!(matches!(&f.log.iter().find(|(_, a)| matches!(a, Action::ResetConnections { .. })).unwrap().1,
-        Action::ResetConnections { spread, .. } if *spread > Duration::ZERO));
+    assert!(
+        matches!(&f.log.iter().find(|(_, a)| matches!(a, Action::ResetConnections { .. })).unwrap().1,
+        Action::ResetConnections { spread, .. } if *spread > Duration::ZERO)
+    );
 }
 
 /// The same everywhere: the cause is behind the servers, or this machine itself.
@@ -283,12 +360,26 @@ fn trouble_everywhere_kills_nothing() {
         }
         f.run(ms(20_000));
         assert_eq!(f.resets(), [], "{server:?}");
-        assert_eq!(f.path(), if usable { None } else { Some(false) }, "{server:?}: path unchanged or lost");
-        let open = f.log.iter().any(|(_, a)| matches!(a, Action::Report { event: Event::FailOpen { .. } }));
+        assert_eq!(
+            f.path(),
+            if usable { None } else { Some(false) },
+            "{server:?}: path unchanged or lost"
+        );
+        let open = f.log.iter().any(|(_, a)| {
+            matches!(
+                a,
+                Action::Report {
+                    event: Event::FailOpen { .. }
+                }
+            )
+        });
         assert_eq!(open, usable, "{server:?}");
         f.set_all(Server::Ready);
         f.run(ms(1500));
-        assert!(f.views.iter().all(|v| v.availability == Availability::Up), "{server:?}");
+        assert!(
+            f.views.iter().all(|v| v.availability == Availability::Up),
+            "{server:?}"
+        );
         assert_eq!(f.resets(), [], "{server:?}: nor on return");
     }
 }
@@ -304,7 +395,11 @@ fn the_last_live_server_stays_in_service_though_it_hangs() {
     assert_eq!(f.resets(), []);
     f.set("m1", Server::Ready);
     f.run(ms(2500));
-    assert_eq!(f.view("m2"), (Availability::Down, Reason::Hung), "now there is another");
+    assert_eq!(
+        f.view("m2"),
+        (Availability::Down, Reason::Hung),
+        "now there is another"
+    );
     assert_eq!(f.resets().len(), 1);
 }
 
@@ -335,7 +430,11 @@ fn a_starting_server_gets_no_traffic_even_when_it_is_alone() {
     assert_eq!(f.path(), Some(false));
     f.set("m1", Server::EtcdAway);
     f.run(ms(2000));
-    assert_eq!(f.view("m1"), (Availability::LastResort, Reason::Etcd), "complete but for etcd");
+    assert_eq!(
+        f.view("m1"),
+        (Availability::LastResort, Reason::Etcd),
+        "complete but for etcd"
+    );
     assert_eq!(f.path(), Some(true));
 }
 
@@ -366,7 +465,9 @@ fn a_starved_prober_proves_nothing() {
         f.input(Input::Tick);
         for (_, input) in &mut f.pending {
             if let Input::Probed { outcome, .. } = input {
-                *outcome = ProbeOutcome::Timeout { stage: ProbeStage::Connect };
+                *outcome = ProbeOutcome::Timeout {
+                    stage: ProbeStage::Connect,
+                };
             }
         }
     }
@@ -377,15 +478,22 @@ fn a_starved_prober_proves_nothing() {
     for _ in 0..10 {
         f.run(ms(1000));
         f.pending.clear();
-        for (name, id) in f.log.iter().filter_map(|(_, a)| match a {
-            Action::Probe { backend, id, .. } => Some((backend.clone(), *id)),
-            _ => None,
-        }).collect::<Vec<_>>() {
+        for (name, id) in f
+            .log
+            .iter()
+            .filter_map(|(_, a)| match a {
+                Action::Probe { backend, id, .. } => Some((backend.clone(), *id)),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+        {
             f.input(Input::Probed {
                 frontend: "api".into(),
                 backend: name,
                 id,
-                outcome: ProbeOutcome::Timeout { stage: ProbeStage::Tls },
+                outcome: ProbeOutcome::Timeout {
+                    stage: ProbeStage::Tls,
+                },
                 late: ms(400),
             });
         }
@@ -414,14 +522,23 @@ fn drain_weight_and_maintenance() {
     };
     let mut f = Farm::settled(3);
     f.order(admin(AdminState::Drain));
-    assert_eq!((f.views[1].weight, f.view("m2").0, f.resets().len()), (0, Availability::Up, 0));
+    assert_eq!(
+        (f.views[1].weight, f.view("m2").0, f.resets().len()),
+        (0, Availability::Up, 0)
+    );
     f.order(admin(AdminState::Ready));
     assert_eq!(f.views[1].weight, 100);
     f.order(admin(AdminState::Maintenance));
-    assert_eq!((f.view("m2"), f.resets().len()), ((Availability::Down, Reason::Admin), 1));
+    assert_eq!(
+        (f.view("m2"), f.resets().len()),
+        ((Availability::Down, Reason::Admin), 1)
+    );
     f.log.clear();
     f.run(ms(5000));
-    let checked = f.log.iter().any(|(_, a)| matches!(a, Action::Probe { backend, .. } if backend == "m2"));
+    let checked = f
+        .log
+        .iter()
+        .any(|(_, a)| matches!(a, Action::Probe { backend, .. } if backend == "m2"));
     assert!(!checked, "not checked in maintenance");
     f.order(admin(AdminState::Ready));
     f.run(ms(100));
@@ -440,7 +557,15 @@ fn drain_weight_and_maintenance() {
         backend: "m9".into(),
         weight: None,
     });
-    assert!(matches!(f.log.last(), Some((_, Action::Report { event: Event::Refused { .. } }))));
+    assert!(matches!(
+        f.log.last(),
+        Some((
+            _,
+            Action::Report {
+                event: Event::Refused { .. }
+            }
+        ))
+    ));
 }
 
 #[test]
@@ -466,7 +591,11 @@ fn without_checks_dials_decide() {
         f.dial("m1", outcome);
         assert_eq!(f.view("m1").0, Availability::Down);
         f.run(ms(1001));
-        assert_eq!(f.view("m1").0, Availability::Up, "tried again after the interval");
+        assert_eq!(
+            f.view("m1").0,
+            Availability::Up,
+            "tried again after the interval"
+        );
     }
     f.dial("m1", DialOutcome::Slow);
     assert_eq!(f.view("m1").0, Availability::Up);
@@ -482,7 +611,15 @@ fn a_reload_keeps_the_health_of_what_stays() {
     let config = Box::new(config(4, "{kind: https, ca: /ca, interval: 2s}", ""));
     f.input(Input::Config { config });
     let states: Vec<_> = f.views.iter().map(|v| v.availability).collect();
-    assert_eq!(states, [Availability::Up, Availability::Down, Availability::Up, Availability::Down]);
+    assert_eq!(
+        states,
+        [
+            Availability::Up,
+            Availability::Down,
+            Availability::Up,
+            Availability::Down
+        ]
+    );
     f.run(ms(50));
     assert_eq!(f.view("m4").0, Availability::Up);
     assert_eq!(f.resets(), []);
@@ -490,14 +627,43 @@ fn a_reload_keeps_the_health_of_what_stays() {
 
 #[test]
 fn readyz_bodies() {
-    let etcd = "[+]ping ok\n[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n";
+    let etcd =
+        "[+]ping ok\n[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n";
     let hooks = "[+]ping ok\n[-]poststarthook/rbac failed: reason withheld\n[-]etcd failed: reason withheld\n";
     for (status, body, expected) in [
         (200, "ok", ProbeOutcome::Ready),
-        (500, etcd, ProbeOutcome::Unready { status: 500, etcd_only: true }),
-        (500, hooks, ProbeOutcome::Unready { status: 500, etcd_only: false }),
-        (503, "", ProbeOutcome::Unready { status: 503, etcd_only: false }),
-        (401, "Unauthorized", ProbeOutcome::Unready { status: 401, etcd_only: false }),
+        (
+            500,
+            etcd,
+            ProbeOutcome::Unready {
+                status: 500,
+                etcd_only: true,
+            },
+        ),
+        (
+            500,
+            hooks,
+            ProbeOutcome::Unready {
+                status: 500,
+                etcd_only: false,
+            },
+        ),
+        (
+            503,
+            "",
+            ProbeOutcome::Unready {
+                status: 503,
+                etcd_only: false,
+            },
+        ),
+        (
+            401,
+            "Unauthorized",
+            ProbeOutcome::Unready {
+                status: 401,
+                etcd_only: false,
+            },
+        ),
     ] {
         assert_eq!(classify_readyz(status, body), expected);
     }

@@ -1,7 +1,11 @@
 //! Mutated packets through every decoder: no panic, and nothing believed that was not said.
 //!
 //! `QUORATE_FUZZ_PACKETS=100000000 cargo test -p quorate-lb --release --test packets` for a long run.
-#![allow(clippy::disallowed_methods, clippy::print_stderr, reason = "a test reads its settings and tells its speed")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test reads its settings and tells its speed"
+)]
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +18,9 @@ use quorate_lb::{Action, Bytes, Input};
 const DEFAULT_PACKETS: u64 = 200_000;
 
 fn packets() -> u64 {
-    std::env::var("QUORATE_FUZZ_PACKETS").ok().map_or(DEFAULT_PACKETS, |t| t.parse().expect("a number"))
+    std::env::var("QUORATE_FUZZ_PACKETS")
+        .ok()
+        .map_or(DEFAULT_PACKETS, |t| t.parse().expect("a number"))
 }
 
 /// A third plain IPv4, a third plain IPv6, a third signed.
@@ -24,10 +30,13 @@ fn mutated_advertisements() {
     let started = Instant::now();
     let signer = config("10.0.0.2", "10.0.0.1", "enforce");
     let signed = first_signed(signer);
-    for (n, (own, peer, mode)) in
-        [("10.0.0.1", "10.0.0.2", "none"), ("fd00::1", "fd00::2", "none"), ("10.0.0.1", "10.0.0.2", "enforce")]
-            .into_iter()
-            .enumerate()
+    for (n, (own, peer, mode)) in [
+        ("10.0.0.1", "10.0.0.2", "none"),
+        ("fd00::1", "fd00::2", "none"),
+        ("10.0.0.1", "10.0.0.2", "enforce"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let mut random = Random(n as u64 + 1);
         let mut routers = start(config(own, peer, mode));
@@ -46,14 +55,17 @@ fn mutated_advertisements() {
         let mut accepted = 0;
         for round in 0..total / 3 {
             let original = &originals[random.below(originals.len())];
-            let Input::Vrrp { payload, .. } = &mut input else { unreachable!() };
+            let Input::Vrrp { payload, .. } = &mut input else {
+                unreachable!()
+            };
             random.mutate(original, &mut payload.0);
             let intact = payload.0 == *original;
             let before = discarded(&routers);
             let asked = routers.unknown_router_packets();
             routers.handle(Duration::from_millis(1), &input);
             drain(&mut routers);
-            let dropped = routers.unknown_router_packets() > asked || round % 64 == 0 && discarded(&routers) > before;
+            let dropped = routers.unknown_router_packets() > asked
+                || round % 64 == 0 && discarded(&routers) > before;
             accepted += u64::from(!dropped);
             if mode == "enforce" && !intact && round % 64 == 0 {
                 assert!(dropped, "believed: {input:?}");
@@ -65,15 +77,20 @@ fn mutated_advertisements() {
         assert!(status.master.is_none_or(|(address, _)| address == source));
     }
     let seconds = started.elapsed().as_secs_f64();
-    eprintln!("{total} packets in {seconds:.1} s: {:.0} packets/s", total as f64 / seconds);
+    eprintln!(
+        "{total} packets in {seconds:.1} s: {:.0} packets/s",
+        total as f64 / seconds
+    );
 }
 
 #[test]
 fn mutated_frames() {
     let mut random = Random(9);
     let mac = [2, 0, 0, 0, 0, 7];
-    let originals: Vec<Vec<u8>> =
-        ["10.0.0.9", "fd00::9"].iter().flat_map(|ip| frames::announcement(mac, ip.parse().unwrap())).collect();
+    let originals: Vec<Vec<u8>> = ["10.0.0.9", "fd00::9"]
+        .iter()
+        .flat_map(|ip| frames::announcement(mac, ip.parse().unwrap()))
+        .collect();
     let mut frame = Vec::new();
     for _ in 0..packets() {
         let original = &originals[random.below(originals.len())];
@@ -96,9 +113,17 @@ fn every_advertisement_is_understood() {
     let mut random = Random(5);
     for _ in 0..2000 {
         let v6 = random.below(2) == 0;
-        let (own, peer) = if v6 { ("fd00::1", "fd00::2") } else { ("10.0.0.1", "10.0.0.2") };
+        let (own, peer) = if v6 {
+            ("fd00::1", "fd00::2")
+        } else {
+            ("10.0.0.1", "10.0.0.2")
+        };
         let mut c = config(own, peer, "none");
-        c.version = if !v6 && random.below(2) == 0 { VrrpVersion::V2 } else { VrrpVersion::V3 };
+        c.version = if !v6 && random.below(2) == 0 {
+            VrrpVersion::V2
+        } else {
+            VrrpVersion::V3
+        };
         let ms = match c.version {
             VrrpVersion::V2 => 1000 * (1 + random.below(255) as u64),
             VrrpVersion::V3 => 10 * (1 + random.below(4095) as u64),
@@ -110,10 +135,16 @@ fn every_advertisement_is_understood() {
             vrid: 51,
             priority,
             interval: c.interval.get(),
-            vips: (0..random.below(20)).map(|_| if v6 { "fd00::9" } else { "10.0.0.9" }.parse().unwrap()).collect(),
+            vips: (0..random.below(20))
+                .map(|_| if v6 { "fd00::9" } else { "10.0.0.9" }.parse().unwrap())
+                .collect(),
         };
         let (source, destination): (IpAddr, IpAddr) = (peer.parse().unwrap(), own.parse().unwrap());
-        let form = if random.below(2) == 0 { ChecksumForm::Rfc } else { ChecksumForm::Keepalived };
+        let form = if random.below(2) == 0 {
+            ChecksumForm::Rfc
+        } else {
+            ChecksumForm::Keepalived
+        };
         let mut routers = start(c);
         routers.handle(
             Duration::from_millis(1),
@@ -128,13 +159,25 @@ fn every_advertisement_is_understood() {
         let status = routers.status().remove(0);
         assert_eq!(status.counters.discarded.len(), 0, "{advert:?}");
         let preempts = priority < 100;
-        assert_eq!(status.master, (!preempts).then_some((source, priority)), "{advert:?}");
+        assert_eq!(
+            status.master,
+            (!preempts).then_some((source, priority)),
+            "{advert:?}"
+        );
     }
 }
 
 fn config(own: &str, peer: &str, mode: &str) -> VrrpInstance {
-    let vip = if own.contains(':') { "fd00::9" } else { "10.0.0.9" };
-    let keys = if mode == "none" { "" } else { ", keys: [{id: 1, file: /k}]" };
+    let vip = if own.contains(':') {
+        "fd00::9"
+    } else {
+        "10.0.0.9"
+    };
+    let keys = if mode == "none" {
+        ""
+    } else {
+        ", keys: [{id: 1, file: /k}]"
+    };
     serde_saphyr::from_str(&format!(
         "{{name: api, vrid: 51, interface: eth0, source: '{own}', vips: ['{vip}'], peers: ['{peer}'], \
          auth: {{mode: {mode}{keys}}}}}"
@@ -144,7 +187,11 @@ fn config(own: &str, peer: &str, mode: &str) -> VrrpInstance {
 
 fn start(config: VrrpInstance) -> Routers {
     let key = SecretKey::new(1, &[0xa5; 32]).unwrap();
-    let mut routers = Routers::new(&[config], Keyring::from([("api".to_string(), vec![key])]), 1);
+    let mut routers = Routers::new(
+        &[config],
+        Keyring::from([("api".to_string(), vec![key])]),
+        1,
+    );
     routers.handle(Duration::ZERO, &Input::Start);
     let link = Input::Link {
         interface: "eth0".into(),
@@ -180,7 +227,13 @@ fn first_signed(config: VrrpInstance) -> Vec<u8> {
 }
 
 fn originals(source: IpAddr, destination: IpAddr) -> Vec<Vec<u8>> {
-    let vip: IpAddr = if source.is_ipv4() { "10.0.0.9" } else { "fd00::9" }.parse().unwrap();
+    let vip: IpAddr = if source.is_ipv4() {
+        "10.0.0.9"
+    } else {
+        "fd00::9"
+    }
+    .parse()
+    .unwrap();
     let advert = |version, count| Advert {
         version,
         vrid: 51,

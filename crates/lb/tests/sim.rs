@@ -8,7 +8,11 @@
 //! QUORATE_SIM_SEED=1234 cargo test -p quorate-lb --test sim -- --nocapture
 //! QUORATE_SIM_RUNS=1000000 cargo test -p quorate-lb --release --test sim
 //! ```
-#![allow(clippy::disallowed_methods, clippy::print_stderr, reason = "a test reads its settings and tells its speed")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test reads its settings and tells its speed"
+)]
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -52,7 +56,10 @@ fn owners_after_heal() {
     });
     let seconds = started.elapsed().as_secs_f64();
     let events = events.into_inner();
-    eprintln!("{runs} schedules, {events} events in {seconds:.1} s: {:.0} schedules/s", runs as f64 / seconds);
+    eprintln!(
+        "{runs} schedules, {events} events in {seconds:.1} s: {:.0} schedules/s",
+        runs as f64 / seconds
+    );
 }
 
 #[test]
@@ -78,7 +85,10 @@ fn no_false_failover_under_loss_and_jitter() {
             ..world.plan
         };
         let report = world.run();
-        assert!(report.masters <= world_first_elections(seed), "seed {seed}: {report:?}");
+        assert!(
+            report.masters <= world_first_elections(seed),
+            "seed {seed}: {report:?}"
+        );
     }
 }
 
@@ -101,7 +111,11 @@ fn takeover_is_bounded() {
         let bound = world.down_interval() + 2 * LATENCY + 2_100 + SUPERVISOR;
         let report = world.run();
         worst = worst.max(report.longest_gap);
-        assert!(report.longest_gap <= bound, "seed {seed}: no owner for {} us, bound {bound}", report.longest_gap);
+        assert!(
+            report.longest_gap <= bound,
+            "seed {seed}: no owner for {} us, bound {bound}",
+            report.longest_gap
+        );
     }
     assert!(worst > 0);
 }
@@ -126,7 +140,11 @@ fn a_clean_stop_leaves_no_gap() {
         let report = world.run();
         // First elections, the successor, and at most every other on the way to the best.
         assert!(report.masters <= 2 * nodes, "seed {seed}: {report:?}");
-        assert_eq!((report.broken, report.longest_gap), (None, 0), "seed {seed}");
+        assert_eq!(
+            (report.broken, report.longest_gap),
+            (None, 0),
+            "seed {seed}"
+        );
     }
 }
 
@@ -137,8 +155,14 @@ fn no_takeover_by_a_late_backup() {
         let mut world = World::new(seed, false);
         let interval = world.plan.interval;
         let faults = (0..6).map(|n| {
-            let fault = if n % 2 == 0 { Fault::PauseBackups { time: interval * (1 + 3 * n) } } else {
-                Fault::SuspendBackups { time: interval * (1 + 3 * n) }
+            let fault = if n % 2 == 0 {
+                Fault::PauseBackups {
+                    time: interval * (1 + 3 * n),
+                }
+            } else {
+                Fault::SuspendBackups {
+                    time: interval * (1 + 3 * n),
+                }
             };
             (interval * (20 + 30 * n), fault)
         });
@@ -151,8 +175,15 @@ fn no_takeover_by_a_late_backup() {
             ..world.plan
         };
         let report = world.run();
-        assert!(report.masters <= world_first_elections(seed), "seed {seed}: {report:?}");
-        assert_eq!((report.broken, report.longest_gap), (None, 0), "seed {seed}");
+        assert!(
+            report.masters <= world_first_elections(seed),
+            "seed {seed}: {report:?}"
+        );
+        assert_eq!(
+            (report.broken, report.longest_gap),
+            (None, 0),
+            "seed {seed}"
+        );
     }
 }
 
@@ -163,7 +194,10 @@ fn world_first_elections(seed: u64) -> u64 {
 
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+    )
 }
 
 // --- the world; all times in microseconds ---
@@ -198,34 +232,94 @@ struct Plan {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    Crash { node: usize, down: u64 },
+    Crash {
+        node: usize,
+        down: u64,
+    },
     CrashOwner,
     StopOwner,
-    Stop { node: usize, down: u64 },
-    Pause { node: usize, time: u64 },
+    Stop {
+        node: usize,
+        down: u64,
+    },
+    Pause {
+        node: usize,
+        time: u64,
+    },
     /// The whole machine pauses: packets meanwhile are lost.
-    Suspend { node: usize, time: u64 },
-    PauseBackups { time: u64 },
-    SuspendBackups { time: u64 },
-    ClockJump { node: usize, by: u64 },
-    Cut { from: usize, to: usize, time: u64 },
-    Isolate { node: usize, time: u64 },
-    LinkDown { node: usize, time: u64 },
-    PathLost { node: usize, time: u64 },
-    Release { node: usize },
+    Suspend {
+        node: usize,
+        time: u64,
+    },
+    PauseBackups {
+        time: u64,
+    },
+    SuspendBackups {
+        time: u64,
+    },
+    ClockJump {
+        node: usize,
+        by: u64,
+    },
+    Cut {
+        from: usize,
+        to: usize,
+        time: u64,
+    },
+    Isolate {
+        node: usize,
+        time: u64,
+    },
+    LinkDown {
+        node: usize,
+        time: u64,
+    },
+    PathLost {
+        node: usize,
+        time: u64,
+    },
+    Release {
+        node: usize,
+    },
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Deliver { from: usize, to: usize, payload: Vec<u8> },
-    Wake { node: usize, turn: u32 },
-    Fault { index: usize },
-    Restart { node: usize, life: u32 },
-    Purge { node: usize, life: u32 },
-    Resume { node: usize },
-    Repair { from: usize, to: usize },
-    Link { node: usize, up: bool },
-    Path { node: usize, usable: bool },
+    Deliver {
+        from: usize,
+        to: usize,
+        payload: Vec<u8>,
+    },
+    Wake {
+        node: usize,
+        turn: u32,
+    },
+    Fault {
+        index: usize,
+    },
+    Restart {
+        node: usize,
+        life: u32,
+    },
+    Purge {
+        node: usize,
+        life: u32,
+    },
+    Resume {
+        node: usize,
+    },
+    Repair {
+        from: usize,
+        to: usize,
+    },
+    Link {
+        node: usize,
+        up: bool,
+    },
+    Path {
+        node: usize,
+        usable: bool,
+    },
     Heal,
 }
 
@@ -267,14 +361,29 @@ impl World {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5157_4f52_4154_4531);
         let count = 2 + random.below(4) as usize;
-        let interval = [10_000, 50_000, 100_000, 100_000, 100_000, 1_000_000][random.below(6) as usize];
+        let interval =
+            [10_000, 50_000, 100_000, 100_000, 100_000, 1_000_000][random.below(6) as usize];
         let authenticated = random.below(16) == 0;
         let equal = random.below(4) == 0;
         let preempt = random.below(3) != 0;
         let tracked = random.below(2) == 0;
-        let addresses: Vec<IpAddr> = (1..=count).map(|n| IpAddr::from([10, 0, 0, n as u8])).collect();
+        let addresses: Vec<IpAddr> = (1..=count)
+            .map(|n| IpAddr::from([10, 0, 0, n as u8]))
+            .collect();
         let node = |n: usize, random: &mut Random| Node {
-            config: config(n, &addresses, interval, preempt, tracked, authenticated, if equal { 100 } else { 1 + random.below(254) as u8 }),
+            config: config(
+                n,
+                &addresses,
+                interval,
+                preempt,
+                tracked,
+                authenticated,
+                if equal {
+                    100
+                } else {
+                    1 + random.below(254) as u8
+                },
+            ),
             routers: None,
             owns: false,
             life: 0,
@@ -310,7 +419,12 @@ impl World {
 
     /// The longest any node waits for a silent master.
     fn down_interval(&self) -> u64 {
-        let lowest = self.nodes.iter().map(|n| n.config.priority).min().unwrap_or(0);
+        let lowest = self
+            .nodes
+            .iter()
+            .map(|n| n.config.priority)
+            .min()
+            .unwrap_or(0);
         self.plan.interval * 3 + self.plan.interval * (256 - u64::from(lowest)) / 256
     }
 
@@ -327,8 +441,16 @@ impl World {
             self.at(self.plan.heal, Event::Heal);
         }
         let max_delay = self.plan.delay + self.plan.jitter;
-        let settled = self.plan.heal + 2 * self.down_interval() + 5 * self.plan.interval + max_delay + 4 * LATENCY;
-        let end = if self.plan.heal > 0 { settled + 4 * self.plan.interval } else { self.plan.chaos };
+        let settled = self.plan.heal
+            + 2 * self.down_interval()
+            + 5 * self.plan.interval
+            + max_delay
+            + 4 * LATENCY;
+        let end = if self.plan.heal > 0 {
+            settled + 4 * self.plan.interval
+        } else {
+            self.plan.chaos
+        };
         while let Some(Reverse((at, _, event))) = self.queue.pop() {
             if at > end || self.report.broken.is_some() {
                 break;
@@ -352,7 +474,10 @@ impl World {
             // The loser hears of it with the next advertisement, half an interval away.
             let limit = since.max(self.plan.heal) + interval + max_delay + 2 * LATENCY;
             if self.healed && self.now > limit {
-                self.fail(format!("two owners since {since}, healed at {}", self.plan.heal));
+                self.fail(format!(
+                    "two owners since {since}, healed at {}",
+                    self.plan.heal
+                ));
             }
         } else {
             self.both_since = None;
@@ -360,7 +485,10 @@ impl World {
         if owners == 0 {
             self.none_since.get_or_insert(self.now);
             if self.healed && self.now > settled {
-                self.fail(format!("no owner at {}, healed at {}", self.now, self.plan.heal));
+                self.fail(format!(
+                    "no owner at {}, healed at {}",
+                    self.now, self.plan.heal
+                ));
             }
         } else if let Some(since) = self.none_since.take()
             && self.report.masters > 1
@@ -368,7 +496,10 @@ impl World {
             self.report.longest_gap = self.report.longest_gap.max(self.now - since);
         }
         if self.healed && self.last_change > settled {
-            self.fail(format!("still changing hands at {}, healed at {}", self.last_change, self.plan.heal));
+            self.fail(format!(
+                "still changing hands at {}, healed at {}",
+                self.last_change, self.plan.heal
+            ));
         }
     }
 
@@ -378,7 +509,8 @@ impl World {
 
     fn at(&mut self, at: u64, event: Event) {
         self.sequence += 1;
-        self.queue.push(Reverse((at.max(self.now), self.sequence, event)));
+        self.queue
+            .push(Reverse((at.max(self.now), self.sequence, event)));
     }
 
     fn handle(&mut self, event: Event) {
@@ -452,7 +584,12 @@ impl World {
             }
             Fault::Stop { node, down } => {
                 self.input(node, Input::Stop);
-                self.at(self.now + down, Event::Fault { index: self.plan.faults.len() });
+                self.at(
+                    self.now + down,
+                    Event::Fault {
+                        index: self.plan.faults.len(),
+                    },
+                );
                 self.plan.faults.push((0, Fault::Crash { node, down: 0 }));
             }
             Fault::Pause { node, time } | Fault::Suspend { node, time } => {
@@ -465,7 +602,10 @@ impl World {
                 self.at(self.now + time, Event::Resume { node });
             }
             Fault::PauseBackups { time } | Fault::SuspendBackups { time } => {
-                for node in (0..self.nodes.len()).filter(|n| !self.nodes[*n].owns).collect::<Vec<_>>() {
+                for node in (0..self.nodes.len())
+                    .filter(|n| !self.nodes[*n].owns)
+                    .collect::<Vec<_>>()
+                {
                     self.fault(match fault {
                         Fault::PauseBackups { .. } => Fault::Pause { node, time },
                         _ => Fault::Suspend { node, time },
@@ -488,7 +628,13 @@ impl World {
                 self.at(self.now + time, Event::Link { node, up: true });
             }
             Fault::PathLost { node, time } => {
-                self.at(self.now, Event::Path { node, usable: false });
+                self.at(
+                    self.now,
+                    Event::Path {
+                        node,
+                        usable: false,
+                    },
+                );
                 self.at(self.now + time, Event::Path { node, usable: true });
             }
             Fault::Release { node } => {
@@ -502,13 +648,21 @@ impl World {
     }
 
     fn boot(&mut self, node: usize) {
-        let keys = self.authenticated.then(|| vec![SecretKey::new(1, &[7; 32]).unwrap()]);
-        let keys: Keyring = keys.map(|k| BTreeMap::from([("api".to_string(), k)])).unwrap_or_default();
+        let keys = self
+            .authenticated
+            .then(|| vec![SecretKey::new(1, &[7; 32]).unwrap()]);
+        let keys: Keyring = keys
+            .map(|k| BTreeMap::from([("api".to_string(), k)]))
+            .unwrap_or_default();
         let n = &mut self.nodes[node];
         n.life += 1;
         (n.born, n.jumped, n.paused, n.suspended) = (self.now, 0, false, false);
         n.waiting.clear();
-        n.routers = Some(Routers::new(std::slice::from_ref(&n.config), keys, u64::from(n.life)));
+        n.routers = Some(Routers::new(
+            std::slice::from_ref(&n.config),
+            keys,
+            u64::from(n.life),
+        ));
         self.input(node, Input::Start);
         self.link_input(node);
         self.path_input(node);
@@ -537,14 +691,23 @@ impl World {
         let waiting = std::mem::take(&mut n.waiting);
         let slept = self.now - n.paused_at;
         // Timers and sockets wake the process in no certain order.
-        let mut inputs: Vec<Input> = waiting.into_iter().map(|(from, p)| self.vrrp_input(from, node, p)).collect();
-        let tick_at = if self.random.below(2) == 0 { 0 } else { inputs.len() };
+        let mut inputs: Vec<Input> = waiting
+            .into_iter()
+            .map(|(from, p)| self.vrrp_input(from, node, p))
+            .collect();
+        let tick_at = if self.random.below(2) == 0 {
+            0
+        } else {
+            inputs.len()
+        };
         inputs.insert(tick_at, Input::Tick);
         for (n, input) in inputs.into_iter().enumerate() {
             self.input(node, input);
             // Others have the VIP by now: it must go before anything else is done.
             if n == 0 && slept > self.plan.interval * 3 && self.nodes[node].owns {
-                self.fail(format!("node {node} keeps the VIP after {slept} us of sleep"));
+                self.fail(format!(
+                    "node {node} keeps the VIP after {slept} us of sleep"
+                ));
             }
         }
     }
@@ -595,19 +758,33 @@ impl World {
             return;
         }
         let now = Duration::from_micros(self.now - n.born + n.jumped);
-        let Some(routers) = &mut n.routers else { return };
+        let Some(routers) = &mut n.routers else {
+            return;
+        };
         routers.handle(now, &input);
         self.carry_out(node);
     }
 
     fn carry_out(&mut self, node: usize) {
-        while let Some(action) = self.nodes[node].routers.as_mut().and_then(Routers::poll_action) {
+        while let Some(action) = self.nodes[node]
+            .routers
+            .as_mut()
+            .and_then(Routers::poll_action)
+        {
             match action {
                 Action::AddVip { .. } => self.own(node, true),
                 Action::RemoveVip { .. } => self.own(node, false),
-                Action::SendVrrp { destination, payload, .. } => self.send(node, destination, payload.0),
+                Action::SendVrrp {
+                    destination,
+                    payload,
+                    ..
+                } => self.send(node, destination, payload.0),
                 Action::Report { event } => {
-                    if let quorate_lb::Event::VrrpState { to: VrrpState::Master, .. } = event {
+                    if let quorate_lb::Event::VrrpState {
+                        to: VrrpState::Master,
+                        ..
+                    } = event
+                    {
                         self.report.masters += 1;
                         self.last_change = self.now;
                     }
@@ -619,7 +796,9 @@ impl World {
             }
         }
         let n = &mut self.nodes[node];
-        let Some(at) = n.routers.as_mut().and_then(Routers::poll_timeout) else { return };
+        let Some(at) = n.routers.as_mut().and_then(Routers::poll_timeout) else {
+            return;
+        };
         n.turn = n.turn.wrapping_add(1);
         let turn = n.turn;
         let at = (at.as_micros() as u64 + n.born).saturating_sub(n.jumped);
@@ -628,12 +807,22 @@ impl World {
     }
 
     fn send(&mut self, from: usize, destination: IpAddr, payload: Vec<u8>) {
-        let Some(to) = self.nodes.iter().position(|n| n.config.source == destination) else { return };
+        let Some(to) = self
+            .nodes
+            .iter()
+            .position(|n| n.config.source == destination)
+        else {
+            return;
+        };
         let cut = self.cuts[from * self.nodes.len() + to] > 0;
         if cut || !self.nodes[from].link || self.random.below(1000) < self.plan.loss {
             return;
         }
-        let copies = if self.random.below(1000) < self.plan.duplicate { 2 } else { 1 };
+        let copies = if self.random.below(1000) < self.plan.duplicate {
+            2
+        } else {
+            1
+        };
         for _ in 1..copies {
             let at = self.now + self.plan.delay + self.random.below(self.plan.jitter);
             let payload = payload.clone();
@@ -646,7 +835,10 @@ impl World {
     fn own(&mut self, node: usize, owns: bool) {
         if self.nodes[node].owns != owns {
             self.nodes[node].owns = owns;
-            self.note(&format!("node {node} {} the VIP", if owns { "has" } else { "gives up" }));
+            self.note(&format!(
+                "node {node} {} the VIP",
+                if owns { "has" } else { "gives up" }
+            ));
         }
     }
 
@@ -673,7 +865,11 @@ impl Plan {
                     2 | 3 => Fault::Pause { node, time },
                     4 => Fault::Suspend { node, time },
                     5 => Fault::ClockJump { node, by: time },
-                    6 => Fault::Cut { from: node, to: other, time },
+                    6 => Fault::Cut {
+                        from: node,
+                        to: other,
+                        time,
+                    },
                     7 => Fault::Isolate { node, time },
                     8 if r.below(2) == 0 => Fault::LinkDown { node, time },
                     8 => Fault::PathLost { node, time },
@@ -710,7 +906,11 @@ fn config(
     }))
     .unwrap();
     config.interval = Span::from_millis(interval / 1000);
-    config.peers = addresses.iter().copied().filter(|a| *a != addresses[node]).collect();
+    config.peers = addresses
+        .iter()
+        .copied()
+        .filter(|a| *a != addresses[node])
+        .collect();
     config.track.frontend = tracked.then(|| "api".to_string());
     if authenticated {
         config.auth.mode = AuthMode::Enforce;

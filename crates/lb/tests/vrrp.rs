@@ -115,15 +115,26 @@ fn packet(source: &str, destination: &str, ttl: u8, payload: Vec<u8>) -> Input {
 
 fn advert(source: &str, priority: u8) -> Input {
     let (s, d): (IpAddr, IpAddr) = (source.parse().unwrap(), "10.0.0.1".parse().unwrap());
-    packet(source, "10.0.0.1", 255, message(priority).encode(s, d, ChecksumForm::Rfc))
+    packet(
+        source,
+        "10.0.0.1",
+        255,
+        message(priority).encode(s, d, ChecksumForm::Rfc),
+    )
 }
 
 fn adds(actions: &[Action]) -> usize {
-    actions.iter().filter(|a| matches!(a, Action::AddVip { .. })).count()
+    actions
+        .iter()
+        .filter(|a| matches!(a, Action::AddVip { .. }))
+        .count()
 }
 
 fn removes(actions: &[Action]) -> usize {
-    actions.iter().filter(|a| matches!(a, Action::RemoveVip { .. })).count()
+    actions
+        .iter()
+        .filter(|a| matches!(a, Action::RemoveVip { .. }))
+        .count()
 }
 
 /// Priorities of advertisements sent.
@@ -142,7 +153,9 @@ fn announced(actions: &[Action]) -> usize {
 
 fn conflicts(actions: &[Action]) -> Vec<ConflictKind> {
     let kind = |a: &Action| match a {
-        Action::Report { event: Event::Conflict { kind, .. } } => Some(*kind),
+        Action::Report {
+            event: Event::Conflict { kind, .. },
+        } => Some(*kind),
         _ => None,
     };
     actions.iter().filter_map(kind).collect()
@@ -152,7 +165,10 @@ fn conflicts(actions: &[Action]) -> Vec<ConflictKind> {
 fn leftover_vips_are_removed_first() {
     let mut routers = Routers::new(&[config("priority: 100")], Keyring::new(), 1);
     routers.handle(Duration::ZERO, &Input::Start);
-    assert!(matches!(routers.poll_action(), Some(Action::RemoveVip { .. })));
+    assert!(matches!(
+        routers.poll_action(),
+        Some(Action::RemoveVip { .. })
+    ));
 }
 
 #[test]
@@ -167,7 +183,10 @@ fn takes_over_after_three_intervals_and_the_skew() {
         let add = position(|a| matches!(a, Action::AddVip { .. }));
         let send = position(|a| matches!(a, Action::SendVrrp { .. }));
         let announce = position(|a| matches!(a, Action::SendFrame { .. }));
-        assert!(add < send && send < announce, "address, advertisement, announcement");
+        assert!(
+            add < send && send < announce,
+            "address, advertisement, announcement"
+        );
         assert_eq!((sent(&actions).len(), announced(&actions)), (2, 10));
     }
 }
@@ -184,7 +203,11 @@ fn a_backup_stays_while_it_hears_a_higher_master_and_leaves_on_goodbye() {
     b.run(ms(21));
     assert_eq!(b.state(), VrrpState::Backup);
     b.run(ms(2));
-    assert_eq!(b.state(), VrrpState::Master, "skew of priority 200 is 22 ms");
+    assert_eq!(
+        b.state(),
+        VrrpState::Master,
+        "skew of priority 200 is 22 ms"
+    );
 }
 
 #[test]
@@ -214,7 +237,11 @@ fn version_3_backups_adopt_the_masters_interval() {
     let mut b = Bench::new(config("priority: 100"));
     let mut slow = message(200);
     slow.interval = ms(1000);
-    let bytes = slow.encode("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap(), ChecksumForm::Rfc);
+    let bytes = slow.encode(
+        "10.0.0.2".parse().unwrap(),
+        "10.0.0.1".parse().unwrap(),
+        ChecksumForm::Rfc,
+    );
     b.input(packet("10.0.0.2", "10.0.0.1", 255, bytes));
     b.run(ms(3600));
     assert_eq!(b.state(), VrrpState::Backup);
@@ -234,7 +261,11 @@ fn a_master_yields_to_higher_priority_and_to_a_higher_address() {
         let mut b = Bench::new(config("priority: 100")).master();
         b.run(ms(30));
         let actions = b.hear(source, priority);
-        assert_eq!(removes(&actions), usize::from(yields), "{source} {priority}");
+        assert_eq!(
+            removes(&actions),
+            usize::from(yields),
+            "{source} {priority}"
+        );
         assert_eq!(conflicts(&actions), [ConflictKind::TwoMasters]);
         if yields {
             assert_eq!(b.state(), VrrpState::Backup);
@@ -243,7 +274,11 @@ fn a_master_yields_to_higher_priority_and_to_a_higher_address() {
             assert_eq!(sent(&actions), [100, 100], "told at once");
             assert_eq!(announced(&actions), 2, "and announced");
             let resolved = b.run(ms(400));
-            assert_eq!(announced(&resolved), 10, "and announced in full once the other is silent");
+            assert_eq!(
+                announced(&resolved),
+                10,
+                "and announced in full once the other is silent"
+            );
         }
     }
 }
@@ -254,7 +289,12 @@ fn a_tie_goes_to_the_higher_address_only() {
     c.source = "10.0.0.9".parse().unwrap();
     let mut b = Bench::new(c).master();
     let (s, d): (IpAddr, IpAddr) = ("10.0.0.2".parse().unwrap(), "10.0.0.9".parse().unwrap());
-    b.input(packet("10.0.0.2", "10.0.0.9", 255, message(100).encode(s, d, ChecksumForm::Rfc)));
+    b.input(packet(
+        "10.0.0.2",
+        "10.0.0.9",
+        255,
+        message(100).encode(s, d, ChecksumForm::Rfc),
+    ));
     assert_eq!(b.state(), VrrpState::Master);
 }
 
@@ -262,7 +302,11 @@ fn a_tie_goes_to_the_higher_address_only() {
 fn a_stop_hands_over_without_a_gap() {
     let mut b = Bench::new(config("priority: 100")).master();
     let actions = b.input(Input::Stop);
-    assert_eq!((sent(&actions), removes(&actions)), (vec![0, 0], 0), "says goodbye, keeps the VIP");
+    assert_eq!(
+        (sent(&actions), removes(&actions)),
+        (vec![0, 0], 0),
+        "says goodbye, keeps the VIP"
+    );
     let actions = b.hear("10.0.0.3", 50);
     assert_eq!(removes(&actions), 1);
     assert!(b.routers.is_stopped());
@@ -304,7 +348,9 @@ fn a_release_lets_others_keep_the_vip_for_a_while() {
         hold: ms(1),
     };
     let refused = b.input(Input::Command { command });
-    assert!(matches!(&refused[..], [Action::Report { event: Event::Refused { hint, .. } }] if hint == "one of: api"));
+    assert!(
+        matches!(&refused[..], [Action::Report { event: Event::Refused { hint, .. } }] if hint == "one of: api")
+    );
 }
 
 #[test]
@@ -316,11 +362,17 @@ fn tracking_gives_the_vip_up_at_once() {
     let mut b = b.master();
     b.routers.set_path(b.now, "api", false);
     let actions = b.input(Input::Tick);
-    assert_eq!((sent(&actions), removes(&actions), b.state()), (vec![0, 0], 1, VrrpState::Fault));
+    assert_eq!(
+        (sent(&actions), removes(&actions), b.state()),
+        (vec![0, 0], 1, VrrpState::Fault)
+    );
     b.routers.set_path(b.now, "api", true);
     let mut b = b.master();
     let actions = b.input(link(false));
-    assert_eq!((sent(&actions), removes(&actions), b.state()), (vec![], 1, VrrpState::Fault));
+    assert_eq!(
+        (sent(&actions), removes(&actions), b.state()),
+        (vec![], 1, VrrpState::Fault)
+    );
     b.run(ms(2000));
     assert_eq!(b.state(), VrrpState::Fault);
     b.input(link(true));
@@ -335,7 +387,12 @@ fn a_late_backup_does_not_take_over_before_it_listened() {
     b.sleep(ms(2000));
     let actions = b.input(Input::Tick);
     assert_eq!(b.state(), VrrpState::Backup);
-    assert!(actions.iter().any(|a| matches!(a, Action::Report { event: Event::Late { .. } })));
+    assert!(actions.iter().any(|a| matches!(
+        a,
+        Action::Report {
+            event: Event::Late { .. }
+        }
+    )));
     b.hear("10.0.0.2", 200);
     b.run(ms(300));
     assert_eq!(b.state(), VrrpState::Backup);
@@ -359,22 +416,39 @@ fn a_master_that_slept_gives_the_vip_up_before_anything_else() {
         let mut b = Bench::new(config("priority: 100")).master();
         b.sleep(ms(500));
         let actions = b.input(first.clone());
-        let first_deed = actions.iter().find(|a| !matches!(a, Action::Report { .. })).unwrap();
-        assert!(matches!(first_deed, Action::RemoveVip { .. }), "{first:?}: {actions:?}");
+        let first_deed = actions
+            .iter()
+            .find(|a| !matches!(a, Action::Report { .. }))
+            .unwrap();
+        assert!(
+            matches!(first_deed, Action::RemoveVip { .. }),
+            "{first:?}: {actions:?}"
+        );
         assert_ne!(b.state(), VrrpState::Master);
     }
     let mut b = Bench::new(config("priority: 100")).master();
     b.sleep(ms(250));
-    assert_eq!(sent(&b.input(Input::Tick)), [100, 100], "others still wait: go on");
+    assert_eq!(
+        sent(&b.input(Input::Tick)),
+        [100, 100],
+        "others still wait: go on"
+    );
 }
 
 #[test]
 fn gratuitous_arp_comes_again_and_is_refreshed() {
-    let mut b = Bench::new(config("priority: 100, garp: {repeat: 3, delay: 1s, refresh: 10s}")).master();
+    let mut b = Bench::new(config(
+        "priority: 100, garp: {repeat: 3, delay: 1s, refresh: 10s}",
+    ))
+    .master();
     b.run(ms(300));
     assert_eq!(announced(&b.seen), 6);
     assert_eq!(announced(&b.run(ms(1000))), 6);
-    assert_eq!(announced(&b.run(ms(30_000))), 6, "a request and a reply each ten seconds");
+    assert_eq!(
+        announced(&b.run(ms(30_000))),
+        6,
+        "a request and a reply each ten seconds"
+    );
 }
 
 #[test]
@@ -385,18 +459,34 @@ fn a_foreign_owner_is_reported_once_and_answered() {
     };
     let mut b = Bench::new(config("priority: 100")).master();
     assert!(b.input(claim("10.0.0.100", MAC)).is_empty(), "our own");
-    assert!(b.input(claim("10.0.0.7", OTHER)).is_empty(), "another address");
+    assert!(
+        b.input(claim("10.0.0.7", OTHER)).is_empty(),
+        "another address"
+    );
     let actions = b.input(claim("10.0.0.100", OTHER));
-    assert_eq!((conflicts(&actions), announced(&actions)), (vec![ConflictKind::ForeignOwner], 2));
+    assert_eq!(
+        (conflicts(&actions), announced(&actions)),
+        (vec![ConflictKind::ForeignOwner], 2)
+    );
     let again = b.input(claim("10.0.0.100", OTHER));
     assert!(again.is_empty(), "no storm");
-    assert_eq!(b.status().counters.conflicts[&ConflictKind::ForeignOwner], 2);
+    assert_eq!(
+        b.status().counters.conflicts[&ConflictKind::ForeignOwner],
+        2
+    );
 
     let mut b = Bench::new(config("priority: 100"));
-    assert!(b.seen.iter().any(|a| matches!(a, Action::SendFrame { .. })), "asks who has the VIP");
+    assert!(
+        b.seen.iter().any(|a| matches!(a, Action::SendFrame { .. })),
+        "asks who has the VIP"
+    );
     b.input(claim("10.0.0.100", OTHER));
     b.run(ms(500));
-    assert_eq!(conflicts(&b.seen), [ConflictKind::ForeignOwner], "nobody advertises, yet someone answers");
+    assert_eq!(
+        conflicts(&b.seen),
+        [ConflictKind::ForeignOwner],
+        "nobody advertises, yet someone answers"
+    );
 }
 
 #[test]
@@ -418,7 +508,9 @@ fn a_vip_that_cannot_be_added_is_left_to_others_and_tried_again() {
     b.run(ms(500));
     b.input(failed(None));
     assert_eq!(b.state(), VrrpState::Master);
-    let lost = b.input(Input::VipLost { vip: "10.0.0.100/32".parse().unwrap() });
+    let lost = b.input(Input::VipLost {
+        vip: "10.0.0.100/32".parse().unwrap(),
+    });
     assert_eq!((adds(&lost), announced(&lost)), (1, 2));
 }
 
@@ -444,7 +536,13 @@ fn a_vip_that_cannot_be_removed_is_tried_again() {
 
 #[test]
 fn each_discard_has_its_counter() {
-    let good = |form| message(200).encode("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap(), form);
+    let good = |form| {
+        message(200).encode(
+            "10.0.0.2".parse().unwrap(),
+            "10.0.0.1".parse().unwrap(),
+            form,
+        )
+    };
     let rfc = good(ChecksumForm::Rfc);
     let with = |at: usize, value: u8| {
         let mut p = rfc.clone();
@@ -454,25 +552,63 @@ fn each_discard_has_its_counter() {
     let mut zero_interval = message(200);
     zero_interval.version = VrrpVersion::V2;
     zero_interval.interval = ms(5000);
-    let v2 = zero_interval.encode("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap(), ChecksumForm::Rfc);
+    let v2 = zero_interval.encode(
+        "10.0.0.2".parse().unwrap(),
+        "10.0.0.1".parse().unwrap(),
+        ChecksumForm::Rfc,
+    );
     let cases = [
         (packet("10.0.0.2", "10.0.0.1", 255, rfc.clone()), None),
-        (packet("10.0.0.2", "10.0.0.1", 255, good(ChecksumForm::Keepalived)), None),
-        (packet("10.0.0.2", "10.0.0.1", 255, rfc[..11].to_vec()), Some(Discard::Length)),
-        (packet("10.0.0.2", "10.0.0.1", 254, rfc.clone()), Some(Discard::Ttl)),
-        (packet("10.0.0.2", "10.0.0.1", 255, v2.clone()), Some(Discard::Version)),
-        (packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x41)), Some(Discard::Version)),
-        (packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x32)), Some(Discard::Type)),
-        (packet("10.0.0.2", "10.0.0.1", 255, with(2, 201)), Some(Discard::Checksum)),
-        (packet("10.0.0.2", &GROUP_V4.to_string(), 255, rfc.clone()), Some(Discard::Destination)),
-        (packet("10.0.0.1", "10.0.0.1", 255, rfc.clone()), Some(Discard::OwnSource)),
-        (packet("10.0.0.66", "10.0.0.1", 255, rfc.clone()), Some(Discard::UnknownPeer)),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, good(ChecksumForm::Keepalived)),
+            None,
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, rfc[..11].to_vec()),
+            Some(Discard::Length),
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 254, rfc.clone()),
+            Some(Discard::Ttl),
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, v2.clone()),
+            Some(Discard::Version),
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x41)),
+            Some(Discard::Version),
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x32)),
+            Some(Discard::Type),
+        ),
+        (
+            packet("10.0.0.2", "10.0.0.1", 255, with(2, 201)),
+            Some(Discard::Checksum),
+        ),
+        (
+            packet("10.0.0.2", &GROUP_V4.to_string(), 255, rfc.clone()),
+            Some(Discard::Destination),
+        ),
+        (
+            packet("10.0.0.1", "10.0.0.1", 255, rfc.clone()),
+            Some(Discard::OwnSource),
+        ),
+        (
+            packet("10.0.0.66", "10.0.0.1", 255, rfc.clone()),
+            Some(Discard::UnknownPeer),
+        ),
     ];
     for (input, expected) in cases {
         let mut b = Bench::new(config("priority: 100"));
         b.input(input);
         let counters = b.status().counters;
-        assert_eq!(counters.discarded, expected.map(|d| (d, 1)).into_iter().collect(), "{expected:?}");
+        assert_eq!(
+            counters.discarded,
+            expected.map(|d| (d, 1)).into_iter().collect(),
+            "{expected:?}"
+        );
         assert_eq!(b.status().master.is_some(), expected.is_none());
     }
     let mut b = Bench::new(config("priority: 100, version: 2, interval: 1s"));
@@ -481,7 +617,10 @@ fn each_discard_has_its_counter() {
     password[4] = 1;
     b.input(packet("10.0.0.2", "10.0.0.1", 255, password));
     let discarded = b.status().counters.discarded;
-    assert_eq!(discarded, [(Discard::Interval, 1), (Discard::AuthType, 1)].into());
+    assert_eq!(
+        discarded,
+        [(Discard::Interval, 1), (Discard::AuthType, 1)].into()
+    );
     b.input(packet("10.0.0.2", "10.0.0.1", 255, with(1, 52)));
     assert_eq!(b.routers.unknown_router_packets(), 1);
 }
@@ -494,7 +633,11 @@ fn strangers_and_other_vips_are_reported_at_most_once_in_ten_seconds() {
         b.run(ms(100));
     }
     assert_eq!(conflicts(&b.seen), [ConflictKind::ForeignRouter; 2]);
-    assert_eq!(b.state(), VrrpState::Master, "a stranger does not keep us from the VIP");
+    assert_eq!(
+        b.state(),
+        VrrpState::Master,
+        "a stranger does not keep us from the VIP"
+    );
     let mut more = config("priority: 100");
     more.vips.push("10.0.0.101".parse().unwrap());
     let mut b = Bench::new(more);
@@ -505,12 +648,20 @@ fn strangers_and_other_vips_are_reported_at_most_once_in_ten_seconds() {
 
 #[test]
 fn authenticated_routers_heed_only_their_own() {
-    let keys = || Keyring::from([("api".to_string(), vec![SecretKey::new(1, &[0xa5; 32]).unwrap()])]);
+    let keys = || {
+        Keyring::from([(
+            "api".to_string(),
+            vec![SecretKey::new(1, &[0xa5; 32]).unwrap()],
+        )])
+    };
     let mut c = config("priority: 100, auth: {mode: enforce, keys: [{id: 1, file: /k}]}");
     assert_eq!(c.auth.mode, AuthMode::Enforce);
     let mut a = Bench::with_keys(c.clone(), keys());
     a.hear("10.0.0.2", 250);
-    assert_eq!(a.status().counters.discarded, [(Discard::Unsigned, 1)].into());
+    assert_eq!(
+        a.status().counters.discarded,
+        [(Discard::Unsigned, 1)].into()
+    );
     assert_eq!(conflicts(&a.seen), [ConflictKind::Unauthenticated]);
 
     c.source = "10.0.0.2".parse().unwrap();
@@ -518,7 +669,9 @@ fn authenticated_routers_heed_only_their_own() {
     c.priority = 200;
     let mut peer = Bench::with_keys(c, keys()).master();
     let sent = peer.run(ms(60));
-    let Some(Action::SendVrrp { payload, .. }) = sent.iter().find(|a| matches!(a, Action::SendVrrp { .. })) else {
+    let Some(Action::SendVrrp { payload, .. }) =
+        sent.iter().find(|a| matches!(a, Action::SendVrrp { .. }))
+    else {
         panic!("nothing sent")
     };
     a.input(packet("10.0.0.2", "10.0.0.1", 255, payload.0.clone()));
@@ -532,24 +685,38 @@ fn a_reload_keeps_what_did_not_change() {
     let file = |vrrp: Vec<VrrpInstance>| {
         let mut c = quorate_lb::AgentConfig::new("m1");
         c.vrrp = vrrp;
-        Input::Config { config: Box::new(c) }
+        Input::Config {
+            config: Box::new(c),
+        }
     };
     let mut b = Bench::new(config("priority: 100")).master();
     let actions = b.input(file(vec![config("priority: 150, garp: {repeat: 1}")]));
-    assert_eq!((adds(&actions), removes(&actions), b.state()), (0, 0, VrrpState::Master));
+    assert_eq!(
+        (adds(&actions), removes(&actions), b.state()),
+        (0, 0, VrrpState::Master)
+    );
     assert_eq!(sent(&b.run(ms(60))), [150, 150]);
 
     let mut vips = config("priority: 150");
     vips.vips = vec!["10.0.0.101".parse().unwrap()];
     let actions = b.input(file(vec![vips.clone()]));
-    assert_eq!((adds(&actions), removes(&actions), b.state()), (1, 1, VrrpState::Master));
+    assert_eq!(
+        (adds(&actions), removes(&actions), b.state()),
+        (1, 1, VrrpState::Master)
+    );
 
     let mut second = vips.clone();
     (second.name, second.vrid) = ("etcd".into(), 52);
     second.vips = vec!["10.0.0.102".parse().unwrap()];
     b.input(file(vec![vips, second.clone()]));
     b.run(ms(500));
-    assert!(b.routers.status().iter().all(|s| s.state == VrrpState::Master), "the new one knows the link");
+    assert!(
+        b.routers
+            .status()
+            .iter()
+            .all(|s| s.state == VrrpState::Master),
+        "the new one knows the link"
+    );
 
     let actions = b.input(file(vec![second]));
     assert_eq!((sent(&actions), removes(&actions)), (vec![0, 0], 1));
@@ -561,6 +728,9 @@ fn multicast_goes_to_the_group() {
     let base = "{name: api, vrid: 51, interface: eth0, source: fd00::1, vips: ['fd00::100'], multicast: true}";
     let mut b = Bench::new(serde_saphyr::from_str(base).unwrap()).master();
     let sent = b.run(ms(60));
-    assert!(sent.iter().any(|a| matches!(a, Action::SendVrrp { destination, .. }
-        if *destination == "ff02::12".parse::<IpAddr>().unwrap())));
+    assert!(
+        sent.iter()
+            .any(|a| matches!(a, Action::SendVrrp { destination, .. }
+        if *destination == "ff02::12".parse::<IpAddr>().unwrap()))
+    );
 }

@@ -218,7 +218,10 @@ mod tests {
 
     #[test]
     fn vips_take_an_optional_prefix() {
-        assert_eq!("10.0.0.1".parse::<Vip>().unwrap().to_string(), "10.0.0.1/32");
+        assert_eq!(
+            "10.0.0.1".parse::<Vip>().unwrap().to_string(),
+            "10.0.0.1/32"
+        );
         assert_eq!("10.0.0.1/24".parse::<Vip>().unwrap().prefix, 24);
         assert_eq!("fd00::1".parse::<Vip>().unwrap().prefix, 128);
         for bad in ["10.0.0.1/33", "fd00::1/129", "x/24", "10.0.0.1/0", ""] {

@@ -46,7 +46,12 @@ impl Findings {
 pub(super) fn validate(config: &AgentConfig) -> Vec<Finding> {
     let mut f = Findings(Vec::new());
     if config.node.trim().is_empty() {
-        f.add("node", "node", "the node has no name", "write the machine's name");
+        f.add(
+            "node",
+            "node",
+            "the node has no name",
+            "write the machine's name",
+        );
     }
     check_vrrp(config, &mut f);
     check_sets(config, &mut f);
@@ -96,7 +101,10 @@ fn check_vrrp(config: &AgentConfig, f: &mut Findings) {
                 "vrrp.track",
                 format!("{at}.track.frontend"),
                 format!("no frontend is named {frontend:?}"),
-                format!("one of: {}", set_names.iter().copied().collect::<Vec<_>>().join(", ")),
+                format!(
+                    "one of: {}",
+                    set_names.iter().copied().collect::<Vec<_>>().join(", ")
+                ),
             );
         }
     }
@@ -104,13 +112,21 @@ fn check_vrrp(config: &AgentConfig, f: &mut Findings) {
 
 fn check_instance(v: &VrrpInstance, at: &str, f: &mut Findings) {
     if v.vrid == 0 {
-        f.add("vrrp.vrid", format!("{at}.vrid"), "VRID 0 is reserved", "choose 1 to 255");
+        f.add(
+            "vrrp.vrid",
+            format!("{at}.vrid"),
+            "VRID 0 is reserved",
+            "choose 1 to 255",
+        );
     }
     if v.priority == 0 || v.priority == 255 {
         f.add(
             "vrrp.priority",
             format!("{at}.priority"),
-            format!("priority {} is reserved (0 = stopping, 255 = address owner)", v.priority),
+            format!(
+                "priority {} is reserved (0 = stopping, 255 = address owner)",
+                v.priority
+            ),
             "choose 1 to 254",
         );
     }
@@ -123,10 +139,20 @@ fn check_instance(v: &VrrpInstance, at: &str, f: &mut Findings) {
         );
     }
     if v.vips.is_empty() {
-        f.add("vrrp.vips.none", format!("{at}.vips"), "no VIP", "name at least one");
+        f.add(
+            "vrrp.vips.none",
+            format!("{at}.vips"),
+            "no VIP",
+            "name at least one",
+        );
     }
     if v.vips.len() > usize::from(u8::MAX) {
-        f.add("vrrp.vips.many", format!("{at}.vips"), "more than 255 VIPs", "split the instance");
+        f.add(
+            "vrrp.vips.many",
+            format!("{at}.vips"),
+            "more than 255 VIPs",
+            "split the instance",
+        );
     }
     for (j, vip) in v.vips.iter().enumerate() {
         let path = format!("{at}.vips[{j}]");
@@ -134,7 +160,10 @@ fn check_instance(v: &VrrpInstance, at: &str, f: &mut Findings) {
             f.add(
                 "vrrp.family",
                 &path,
-                format!("VIP {} and source {} are of different families", vip.address, v.source),
+                format!(
+                    "VIP {} and source {} are of different families",
+                    vip.address, v.source
+                ),
                 "make one instance for IPv4 and one for IPv6",
             );
         }
@@ -189,7 +218,8 @@ fn check_interval(v: &VrrpInstance, at: &str, f: &mut Findings) {
     let path = format!("{at}.interval");
     match v.version {
         VrrpVersion::V3 => {
-            let fits = (Duration::from_millis(10)..=Duration::from_millis(40_950)).contains(&interval);
+            let fits =
+                (Duration::from_millis(10)..=Duration::from_millis(40_950)).contains(&interval);
             if !fits || !interval.subsec_micros().is_multiple_of(10_000) {
                 f.add(
                     "vrrp.interval",
@@ -246,12 +276,20 @@ fn check_peers(v: &VrrpInstance, at: &str, f: &mut Findings) {
             f.add(
                 "vrrp.family",
                 &path,
-                format!("peer {peer} and source {} are of different families", v.source),
+                format!(
+                    "peer {peer} and source {} are of different families",
+                    v.source
+                ),
                 "make one instance for IPv4 and one for IPv6",
             );
         }
         if !seen.insert(peer) {
-            f.add("vrrp.peers.duplicate", &path, format!("{peer} is listed twice"), "list it once");
+            f.add(
+                "vrrp.peers.duplicate",
+                &path,
+                format!("{peer} is listed twice"),
+                "list it once",
+            );
         }
     }
 }
@@ -298,7 +336,12 @@ fn check_sets(config: &AgentConfig, f: &mut Findings) {
         let at = format!("{word}[{}]", counts[slot]);
         counts[slot] += 1;
         if set.name.is_empty() {
-            f.add("frontend.name", format!("{at}.name"), "no name", "name it, e.g. api");
+            f.add(
+                "frontend.name",
+                format!("{at}.name"),
+                "no name",
+                "name it, e.g. api",
+            );
         } else if let Some(first) = names.insert(set.name, at.clone()) {
             f.add(
                 "frontend.name",
@@ -339,7 +382,12 @@ fn check_sets(config: &AgentConfig, f: &mut Findings) {
 fn check_backends(backends: &[Backend], at: &str, f: &mut Findings) {
     let path = format!("{at}.backends");
     if backends.is_empty() {
-        f.add("frontend.backends.none", &path, "no backends", "name at least one server");
+        f.add(
+            "frontend.backends.none",
+            &path,
+            "no backends",
+            "name at least one server",
+        );
     }
     if backends.len() > MAX_BACKENDS {
         f.add(
@@ -376,7 +424,8 @@ fn check_backends(backends: &[Backend], at: &str, f: &mut Findings) {
                 "list each server once; use weight for a larger share",
             );
         }
-        if b.address.port() == 0 || b.address.ip().is_unspecified() || b.address.ip().is_multicast() {
+        if b.address.port() == 0 || b.address.ip().is_unspecified() || b.address.ip().is_multicast()
+        {
             f.add(
                 "frontend.backend.address",
                 format!("{path}.address"),
@@ -422,9 +471,11 @@ fn check_health(h: &Health, at: &str, f: &mut Findings) {
         );
     }
     let least = Span::from_millis(10);
-    for (value, name) in
-        [(h.interval, "interval"), (h.fast_interval, "fastInterval"), (h.timeout, "timeout")]
-    {
+    for (value, name) in [
+        (h.interval, "interval"),
+        (h.fast_interval, "fastInterval"),
+        (h.timeout, "timeout"),
+    ] {
         if value < least {
             f.add(
                 "health.interval",
@@ -438,12 +489,20 @@ fn check_health(h: &Health, at: &str, f: &mut Findings) {
         f.add(
             "health.fastInterval",
             format!("{at}.fastInterval"),
-            format!("fastInterval {} is longer than interval {}", h.fast_interval, h.interval),
+            format!(
+                "fastInterval {} is longer than interval {}",
+                h.fast_interval, h.interval
+            ),
             "a backend in doubt is checked more often, not less",
         );
     }
     if h.rise == 0 || h.fall == 0 {
-        f.add("health.rise", &at, "rise and fall count from 1", "rise: 2, fall: 3 are the defaults");
+        f.add(
+            "health.rise",
+            &at,
+            "rise and fall count from 1",
+            "rise: 2, fall: 3 are the defaults",
+        );
     }
 }
 
@@ -454,7 +513,10 @@ fn check_virtual(address: SocketAddr, backends: &[Backend], at: &str, f: &mut Fi
             f.add(
                 "virtual.family",
                 path,
-                format!("{} and virtual {address} are of different families", b.address),
+                format!(
+                    "{} and virtual {address} are of different families",
+                    b.address
+                ),
                 "the kernel does not translate between IPv4 and IPv6 here",
             );
         } else if b.address == address {
@@ -501,7 +563,12 @@ fn check_listeners(config: &AgentConfig, f: &mut Findings) {
             }
         }
     }
-    bound.extend(config.stats.iter().map(|s| (s.listen, "stats.listen".to_string())));
+    bound.extend(
+        config
+            .stats
+            .iter()
+            .map(|s| (s.listen, "stats.listen".to_string())),
+    );
     // Page and metrics may share one listener: they differ by path.
     if let Some(m) = &config.metrics
         && config.stats.as_ref().is_none_or(|s| s.listen != m.listen)
@@ -510,7 +577,12 @@ fn check_listeners(config: &AgentConfig, f: &mut Findings) {
     }
     for (i, (a, path)) in bound.iter().enumerate() {
         if a.port() == 0 {
-            f.add("frontend.listen.port", path, format!("{a} has no port"), "write one");
+            f.add(
+                "frontend.listen.port",
+                path,
+                format!("{a} has no port"),
+                "write one",
+            );
         }
         if let Some((b, first)) = bound[..i].iter().find(|(b, _)| clash(*a, *b)) {
             f.add(

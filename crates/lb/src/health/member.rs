@@ -99,7 +99,9 @@ impl Member {
             return 0;
         }
         let full = self.ordered_weight.unwrap_or(self.config.weight);
-        let Some(step) = self.slow_start_step(now, slow_start) else { return full };
+        let Some(step) = self.slow_start_step(now, slow_start) else {
+            return full;
+        };
         let scaled = (u32::from(full) * step / SLOW_START_STEPS) as u16;
         scaled.max(full.min(1))
     }
@@ -134,7 +136,8 @@ impl Member {
     /// `view` is what `view()` would give.
     pub(super) fn looks_like(&self, view: &BackendView, now: Now, slow_start: Duration) -> bool {
         let c = &self.config;
-        (self.availability, self.reason, self.weight(now, slow_start)) == (view.availability, view.reason, view.weight)
+        (self.availability, self.reason, self.weight(now, slow_start))
+            == (view.availability, view.reason, view.weight)
             && (c.max_connections, c.backup, c.local, c.address)
                 == (view.max_connections, view.backup, view.local, view.address)
             && c.name == view.name

@@ -35,7 +35,9 @@ pub struct SecretKey {
 
 /// A secret too short to be one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("VRRP key {id} has {length} octets; at least {LEAST_KEY} are needed (e.g. from `openssl rand -hex 32`)")]
+#[error(
+    "VRRP key {id} has {length} octets; at least {LEAST_KEY} are needed (e.g. from `openssl rand -hex 32`)"
+)]
 pub struct ShortKey {
     pub id: u8,
     pub length: usize,
@@ -121,7 +123,9 @@ impl Authenticator {
         packet.extend([key.id, 0, 0, 0]);
         packet.extend(self.boot.to_be_bytes());
         packet.extend(self.counter.to_be_bytes());
-        let tag = key.over(source, &packet[..body], &packet[body..]).finalize();
+        let tag = key
+            .over(source, &packet[..body], &packet[body..])
+            .finalize();
         packet.extend(tag.into_bytes());
     }
 
@@ -144,15 +148,25 @@ impl Authenticator {
                 _ => Ok(()),
             };
         }
-        let key = self.keys.iter().find(|k| k.id == trailer[4]).ok_or(Discard::UnknownKey)?;
+        let key = self
+            .keys
+            .iter()
+            .find(|k| k.id == trailer[4])
+            .ok_or(Discard::UnknownKey)?;
         key.over(source, body, &trailer[..SIGNED])
             .verify_slice(&trailer[SIGNED..])
             .map_err(|_| Discard::Signature)?;
         let number = |at: usize| {
-            trailer[at..at + 8].iter().fold(0u64, |n, byte| n << 8 | u64::from(*byte))
+            trailer[at..at + 8]
+                .iter()
+                .fold(0u64, |n, byte| n << 8 | u64::from(*byte))
         };
         let stamp = (number(8), number(16));
-        if self.newest.get(&source).is_some_and(|newest| stamp <= *newest) {
+        if self
+            .newest
+            .get(&source)
+            .is_some_and(|newest| stamp <= *newest)
+        {
             return Err(Discard::Replay);
         }
         if is_peer {
@@ -190,7 +204,12 @@ mod tests {
         let good = signed(&mut auth(Enforce, &[1], 1));
         let foreign = signed(&mut auth(Enforce, &[9], 1));
         for (mode, sends, unsigned, foreign_key) in [
-            (Enforce, true, Err(Discard::Unsigned), Err(Discard::UnknownKey)),
+            (
+                Enforce,
+                true,
+                Err(Discard::Unsigned),
+                Err(Discard::UnknownKey),
+            ),
             (Permissive, true, Ok(()), Err(Discard::UnknownKey)),
             (ReceiveOnly, false, Ok(()), Err(Discard::UnknownKey)),
             (None, false, Ok(()), Ok(())),
@@ -212,9 +231,18 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(receiver.verify(A, BODY, &bad, true).is_err(), "bit {bit}");
         }
-        assert_eq!(receiver.verify(B, BODY, &good, true), Err(Discard::Signature));
-        assert_eq!(receiver.verify(A, b"advertisemenT", &good, true), Err(Discard::Signature));
-        assert_eq!(receiver.verify(A, BODY, &good[..TRAILER - 1], true), Err(Discard::Unsigned));
+        assert_eq!(
+            receiver.verify(B, BODY, &good, true),
+            Err(Discard::Signature)
+        );
+        assert_eq!(
+            receiver.verify(A, b"advertisemenT", &good, true),
+            Err(Discard::Signature)
+        );
+        assert_eq!(
+            receiver.verify(A, BODY, &good[..TRAILER - 1], true),
+            Err(Discard::Unsigned)
+        );
         assert_eq!(receiver.verify(A, BODY, &good, true), Ok(()));
     }
 
@@ -225,29 +253,50 @@ mod tests {
         let reborn = signed(&mut auth(AuthMode::Enforce, &[1], 101));
         let mut receiver = auth(AuthMode::Enforce, &[1], 5);
         assert_eq!(receiver.verify(A, BODY, &second, true), Ok(()));
-        assert_eq!(receiver.verify(A, BODY, &second, true), Err(Discard::Replay));
+        assert_eq!(
+            receiver.verify(A, BODY, &second, true),
+            Err(Discard::Replay)
+        );
         assert_eq!(receiver.verify(A, BODY, &first, true), Err(Discard::Replay));
         assert_eq!(receiver.verify(A, BODY, &reborn, true), Ok(()));
-        assert_eq!(receiver.verify(A, BODY, &signed(&mut sender), true), Err(Discard::Replay));
+        assert_eq!(
+            receiver.verify(A, BODY, &signed(&mut sender), true),
+            Err(Discard::Replay)
+        );
     }
 
     #[test]
     fn keys_rotate_without_a_gap() {
-        let mut nodes = [auth(AuthMode::Enforce, &[1], 1), auth(AuthMode::Enforce, &[1], 1)];
+        let mut nodes = [
+            auth(AuthMode::Enforce, &[1], 1),
+            auth(AuthMode::Enforce, &[1], 1),
+        ];
         let steps: [&[u8]; 4] = [&[1], &[1, 2], &[2, 1], &[2]];
         for step in steps {
             for node in 0..2 {
-                nodes[node].reconfigure(AuthMode::Enforce, step.iter().map(|id| key(*id)).collect());
+                nodes[node]
+                    .reconfigure(AuthMode::Enforce, step.iter().map(|id| key(*id)).collect());
                 let (left, right) = nodes.split_at_mut(1);
-                assert_eq!(right[0].verify(A, BODY, &signed(&mut left[0]), true), Ok(()), "{step:?}");
-                assert_eq!(left[0].verify(A, BODY, &signed(&mut right[0]), true), Ok(()), "{step:?}");
+                assert_eq!(
+                    right[0].verify(A, BODY, &signed(&mut left[0]), true),
+                    Ok(()),
+                    "{step:?}"
+                );
+                assert_eq!(
+                    left[0].verify(A, BODY, &signed(&mut right[0]), true),
+                    Ok(()),
+                    "{step:?}"
+                );
             }
         }
     }
 
     #[test]
     fn secrets_are_long_and_unprinted() {
-        assert_eq!(SecretKey::new(3, b" short \n").unwrap_err(), ShortKey { id: 3, length: 5 });
+        assert_eq!(
+            SecretKey::new(3, b" short \n").unwrap_err(),
+            ShortKey { id: 3, length: 5 }
+        );
         assert_eq!(format!("{:?}", key(7)), "SecretKey { id: 7 }");
     }
 }

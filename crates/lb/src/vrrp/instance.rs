@@ -186,7 +186,10 @@ impl Instance {
 
     /// Looks at the clock first: must be called before anything else is done with `now`.
     pub(super) fn on_time(&mut self, now: Now, out: &mut Actions) {
-        let late = self.promised.take().map_or(Duration::ZERO, |p| now.saturating_sub(p));
+        let late = self
+            .promised
+            .take()
+            .map_or(Duration::ZERO, |p| now.saturating_sub(p));
         let was_late = late > self.tolerance();
         if was_late {
             self.counters.late += 1;
@@ -273,7 +276,11 @@ impl Instance {
             }
             return;
         };
-        let verb = if change == VipChange::Add { "add" } else { "remove" };
+        let verb = if change == VipChange::Add {
+            "add"
+        } else {
+            "remove"
+        };
         let what = format!("{verb} VIP {vip} on {}", self.config.interface);
         out.push_back(Action::Report {
             event: Event::Failed {
@@ -284,7 +291,9 @@ impl Instance {
         if change == VipChange::Remove {
             self.remove_again = Some(now + RETRY_FIRST);
         } else if self.state == VrrpState::Master && self.config.vips.contains(&vip) {
-            let wait = self.retry.map_or(RETRY_FIRST, |(_, w)| (w * 2).min(RETRY_LONGEST));
+            let wait = self
+                .retry
+                .map_or(RETRY_FIRST, |(_, w)| (w * 2).min(RETRY_LONGEST));
             self.retry = Some((now + wait, wait));
             self.leave_at_once(now, VrrpState::Fault, format!("cannot add VIP {vip}"), out);
         }
@@ -321,7 +330,9 @@ impl Instance {
     /// Gives up at once, without waiting for a new holder.
     pub(super) fn quit(&mut self, now: Now, out: &mut Actions) {
         match self.state {
-            VrrpState::Master => self.leave_at_once(now, VrrpState::Init, "no longer configured".into(), out),
+            VrrpState::Master => {
+                self.leave_at_once(now, VrrpState::Init, "no longer configured".into(), out)
+            }
             _ => self.stop(now, out),
         }
     }
@@ -368,7 +379,8 @@ impl Instance {
     /// Same virtual router: can be reconfigured without giving the VIP up.
     pub(super) fn is_same_router(&self, other: &VrrpInstance) -> bool {
         let c = &self.config;
-        (&c.name, c.vrid, &c.interface, c.source) == (&other.name, other.vrid, &other.interface, other.source)
+        (&c.name, c.vrid, &c.interface, c.source)
+            == (&other.name, other.vrid, &other.interface, other.source)
     }
 
     /// When `on_time` is due; remembered, to know lateness by.
@@ -403,7 +415,12 @@ impl Instance {
         self.announce_fully(now, out);
         if let Some(claim) = self.squatter.take().filter(|_| heard_nobody) {
             let mac = print_mac(claim.mac);
-            let detail = || format!("{} answers for {} though nobody advertises it", mac, claim.address);
+            let detail = || {
+                format!(
+                    "{} answers for {} though nobody advertises it",
+                    mac, claim.address
+                )
+            };
             self.conflict(now, ConflictKind::ForeignOwner, detail, out);
         }
     }
@@ -429,7 +446,9 @@ impl Instance {
                 },
             });
             let silent = now.saturating_sub(self.last_advert).as_millis();
-            let reason = format!("this process slept: nothing advertised for {silent} ms, another machine may hold the VIP");
+            let reason = format!(
+                "this process slept: nothing advertised for {silent} ms, another machine may hold the VIP"
+            );
             self.leave_for(now, VrrpState::Backup, reason, out);
             return;
         }
@@ -460,7 +479,15 @@ impl Instance {
             return Some(h.until.min(h.next_goodbye));
         }
         let rival = self.rival.map(|heard| heard + self.down_interval());
-        [Some(self.next_advert), self.announce_again, self.announce_refresh, rival].into_iter().flatten().min()
+        [
+            Some(self.next_advert),
+            self.announce_again,
+            self.announce_refresh,
+            rival,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn advertise(&mut self, now: Now, out: &mut Actions) {
@@ -478,9 +505,17 @@ impl Instance {
             interval: c.interval.get(),
             vips: c.vips.iter().map(|v| v.address).collect(),
         };
-        let group = if c.source.is_ipv4() { IpAddr::V4(GROUP_V4) } else { IpAddr::V6(GROUP_V6) };
+        let group = if c.source.is_ipv4() {
+            IpAddr::V4(GROUP_V4)
+        } else {
+            IpAddr::V6(GROUP_V6)
+        };
         let multicast = [group];
-        let destinations = if c.multicast { &multicast[..] } else { &c.peers };
+        let destinations = if c.multicast {
+            &multicast[..]
+        } else {
+            &c.peers
+        };
         for destination in destinations {
             let mut payload = advert.encode(c.source, *destination, c.checksum);
             self.auth.sign(c.source, &mut payload);
@@ -539,7 +574,14 @@ impl Instance {
 
     // --- backup ---
 
-    fn on_advert(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration, out: &mut Actions) {
+    fn on_advert(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        priority: u8,
+        interval: Duration,
+        out: &mut Actions,
+    ) {
         match self.state {
             VrrpState::Init | VrrpState::Fault => {
                 self.master = (priority != 0).then_some((source, priority));
@@ -585,7 +627,14 @@ impl Instance {
         self.config.preempt && now >= since + self.config.preempt_delay.get()
     }
 
-    fn master_hears(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration, out: &mut Actions) {
+    fn master_hears(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        priority: u8,
+        interval: Duration,
+        out: &mut Actions,
+    ) {
         if self.handover.is_some() {
             if priority != 0 {
                 self.finish_handover(now, &format!("{source} holds the VIP"), out);
@@ -599,9 +648,15 @@ impl Instance {
         }
         let wins = (priority, source) > (self.config.priority, self.config.source);
         let own = self.config.priority;
-        let detail = || format!("{source} advertises with priority {priority}, this machine with {own}");
+        let detail =
+            || format!("{source} advertises with priority {priority}, this machine with {own}");
         if wins {
-            self.leave_for(now, VrrpState::Backup, format!("{source} has priority {priority}"), out);
+            self.leave_for(
+                now,
+                VrrpState::Backup,
+                format!("{source} has priority {priority}"),
+                out,
+            );
             self.heed(now, source, priority, interval);
         } else {
             // At once, so that it hears; but never more than ten per interval.
@@ -619,7 +674,11 @@ impl Instance {
         if self.graces < GRACES {
             // At first in full: after a pause of the whole machine nothing waits in the socket, and
             // only a whole period tells a living master from a dead one.
-            let grace = if self.graces == 0 { self.down_interval() } else { self.master_interval };
+            let grace = if self.graces == 0 {
+                self.down_interval()
+            } else {
+                self.master_interval
+            };
             self.takeover = self.takeover.max(now + grace);
             self.graces += 1;
             out.push_back(Action::Report {
@@ -651,8 +710,12 @@ impl Instance {
             None
         };
         match (self.state, missing) {
-            (VrrpState::Master, Some(missing)) => self.leave_at_once(now, VrrpState::Fault, missing, out),
-            (VrrpState::Init | VrrpState::Backup, Some(missing)) => self.go(VrrpState::Fault, missing, out),
+            (VrrpState::Master, Some(missing)) => {
+                self.leave_at_once(now, VrrpState::Fault, missing, out)
+            }
+            (VrrpState::Init | VrrpState::Backup, Some(missing)) => {
+                self.go(VrrpState::Fault, missing, out)
+            }
             (VrrpState::Init | VrrpState::Fault, None) => {
                 self.go(VrrpState::Backup, why.to_string(), out);
                 self.graces = 0;

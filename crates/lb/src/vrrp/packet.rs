@@ -116,10 +116,21 @@ impl Advert {
         let mut p = Vec::with_capacity(HEADER + count * 16 + V2_AUTH);
         let timing = match self.version {
             VrrpVersion::V2 => [0, self.interval.as_secs().clamp(1, 255) as u8],
-            VrrpVersion::V3 => ((self.interval.as_millis() / 10).clamp(1, 0xfff) as u16).to_be_bytes(),
+            VrrpVersion::V3 => {
+                ((self.interval.as_millis() / 10).clamp(1, 0xfff) as u16).to_be_bytes()
+            }
         };
         let version = u8::from(self.version) << 4 | TYPE_ADVERTISEMENT;
-        p.extend([version, self.vrid, self.priority, count as u8, timing[0], timing[1], 0, 0]);
+        p.extend([
+            version,
+            self.vrid,
+            self.priority,
+            count as u8,
+            timing[0],
+            timing[1],
+            0,
+            0,
+        ]);
         for vip in &self.vips[..count] {
             match vip {
                 IpAddr::V4(a) => p.extend(a.octets()),
@@ -158,7 +169,9 @@ impl<'a> Message<'a> {
         let header = payload.get(..HEADER).ok_or(Discard::Length)?;
         let addresses = usize::from(header[3]) * if ipv4 { 4 } else { 16 };
         let auth = if header[0] >> 4 == 2 { V2_AUTH } else { 0 };
-        let (body, rest) = payload.split_at_checked(HEADER + addresses + auth).ok_or(Discard::Length)?;
+        let (body, rest) = payload
+            .split_at_checked(HEADER + addresses + auth)
+            .ok_or(Discard::Length)?;
         Ok(Self { body, rest, ipv4 })
     }
 
@@ -206,11 +219,13 @@ impl<'a> Message<'a> {
     pub(super) fn vips(&self) -> impl Iterator<Item = IpAddr> + 'a {
         let count = usize::from(self.body[3]);
         let size = if self.ipv4 { 4 } else { 16 };
-        self.body[HEADER..HEADER + count * size].chunks_exact(size).filter_map(|a| {
-            let v4 = || <[u8; 4]>::try_from(a).map(IpAddr::from);
-            let v6 = || <[u8; 16]>::try_from(a).map(IpAddr::from);
-            v4().or_else(|_| v6()).ok()
-        })
+        self.body[HEADER..HEADER + count * size]
+            .chunks_exact(size)
+            .filter_map(|a| {
+                let v4 = || <[u8; 4]>::try_from(a).map(IpAddr::from);
+                let v6 = || <[u8; 16]>::try_from(a).map(IpAddr::from);
+                v4().or_else(|_| v6()).ok()
+            })
     }
 
     pub(super) fn priority(&self) -> u8 {
@@ -252,10 +267,28 @@ mod tests {
         let (s4, d4): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let (s6, d6): (IpAddr, IpAddr) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
         for (version, vips, s, d, form) in [
-            (VrrpVersion::V2, &["10.0.0.9", "10.0.0.8"][..], s4, d4, ChecksumForm::Rfc),
+            (
+                VrrpVersion::V2,
+                &["10.0.0.9", "10.0.0.8"][..],
+                s4,
+                d4,
+                ChecksumForm::Rfc,
+            ),
             (VrrpVersion::V3, &["10.0.0.9"], s4, d4, ChecksumForm::Rfc),
-            (VrrpVersion::V3, &["10.0.0.9"], s4, d4, ChecksumForm::Keepalived),
-            (VrrpVersion::V3, &["fe80::1", "fd00::9"], s6, d6, ChecksumForm::Rfc),
+            (
+                VrrpVersion::V3,
+                &["10.0.0.9"],
+                s4,
+                d4,
+                ChecksumForm::Keepalived,
+            ),
+            (
+                VrrpVersion::V3,
+                &["fe80::1", "fd00::9"],
+                s6,
+                d6,
+                ChecksumForm::Rfc,
+            ),
         ] {
             let advert = advert(version, vips);
             let bytes = advert.encode(s, d, form);
@@ -263,16 +296,25 @@ mod tests {
             assert!(m.has_valid_checksum(s, d), "{version:?} {form:?}");
             assert!(m.rest.is_empty() && m.is_advertisement() && !m.has_foreign_auth());
             assert_eq!(m.version(), Ok(version));
-            assert_eq!((m.body[1], m.priority(), m.interval()), (51, 100, Duration::from_secs(1)));
+            assert_eq!(
+                (m.body[1], m.priority(), m.interval()),
+                (51, 100, Duration::from_secs(1))
+            );
             assert_eq!(m.vips().collect::<Vec<_>>(), advert.vips);
             for bit in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[bit / 8] ^= 1 << (bit % 8);
                 let flipped = Message::split(&bad, s.is_ipv4());
-                assert!(flipped.is_err() || !flipped.unwrap().has_valid_checksum(s, d), "bit {bit}");
+                assert!(
+                    flipped.is_err() || !flipped.unwrap().has_valid_checksum(s, d),
+                    "bit {bit}"
+                );
             }
             for cut in 0..bytes.len() {
-                assert_eq!(Message::split(&bytes[..cut], s.is_ipv4()).unwrap_err(), Discard::Length);
+                assert_eq!(
+                    Message::split(&bytes[..cut], s.is_ipv4()).unwrap_err(),
+                    Discard::Length
+                );
             }
         }
     }
@@ -282,7 +324,11 @@ mod tests {
         for ms in [10, 100, 990, 40_950] {
             let mut a = advert(VrrpVersion::V3, &["10.0.0.9"]);
             a.interval = Duration::from_millis(ms);
-            let bytes = a.encode("10.0.0.1".parse().unwrap(), GROUP_V4.into(), ChecksumForm::Rfc);
+            let bytes = a.encode(
+                "10.0.0.1".parse().unwrap(),
+                GROUP_V4.into(),
+                ChecksumForm::Rfc,
+            );
             assert_eq!(Message::split(&bytes, true).unwrap().interval(), a.interval);
         }
     }
