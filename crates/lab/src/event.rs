@@ -19,6 +19,8 @@ pub enum Event {
     /// Changed by someone since it was written, so it was left alone.
     LeftAlone { path: PathBuf },
     Stopped { machines: usize },
+    /// There was nothing to take down.
+    NeverWas { lab: String },
     Gone { lab: String },
 }
 
@@ -47,6 +49,7 @@ impl fmt::Display for Event {
             Self::Wrote { path } => write!(f, "wrote {}", path.display()),
             Self::LeftAlone { path } => write!(f, "{} was changed by hand: left alone", path.display()),
             Self::Stopped { machines } => write!(f, "{machines} machines switched off"),
+            Self::NeverWas { lab } => write!(f, "there was no lab {lab}"),
             Self::Gone { lab } => write!(f, "lab {lab} is gone"),
         }
     }

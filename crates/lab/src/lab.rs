@@ -1,7 +1,5 @@
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,9 +14,6 @@ use crate::{Error, Event, Result, command, files, network, places};
 /// Debian release of the machines unless said otherwise.
 const SUITE: &str = "bookworm";
 const MACHINES: usize = 5;
-/// Half a second when idle; a busy computer with many machines may need a while.
-const BOOT_WITHIN: Duration = Duration::from_secs(60);
-const DIAL_WITHIN: Duration = Duration::from_secs(10);
 /// For keys, logs and what a booted system writes; what is deployed comes on top and says itself if it does not fit.
 const NEEDED_MIB: u64 = 100;
 
@@ -98,14 +93,20 @@ impl Lab {
             state_dir,
         };
         let before = lab.description.clone();
-        lab.description.grow(
-            Wanted {
-                machines: options.machines.or(before.machines.is_empty().then_some(MACHINES)),
-                etcd: options.etcd,
-                load_balancers: options.load_balancers,
-            },
-            random_id,
-        )?;
+        let wanted = Wanted {
+            machines: options.machines.or(before.machines.is_empty().then_some(MACHINES)),
+            etcd: options.etcd,
+            load_balancers: options.load_balancers,
+        };
+        if let Err(e) = lab.description.grow(wanted, random_id) {
+            if before.machines.is_empty() {
+                // It never came to be.
+                root::remove_tree(&lab.state_dir)?;
+                drop(lock);
+                places::tidy();
+            }
+            return Err(e);
+        }
         lab.save()?;
         places::register(lab.name(), &lab.state_dir)?;
 
@@ -162,6 +163,7 @@ impl Lab {
         let lock = places::lock(name)?;
         let state_dir = places::state_dir(name);
         let known = load(name, &state_dir).ok();
+        let namespaces = network::namespaces(name);
         let mut stopped = 0;
         if let Some(description) = known.clone() {
             let lab = Self {
@@ -175,11 +177,11 @@ impl Lab {
             machines.iter().try_for_each(|machine| machine.off().map(drop))?;
         }
         stopped += power::clear(&host, name)?;
-        events(Event::Stopped { machines: stopped });
-        for namespace in network::machine_namespaces(name) {
-            network::delete_namespace(&namespace)?;
+        let was_there = stopped > 0 || !namespaces.is_empty() || state_dir.exists();
+        if was_there {
+            events(Event::Stopped { machines: stopped });
         }
-        network::delete_lab(name)?;
+        namespaces.iter().try_for_each(|namespace| network::delete_namespace(namespace))?;
         if let Some(description) = &known {
             remove_written(description, events)?;
         }
@@ -187,7 +189,8 @@ impl Lab {
         places::forget(name)?;
         drop(lock);
         places::tidy();
-        events(Event::Gone { lab: name.into() });
+        let lab = name.into();
+        events(if was_there { Event::Gone { lab } } else { Event::NeverWas { lab } });
         Ok(())
     }
 
@@ -293,31 +296,6 @@ impl Lab {
         self.change_cuts(Vec::clear)
     }
 
-    /// Connects from the operator's place in the lab's network. `host` is an address or a machine's name. The
-    /// socket is an ordinary one and can be used from any thread.
-    pub fn dial(&self, host: &str, port: u16) -> Result<TcpStream> {
-        let address = SocketAddr::new(self.description.resolve(host)?, port);
-        self.inside(|| TcpStream::connect_timeout(&address, DIAL_WITHIN))?
-            .map_err(|source| Error::Connect {
-                lab: self.name().into(),
-                host: host.into(),
-                port,
-                source,
-            })
-    }
-
-    /// Connects stdin and stdout to a port of a machine, as ssh wants it from a ProxyCommand. Ends when the machine
-    /// closes; when stdin ends first, that is handed on and the rest still read.
-    pub fn splice(&self, host: &str, port: u16) -> Result<()> {
-        let connection = self.dial(host, port)?;
-        splice(connection).map_err(|source| Error::Connect {
-            lab: self.name().into(),
-            host: host.into(),
-            port,
-            source,
-        })
-    }
-
     /// Runs `work` on a thread of its own in the lab's network, at the operator's place. Sockets made there stay
     /// in that network; so do processes started there.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
@@ -337,7 +315,7 @@ impl Lab {
         Ok(ssh)
     }
 
-    fn power<'a>(&'a self, host: &'a Host, machine: &'a Machine) -> Power<'a> {
+    pub(crate) fn power<'a>(&'a self, host: &'a Host, machine: &'a Machine) -> Power<'a> {
         Power {
             host,
             lab: &self.description,
@@ -423,32 +401,6 @@ impl Lab {
         }
     }
 
-    /// Until each has sent the first line of the SSH protocol. A machine whose processes are all gone has failed
-    /// and is not waited for.
-    fn wait_for_ssh(&self, host: &Host, machines: &[&Machine], ready: &mut dyn FnMut(&Machine)) -> Result<()> {
-        let begun = Instant::now();
-        let mut waiting: Vec<&Machine> = machines.to_vec();
-        loop {
-            let answers = self.inside(|| waiting.iter().map(|m| answers_ssh(m)).collect::<Vec<_>>())?;
-            let (now, still): (Vec<_>, Vec<_>) = waiting.into_iter().zip(answers).partition(|(_, answers)| *answers);
-            now.iter().for_each(|(machine, _)| ready(machine));
-            waiting = still.into_iter().map(|(machine, _)| machine).collect();
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            for machine in &waiting {
-                let power = self.power(host, machine);
-                // At first it has not reached its control group yet.
-                if begun.elapsed() > Duration::from_secs(2) && !power.is_on() {
-                    return Err(power.failure("it stopped while booting"));
-                }
-                if begun.elapsed() > BOOT_WITHIN {
-                    return Err(power.failure(&format!("no SSH after {} s", BOOT_WITHIN.as_secs())));
-                }
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 fn only_name() -> Result<String> {
@@ -561,43 +513,6 @@ fn remove_written(lab: &Description, events: &mut dyn FnMut(Event)) -> Result<()
     // If it holds anything else it stays.
     let _ = fs::remove_dir(&lab.dir);
     Ok(())
-}
-
-fn answers_ssh(machine: &Machine) -> bool {
-    let address = SocketAddr::new(machine.address.into(), 22);
-    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) else {
-        return false;
-    };
-    let mut banner = [0; 4];
-    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
-        && stream.read_exact(&mut banner).is_ok()
-        && banner == *b"SSH-"
-}
-
-fn splice(mut from_machine: TcpStream) -> io::Result<()> {
-    from_machine.set_nodelay(true)?;
-    let mut to_machine = from_machine.try_clone()?;
-    // The bare descriptors: std's own stdin and stdout would look for line breaks in what is no text.
-    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    std::thread::spawn(move || {
-        // Either side going away ends it, and is not worth a message on top of ssh's own.
-        let _ = copy(&mut stdin, &mut to_machine);
-        let _ = to_machine.shutdown(Shutdown::Write);
-    });
-    let _ = copy(&mut from_machine, &mut stdout);
-    Ok(())
-}
-
-/// Larger pieces than `io::copy` takes: whole Kubernetes releases pass through here.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => to.write_all(&buffer[..length])?,
-        }
-    }
 }
 
 fn check_path(path: &Path) -> Result<()> {

@@ -29,6 +29,7 @@ mod lock;
 mod network;
 mod places;
 mod power;
+mod reach;
 mod root;
 mod sys;
 

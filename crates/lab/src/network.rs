@@ -141,19 +141,15 @@ pub(crate) fn unplug(lab: &str, machine: &str) -> Result<()> {
     delete_namespace(&machine_namespace(lab, machine))
 }
 
-pub(crate) fn delete_lab(lab: &str) -> Result<()> {
-    delete_namespace(&lab_namespace(lab))
-}
-
-/// Namespaces that belong to a lab, also those of machines its description no longer knows.
-pub(crate) fn machine_namespaces(lab: &str) -> Vec<String> {
+/// Namespaces that belong to a lab: its own, and those of machines, also of ones its description no longer knows.
+pub(crate) fn namespaces(lab: &str) -> Vec<String> {
     let prefix = machine_namespace(lab, "");
     std::fs::read_dir("/run/netns")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(&prefix))
+        .filter(|name| name.starts_with(&prefix) || *name == lab_namespace(lab))
         .collect()
 }
 
