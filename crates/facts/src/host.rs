@@ -69,7 +69,7 @@ pub struct HostFacts {
     /// Each program asked for and where it was found on root's usual PATH.
     pub programs: BTreeMap<String, Option<String>>,
     pub kept_runs: Vec<KeptRun>,
-    /// SHA-256 (hex) of each blob in the machine's store.
+    /// SHA-256 (hex) of each undamaged blob in the machine's store.
     pub blobs: Vec<String>,
     /// What could not be found out and why; never silently left out.
     pub problems: Vec<String>,

@@ -148,6 +148,41 @@ async fn a_broken_connection_leaves_the_old_file_and_the_next_call_connects_agai
 }
 
 #[tokio::test]
+async fn a_broken_upload_goes_on_where_it_stopped() {
+    use sha2::{Digest, Sha256};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let Some(sshd) = Sshd::start() else { return };
+    let machine = sshd.machine(sshd.target());
+    let machine: &dyn Machine = &machine;
+    let sum = |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect() };
+    let content: Vec<u8> = (0..8_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let packed = zstd::encode_all(&content[..], 1).unwrap();
+    fs::write(sshd.path("packed"), &packed).unwrap();
+    let blob = PackedBlob { sha256: sum(&content), size: content.len() as u64, packed_sha256: sum(&packed), packed_size: packed.len() as u64 };
+
+    let parent = machine.exec_ok(exec("echo $PPID")).await.unwrap().stdout.lossy();
+    let sent = AtomicU64::new(0);
+    let half_way = |bytes| {
+        if sent.fetch_add(bytes, Ordering::Relaxed) + bytes > blob.packed_size / 2 {
+            let _ = std::process::Command::new("kill").args(["-9", parent.trim()]).status();
+        }
+    };
+    let error = machine.put_blob(&sshd.path("packed"), &blob, &half_way).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::ConnectionLost);
+    assert!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap().is_empty());
+
+    let (first, total) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+    let count = |bytes| {
+        let _ = first.compare_exchange(u64::MAX, bytes, Ordering::Relaxed, Ordering::Relaxed);
+        total.fetch_add(bytes, Ordering::Relaxed);
+    };
+    machine.put_blob(&sshd.path("packed"), &blob, &count).await.unwrap();
+    assert!(first.into_inner() > blob.packed_size / 4, "what had arrived is not sent again");
+    assert_eq!(total.into_inner(), blob.packed_size);
+    assert_eq!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap(), [blob.sha256.clone()]);
+}
+
+#[tokio::test]
 async fn a_lock_survives_a_reconnect_but_not_another_run() {
     let Some(sshd) = Sshd::start() else { return };
     let (a, b) = (sshd.machine(sshd.target()), sshd.machine(sshd.target()));

@@ -57,7 +57,7 @@ pub(super) fn begin(session: &Session, blob: &PackedBlob) -> Result<Option<u64>,
         return Ok(None);
     }
     let part = part_path(&session.state_dir, &blob.packed_sha256)?;
-    make_dir(&packed_dir(&session.state_dir))?;
+    make_dir(&packed_dir(&session.state_dir), 0o700)?;
     if let Ok(whole) = fs::metadata(named(&packed_dir(&session.state_dir), &blob.packed_sha256)?) {
         return Ok(Some(whole.len().min(blob.packed_size)));
     }
@@ -85,7 +85,8 @@ pub(super) fn unpack(session: &Session, blob: &PackedBlob) -> Result<(), RemoteE
         return Ok(());
     }
     let target = path(state_dir, &blob.sha256)?;
-    make_dir(&state_dir.join("blobs"))?;
+    // Programs run from here, some of them under users of their own.
+    make_dir(&state_dir.join("blobs"), 0o755)?;
     let whole = named(&packed_dir(state_dir), &blob.packed_sha256)?;
     let part = part_path(state_dir, &blob.packed_sha256)?;
     let packed = if part.exists() { &part } else { &whole };
@@ -185,13 +186,22 @@ pub(super) fn prune(state_dir: &Path, keep: Option<Vec<String>>) -> Result<Vec<I
     Ok(items)
 }
 
-/// Names in the store, unverified.
-pub(super) fn names(state_dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(state_dir.join("blobs")).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| is_sha256(name)).collect();
+/// Blobs of the right content, and a line for each that is damaged.
+pub(super) fn verified(session: &Session) -> (Vec<String>, Vec<String>) {
+    let (mut names, mut problems) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(session.state_dir.join("blobs")).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !is_sha256(&name) {
+            continue;
+        }
+        match entry.metadata().and_then(|metadata| session.hashes.of(&entry.path(), &metadata)) {
+            Ok(sha256) if sha256 == name => names.push(name),
+            Ok(_) => problems.push(format!("blob {name} is damaged and counts as missing")),
+            Err(error) => problems.push(format!("blob {name}: {error}")),
+        }
+    }
     names.sort();
-    names
+    (names, problems)
 }
 
 fn named(dir: &Path, sha256: &str) -> Result<PathBuf, RemoteError> {
@@ -202,8 +212,16 @@ fn part_path(state_dir: &Path, packed_sha256: &str) -> Result<PathBuf, RemoteErr
     Ok(named(&packed_dir(state_dir), packed_sha256)?.with_extension("part"))
 }
 
-fn make_dir(dir: &Path) -> Result<(), RemoteError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| RemoteError::io(dir.display(), &error))
+fn make_dir(dir: &Path, mode: u32) -> Result<(), RemoteError> {
+    let io = |error: io::Error| RemoteError::io(dir.display(), &error);
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(io)?;
+    }
+    DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(io)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(io)
 }
 
 #[cfg(test)]

@@ -82,7 +82,9 @@ fn of_host(session: &Session, query: &GatherQuery) -> HostFacts {
     facts.sysctls = query.sysctls.iter().map(|name| (name.clone(), host::read_sysctl(name))).collect();
     facts.users = Owners::load().users(&query.users);
     facts.programs = query.programs.iter().map(|name| (name.clone(), program(name))).collect();
-    facts.blobs = blobs::names(&session.state_dir);
+    let (blobs, damaged) = blobs::verified(session);
+    facts.blobs = blobs;
+    facts.problems.extend(damaged);
     let mut runs: Vec<String> = std::fs::read_dir(session.state_dir.join("kept"))
         .into_iter()
         .flatten()
