@@ -357,7 +357,8 @@ impl<'a> Wanted<'a> {
             self.units.enable.push(name.into());
         }
         match found {
-            Some(unit) if unit.is_active() && (changed || stale) => {
+            // One that is still starting also runs what was there before; starting it again would change nothing.
+            Some(unit) if (unit.is_active() || unit.active == "activating") && (changed || stale) => {
                 self.because("units", format!("{name} runs with what was there before"));
                 self.units.restart.push(name.into());
             }

@@ -22,6 +22,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let wanted_members = members(context.spec);
     let reached = context.reached(context.spec.etcd_members());
     let anyone_has_data = reached.iter().any(|machine| has_data(context, machine));
+    let unused = was_never_used(context);
     let live = context.facts.cluster.etcd.as_ref();
     // One change of membership, and one restart, at a time: each step needs the one before it.
     let mut chain: Vec<String> = Vec::new();
@@ -32,7 +33,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         let data = has_data(context, machine);
         let known = live.and_then(|live| live.members.iter().find(|found| is(found, &member)));
         let joining = match (live, known) {
-            (None, _) if !anyone_has_data => {
+            (None, _) if !anyone_has_data || (!data && unused) => {
                 bootstrap(&mut wanted, &wanted_members, context, false);
                 false
             }
@@ -179,6 +180,15 @@ fn healthy_other<'a>(context: &Context<'a>, live: &[EtcdMember], name: &str) -> 
 fn is(found: &EtcdMember, member: &Member) -> bool {
     let peer = format!("https://{}", host_port(member.address, component::PEER_PORT));
     found.name == member.name || found.peer_urls.contains(&peer)
+}
+
+/// No API server was ever set up: whatever etcd's members hold, nobody wrote it. Then a member without data may still be
+/// started as one of the founders, which a first run that ended early makes necessary. Later that would be a voter
+/// without memory: it could let the others forget what was acknowledged.
+fn was_never_used(context: &Context<'_>) -> bool {
+    let machines = context.spec.control_planes().into_iter().chain(context.spec.etcd_members());
+    let api_server = paths::unit("kube-apiserver.service");
+    machines.into_iter().all(|machine| context.facts.host(&machine.name).is_some_and(|host| !host.files.get(&api_server).is_some_and(|file| file.exists())))
 }
 
 /// etcd makes `member/` on its first start and never without.

@@ -27,8 +27,11 @@ fn node(machine: &Machine, live: Option<&Value>) -> ApiObject {
     let mut body = json!({
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": machine.name, "labels": machine.labels, "annotations": {TAINTS: keys.join(",")}},
+        "metadata": {"name": machine.name, "labels": machine.labels},
     });
+    if !keys.is_empty() {
+        body["metadata"]["annotations"][TAINTS] = json!(keys.join(","));
+    }
     // A label we own and no longer declare goes away by itself with server-side apply, but only if an apply is sent.
     if let Some(stale) = live.map(|live| stale_labels(live, machine)).filter(|stale| !stale.is_empty()) {
         body["metadata"]["annotations"]["quorate.dev/removed-labels"] = json!(stale.into_iter().collect::<Vec<_>>().join(","));
