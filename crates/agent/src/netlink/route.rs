@@ -139,15 +139,25 @@ impl Routes {
         self.0.dump("listing addresses", request, read_address)
     }
 
-    /// Adds a VIP, or adopts it if it is there already. Idempotent.
+    /// Adds a VIP. Idempotent for addresses that carry our mark; one that the machine has from elsewhere is refused with
+    /// EEXIST, since taking it away later could cut the machine off.
     ///
-    /// It gets no prefix route (the subnet belongs to the interface's own address) and is never chosen as a source for
-    /// the host's own connections: by a host prefix for IPv4 where the caller gives one, by `preferred_lft 0` for IPv6.
+    /// It gets no prefix route (the subnet belongs to the interface's own address) and is not preferred as a source for
+    /// the host's own connections: IPv6 by `preferred_lft 0`, IPv4 by being added behind the interface's own address.
     /// Duplicate address detection is off: VRRP has decided already, and waiting would cost a second of the failover.
     pub fn add_vip(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<(), Error> {
         let operation = format!("adding {address}/{prefix} to {}", link.name);
-        let message = vip_message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, link, address, prefix);
-        self.0.request(&operation, message)
+        let message = vip_message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, link, address, prefix);
+        let refused = match self.0.request(&operation, message) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => error,
+            other => return other,
+        };
+        let found = self.addresses()?.into_iter().find(|found| found.address == address && found.index == link.index);
+        // IPv6 addresses cannot be marked before kernel 5.18, but nobody else makes them like this.
+        match found {
+            Some(found) if found.ours || (found.address.is_ipv6() && found.deprecated) => Ok(()),
+            _ => Err(refused),
+        }
     }
 
     /// Adds the address of a virtual server, with a host prefix. Idempotent.

@@ -10,6 +10,7 @@ mod sys;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use quorate_lb::AgentConfig;
 
 use crate::netlink::route::{Address, Routes};
 use crate::vrrp_io;
-use sys::{Change, Signals};
+use sys::{Change, Life, Signals};
 
 /// First wait before the child is started again.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -88,12 +89,15 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
         tracing::warn!(%error, "supervisor runs without real-time priority");
     }
     let mut backoff = BACKOFF_MIN;
-    loop {
+    // A running agent that is about to be replaced without interruption keeps its VIPs till then.
+    let replacing = UnixStream::connect(&config.admin.socket).is_ok();
+    if !replacing {
         purge_logged(&vips);
+    }
+    loop {
         let started = Instant::now();
         let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System { operation: "starting the agent", source })?;
         let (ended, asked) = watch(&signals, &child, lifeline, &vips)?;
-        purge_logged(&vips);
         let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
         if asked || hopeless {
             return Ok(ended);
@@ -114,21 +118,34 @@ pub(crate) fn keep_lifeline() {
     sys::keep_lifeline();
 }
 
+/// To be called by the agent proper when it has given up its VIPs in order; done by the VRRP thread. From then on VIPs
+/// on this machine are a successor's, and not to be purged when this agent ends.
+pub(crate) fn released() {
+    sys::released();
+}
+
 /// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for.
 fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
     let pid = child.id();
     // Absent before Linux 5.3: then SIGCHLD alone has to tell.
     let process = sys::open_process(pid).ok();
-    let mut lifeline = Some(lifeline);
+    let (mut lifeline, mut released) = (Some(lifeline), false);
     let mut stop_by: Option<Instant> = None;
     loop {
         let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let others: Vec<&OwnedFd> = lifeline.iter().chain(&process).collect();
         let came = signals.wait(&others, timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
-        if lifeline.as_ref().is_some_and(sys::is_hung_up) {
-            // Dying: purge now; how it ended is told later.
-            lifeline = None;
-            purge_logged(vips);
+        match lifeline.as_ref().map(sys::look) {
+            Some(Life::Released) => {
+                lifeline = None;
+                released = true;
+            }
+            Some(Life::Ended) => {
+                // Dying: how it ended is told in some milliseconds, but its VIPs are urgent.
+                lifeline = None;
+                purge_logged(vips);
+            }
+            Some(Life::Goes) | None => {}
         }
         if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
             tracing::error!("the agent did not end within {STOP_TIMEOUT:?} and is killed");
@@ -139,14 +156,24 @@ fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -
         while let Some(change) =
             sys::changed(pid).map_err(|source| Error::System { operation: "waiting for the agent", source })?
         {
+            let ended = match change {
+                Change::Exited(code) => Some(Ended::Code(code)),
+                Change::Killed(signal) => Some(Ended::Signal(signal)),
+                Change::Stopped | Change::Continued => None,
+            };
+            if let Some(ended) = ended {
+                if !released {
+                    purge_logged(vips);
+                }
+                return Ok((ended, stop_by.is_some()));
+            }
             match change {
-                Change::Exited(code) => return Ok((Ended::Code(code), stop_by.is_some())),
-                Change::Killed(signal) => return Ok((Ended::Signal(signal), stop_by.is_some())),
+                Change::Stopped if released => {}
                 Change::Stopped => {
                     purge_logged(vips);
                     tracing::warn!("the agent was stopped by a signal; its VIPs were removed");
                 }
-                Change::Continued => tracing::warn!("the agent goes on"),
+                _ => tracing::warn!("the agent goes on"),
             }
         }
         for signal in came.into_iter().filter(|signal| *signal != libc::SIGCHLD) {

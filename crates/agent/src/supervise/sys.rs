@@ -6,6 +6,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Signals the supervisor takes from a descriptor instead of being interrupted by them.
@@ -22,6 +23,8 @@ const WATCHED: [i32; 7] = [
 /// Where the child has its end of the lifeline. High, because descriptors of a dying process are closed from the top.
 const LIFELINE: i32 = 1000;
 const LIFELINE_VARIABLE: &str = "QUORATE_LIFELINE";
+/// The child's end, once looked for.
+static KEPT: OnceLock<Option<i32>> = OnceLock::new();
 
 /// What became of the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,19 +126,44 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<(Child, OwnedFd)> {
     Ok((command.spawn()?, lifeline.into()))
 }
 
-/// Whether the other end of the lifeline is closed.
-pub(super) fn is_hung_up(lifeline: &OwnedFd) -> bool {
-    let mut entry = libc::pollfd { fd: lifeline.as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: one pollfd in a local that outlives the call.
-    unsafe { libc::poll(&raw mut entry, 1, 0) > 0 && entry.revents & libc::POLLHUP != 0 }
+/// What the lifeline says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Goes,
+    /// The child gave its VIPs up in order.
+    Released,
+    /// The other end is closed.
+    Ended,
 }
 
-/// In the child: keeps the lifeline from being inherited by its own children, which may outlive it.
+/// Looks at the lifeline without waiting.
+pub(super) fn look(lifeline: &OwnedFd) -> Life {
+    let mut entry = libc::pollfd { fd: lifeline.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd in a local that outlives the call.
+    if unsafe { libc::poll(&raw mut entry, 1, 0) } <= 0 {
+        return Life::Goes;
+    }
+    if entry.revents & libc::POLLIN != 0 { Life::Released } else { Life::Ended }
+}
+
+/// In the child: finds the lifeline, and keeps it from being inherited by children, which may outlive this process.
 pub(super) fn keep_lifeline() {
-    let number = std::env::var(LIFELINE_VARIABLE).ok().and_then(|text| text.parse::<i32>().ok());
-    if let Some(number) = number {
-        // SAFETY: takes no pointers; if there is no such descriptor, nothing happens.
-        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    KEPT.get_or_init(|| {
+        let number = std::env::var(LIFELINE_VARIABLE).ok()?.parse().ok()?;
+        // SAFETY: all-zero bytes are a valid stat.
+        let mut found: libc::stat = unsafe { mem::zeroed() };
+        // SAFETY: writes one stat to a local; without such a descriptor it fails.
+        let is_pipe = unsafe { libc::fstat(number, &raw mut found) } == 0 && found.st_mode & libc::S_IFMT == libc::S_IFIFO;
+        // SAFETY: takes no pointers.
+        (is_pipe && unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0).then_some(number)
+    });
+}
+
+/// In the child: says that its VIPs are given up.
+pub(super) fn released() {
+    if let Some(Some(number)) = KEPT.get() {
+        // SAFETY: reads one octet from a static; the descriptor was found to be the lifeline and is never closed.
+        unsafe { libc::write(*number, b"r".as_ptr().cast(), 1) };
     }
 }
 

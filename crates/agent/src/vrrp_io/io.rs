@@ -169,7 +169,14 @@ impl Kernel {
             None => Err(format!("interface {interface} does not exist")),
             Some(link) => {
                 let link = link.clone();
-                self.routes.add_vip(&link, vip.address, vip.prefix).map_err(|error| error.to_string())
+                self.routes.add_vip(&link, vip.address, vip.prefix).map_err(|error| match error.errno() {
+                    Some(libc::EEXIST) => format!(
+                        "{} is already an address of {interface} that Quorate did not add; remove it from the network \
+                         configuration, or choose another VIP",
+                        vip.address
+                    ),
+                    _ => error.to_string(),
+                })
             }
         };
         if result.is_ok() {

@@ -283,6 +283,9 @@ pub fn spawn<E: Engine>(
             }
             let _ = ready.send(shortcomings);
             worker.run();
+            // Dropping the kernel side removes what is still held.
+            drop(worker);
+            crate::supervise::released();
         })
         .map_err(system("starting the VRRP thread"))?;
     let shortcomings = started.recv().unwrap_or_default();

@@ -1,6 +1,8 @@
 //! Network namespaces for tests: some machines on one bridge, each a namespace of its own, gone with the value.
 #![allow(dead_code, clippy::print_stderr, reason = "each test program uses its own part of it")]
 
+pub(crate) mod relay;
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -138,6 +140,16 @@ impl Machine {
     pub(crate) fn connect(&self, connected: bool) {
         let how: &[&str] = if connected { &["master", "br0"] } else { &["nomaster"] };
         must("ip", &[&["-n", &self.bridge, "link", "set", &self.port], how].concat());
+    }
+
+    /// Puts a bad link between the machine and the bridge; it is good again when the value is dropped.
+    pub(crate) fn behind_bad_link(&self, badness: relay::Badness) -> relay::Relay {
+        let (near, far) = (format!("{}a", self.port), format!("{}b", self.port));
+        must("ip", &["-n", &self.bridge, "link", "set", &self.port, "nomaster"]);
+        must("ip", &["-n", &self.bridge, "link", "add", &near, "type", "veth", "peer", "name", &far]);
+        must("ip", &["-n", &self.bridge, "link", "set", &far, "master", "br0", "up"]);
+        must("ip", &["-n", &self.bridge, "link", "set", &near, "up"]);
+        relay::Relay::start(Path::new("/run/netns").join(&self.bridge), [self.port.clone(), near], badness)
     }
 
     /// Starts a process in the machine: this test program again, which knows by the environment what it is to be.
