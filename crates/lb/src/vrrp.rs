@@ -4,7 +4,9 @@
 
 mod announce;
 mod auth;
+mod backup;
 mod instance;
+mod master;
 mod packet;
 mod receive;
 

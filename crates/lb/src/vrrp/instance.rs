@@ -18,16 +18,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::auth::{Authenticator, SecretKey};
-use super::packet::{Advert, Discard, GROUP_V4, GROUP_V6};
+use super::master::Handover;
+use super::packet::Discard;
 use super::receive::Datagram;
 use crate::config::{Vip, VrrpInstance, VrrpVersion};
 use crate::frames::{Claim, Mac};
 use crate::io::{Action, ConflictKind, Event, Now, VipChange, VrrpState};
 
-/// Advertisements per announced interval.
-const PER_INTERVAL: u32 = 2;
-/// Times a backup that was late is granted more than the time it slept, per silence.
-const GRACES: u8 = 3;
 /// First and longest wait after a VIP could not be added.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
@@ -39,47 +36,38 @@ pub(super) type Actions = VecDeque<Action>;
 pub(super) struct Instance {
     pub(super) config: VrrpInstance,
     pub(super) auth: Authenticator,
-    state: VrrpState,
+    pub(super) state: VrrpState,
     pub(super) mac: Option<Mac>,
-    link: Option<bool>,
-    path: bool,
+    pub(super) link: Option<bool>,
+    pub(super) path: bool,
     /// Interval of the master last heard (version 3 backups adopt it).
-    master_interval: Duration,
+    pub(super) master_interval: Duration,
     /// Address and priority of the master last heard.
-    master: Option<(IpAddr, u8)>,
+    pub(super) master: Option<(IpAddr, u8)>,
     /// Backup: when to take over.
-    takeover: Now,
-    graces: u8,
+    pub(super) takeover: Now,
+    pub(super) graces: u8,
     /// Lower-priority masters are let be until then (preempt delay, release on order).
-    hold: Option<Now>,
-    lower_since: Option<Now>,
+    pub(super) hold: Option<Now>,
+    pub(super) lower_since: Option<Now>,
     /// Master: when to advertise, and when we last did.
-    next_advert: Now,
-    last_advert: Now,
-    handover: Option<Handover>,
+    pub(super) next_advert: Now,
+    pub(super) last_advert: Now,
+    pub(super) handover: Option<Handover>,
     pub(super) announce_again: Option<Now>,
     pub(super) announce_refresh: Option<Now>,
     pub(super) last_defence: Option<Now>,
     /// A lower-priority master was heard at that time; resolved when it stays silent.
-    rival: Option<Now>,
+    pub(super) rival: Option<Now>,
     /// Someone answered for a VIP while no master was heard.
-    squatter: Option<Claim>,
+    pub(super) squatter: Option<Claim>,
     /// Adding a VIP failed: tried again then, after waiting that long.
-    retry: Option<(Now, Duration)>,
+    pub(super) retry: Option<(Now, Duration)>,
     /// Removing a VIP failed: tried again then.
-    remove_again: Option<Now>,
+    pub(super) remove_again: Option<Now>,
     pub(super) reported: BTreeMap<ConflictKind, Now>,
-    promised: Option<Now>,
+    pub(super) promised: Option<Now>,
     pub(super) counters: Counters,
-}
-
-/// The VIP is still held, but its new holder is awaited.
-#[derive(Clone, Copy, Debug)]
-struct Handover {
-    until: Now,
-    /// Priority 0 is sent again: one may be lost.
-    next_goodbye: Now,
-    to: VrrpState,
 }
 
 /// What one instance counted.
@@ -400,300 +388,8 @@ impl Instance {
         self.promised
     }
 
-    // --- master ---
-
-    fn become_master(&mut self, now: Now, reason: String, out: &mut Actions) {
-        let heard_nobody = self.master.is_none();
-        self.go(VrrpState::Master, reason, out);
-        self.counters.became_master += 1;
-        (self.hold, self.lower_since, self.rival) = (None, None, None);
-        self.master_interval = self.config.interval.get();
-        for vip in self.config.vips.clone() {
-            out.push_back(self.add(vip));
-        }
-        self.advertise(now, out);
-        self.announce_fully(now, out);
-        if let Some(claim) = self.squatter.take().filter(|_| heard_nobody) {
-            let mac = print_mac(claim.mac);
-            let detail = || {
-                format!(
-                    "{} answers for {} though nobody advertises it",
-                    mac, claim.address
-                )
-            };
-            self.conflict(now, ConflictKind::ForeignOwner, detail, out);
-        }
-    }
-
-    fn master_on_time(&mut self, now: Now, late: Duration, out: &mut Actions) {
-        if let Some(handover) = self.handover {
-            if now >= handover.until {
-                self.finish_handover(now, "no other holder was heard", out);
-            } else if now >= handover.next_goodbye {
-                self.send(0, out);
-                if let Some(h) = &mut self.handover {
-                    h.next_goodbye = now + self.config.interval.get() / 2;
-                }
-            }
-            return;
-        }
-        // Others wait three intervals and their skew; the least skew is next to nothing.
-        if now.saturating_sub(self.last_advert) > self.config.interval.get() * 3 {
-            out.push_back(Action::Report {
-                event: Event::Late {
-                    what: format!("VRRP instance {}", self.config.name),
-                    late,
-                },
-            });
-            let silent = now.saturating_sub(self.last_advert).as_millis();
-            let reason = format!(
-                "this process slept: nothing advertised for {silent} ms, another machine may hold the VIP"
-            );
-            self.leave_for(now, VrrpState::Backup, reason, out);
-            return;
-        }
-        if now >= self.next_advert {
-            self.advertise(now, out);
-        }
-        if self.announce_again.is_some_and(|at| now >= at) {
-            self.announce_again = None;
-            self.announce(self.config.garp.repeat, out);
-        }
-        if let Some(at) = self.announce_refresh
-            && now >= at
-        {
-            self.announce_refresh = Some(now + self.config.garp.refresh.get());
-            self.announce(1, out);
-        }
-        if let Some(heard) = self.rival
-            && now >= heard + self.down_interval()
-        {
-            // The rival gave up: whoever learned its address last must learn ours again.
-            self.rival = None;
-            self.announce_fully(now, out);
-        }
-    }
-
-    fn master_wakes_at(&self) -> Option<Now> {
-        if let Some(h) = self.handover {
-            return Some(h.until.min(h.next_goodbye));
-        }
-        let rival = self.rival.map(|heard| heard + self.down_interval());
-        [
-            Some(self.next_advert),
-            self.announce_again,
-            self.announce_refresh,
-            rival,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
-    fn advertise(&mut self, now: Now, out: &mut Actions) {
-        self.next_advert = now + self.config.interval.get() / PER_INTERVAL;
-        self.last_advert = now;
-        self.send(self.config.priority, out);
-    }
-
-    fn send(&mut self, priority: u8, out: &mut Actions) {
-        let c = &self.config;
-        let advert = Advert {
-            version: c.version,
-            vrid: c.vrid,
-            priority,
-            interval: c.interval.get(),
-            vips: c.vips.iter().map(|v| v.address).collect(),
-        };
-        let group = if c.source.is_ipv4() {
-            IpAddr::V4(GROUP_V4)
-        } else {
-            IpAddr::V6(GROUP_V6)
-        };
-        let multicast = [group];
-        let destinations = if c.multicast {
-            &multicast[..]
-        } else {
-            &c.peers
-        };
-        for destination in destinations {
-            let mut payload = advert.encode(c.source, *destination, c.checksum);
-            self.auth.sign(c.source, &mut payload);
-            self.counters.sent += 1;
-            out.push_back(Action::SendVrrp {
-                instance: c.name.clone(),
-                interface: c.interface.clone(),
-                source: c.source,
-                destination: *destination,
-                payload: payload.into(),
-            });
-        }
-    }
-
-    fn hand_over(&mut self, now: Now, to: VrrpState, out: &mut Actions) {
-        if self.state != VrrpState::Master {
-            return;
-        }
-        if let Some(h) = &mut self.handover {
-            // A stop during a release is a stop.
-            h.to = if to == VrrpState::Init { to } else { h.to };
-            return;
-        }
-        self.send(0, out);
-        let interval = self.config.interval.get();
-        self.handover = Some(Handover {
-            until: now + interval * 2,
-            next_goodbye: now + interval / 2,
-            to,
-        });
-    }
-
-    fn finish_handover(&mut self, now: Now, why: &str, out: &mut Actions) {
-        if let Some(h) = self.handover.take() {
-            self.leave_for(now, h.to, format!("handed over: {why}"), out);
-        }
-    }
-
-    /// Says goodbye and removes the VIP without waiting for a new holder.
-    fn leave_at_once(&mut self, now: Now, to: VrrpState, reason: String, out: &mut Actions) {
-        if self.link != Some(false) {
-            self.send(0, out);
-        }
-        self.leave_for(now, to, reason, out);
-    }
-
-    fn leave_for(&mut self, now: Now, to: VrrpState, reason: String, out: &mut Actions) {
-        self.remove_vips(out);
-        self.counters.left_master += 1;
-        self.handover = None;
-        (self.announce_again, self.announce_refresh, self.rival) = (None, None, None);
-        self.go(to, reason, out);
-        self.graces = 0;
-        self.takeover = now + self.down_interval();
-    }
-
-    // --- backup ---
-
-    fn on_advert(
-        &mut self,
-        now: Now,
-        source: IpAddr,
-        priority: u8,
-        interval: Duration,
-        out: &mut Actions,
-    ) {
-        match self.state {
-            VrrpState::Init | VrrpState::Fault => {
-                self.master = (priority != 0).then_some((source, priority));
-            }
-            VrrpState::Backup => self.backup_hears(now, source, priority, interval),
-            VrrpState::Master => self.master_hears(now, source, priority, interval, out),
-        }
-    }
-
-    fn backup_hears(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration) {
-        if priority == 0 {
-            // The earlier of both: the goodbye is sent more than once.
-            self.takeover = self.takeover.min(now + self.skew());
-            self.lower_since = None;
-            return;
-        }
-        if priority < self.config.priority && self.may_preempt(now) {
-            // Not heeded: our own deadline runs on, and we take over.
-            return;
-        }
-        self.heed(now, source, priority, interval);
-    }
-
-    fn heed(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration) {
-        if priority >= self.config.priority {
-            self.lower_since = None;
-        }
-        self.master = Some((source, priority));
-        if self.config.version == VrrpVersion::V3 {
-            self.master_interval = interval;
-        }
-        self.graces = 0;
-        self.squatter = None;
-        self.takeover = now + self.down_interval();
-    }
-
-    fn may_preempt(&mut self, now: Now) -> bool {
-        if self.hold.is_some_and(|until| now < until) {
-            self.lower_since = None;
-            return false;
-        }
-        let since = *self.lower_since.get_or_insert(now);
-        self.config.preempt && now >= since + self.config.preempt_delay.get()
-    }
-
-    fn master_hears(
-        &mut self,
-        now: Now,
-        source: IpAddr,
-        priority: u8,
-        interval: Duration,
-        out: &mut Actions,
-    ) {
-        if self.handover.is_some() {
-            if priority != 0 {
-                self.finish_handover(now, &format!("{source} holds the VIP"), out);
-                self.master = Some((source, priority));
-            }
-            return;
-        }
-        if priority == 0 {
-            self.advertise(now, out);
-            return;
-        }
-        let wins = (priority, source) > (self.config.priority, self.config.source);
-        let own = self.config.priority;
-        let detail =
-            || format!("{source} advertises with priority {priority}, this machine with {own}");
-        if wins {
-            self.leave_for(
-                now,
-                VrrpState::Backup,
-                format!("{source} has priority {priority}"),
-                out,
-            );
-            self.heed(now, source, priority, interval);
-        } else {
-            // At once, so that it hears; but never more than ten per interval.
-            if now >= self.last_advert + self.config.interval.get() / 10 {
-                self.advertise(now, out);
-            }
-            self.rival = Some(now);
-            self.defend(now, out);
-        }
-        self.conflict(now, ConflictKind::TwoMasters, detail, out);
-    }
-
-    fn forgive_own_silence(&mut self, now: Now, late: Duration, out: &mut Actions) {
-        self.takeover += late;
-        if self.graces < GRACES {
-            // At first in full: after a pause of the whole machine nothing waits in the socket, and
-            // only a whole period tells a living master from a dead one.
-            let grace = if self.graces == 0 {
-                self.down_interval()
-            } else {
-                self.master_interval
-            };
-            self.takeover = self.takeover.max(now + grace);
-            self.graces += 1;
-            out.push_back(Action::Report {
-                event: Event::Late {
-                    what: format!("VRRP instance {}", self.config.name),
-                    late,
-                },
-            });
-        }
-    }
-
-    // --- common ---
-
     /// Goes to or leaves Fault as the tracked things are.
-    fn reconsider(&mut self, now: Now, why: &str, out: &mut Actions) {
+    pub(super) fn reconsider(&mut self, now: Now, why: &str, out: &mut Actions) {
         // The interface's state is not known before the first report of it.
         if self.config.track.interface && self.link.is_none() {
             return;
@@ -728,7 +424,7 @@ impl Instance {
         }
     }
 
-    fn add(&self, vip: Vip) -> Action {
+    pub(super) fn add(&self, vip: Vip) -> Action {
         Action::AddVip {
             instance: self.config.name.clone(),
             interface: self.config.interface.clone(),
@@ -736,7 +432,7 @@ impl Instance {
         }
     }
 
-    fn remove_vips(&self, out: &mut Actions) {
+    pub(super) fn remove_vips(&self, out: &mut Actions) {
         out.extend(self.config.vips.iter().map(|vip| Action::RemoveVip {
             instance: self.config.name.clone(),
             interface: self.config.interface.clone(),
@@ -744,7 +440,7 @@ impl Instance {
         }));
     }
 
-    fn go(&mut self, to: VrrpState, reason: String, out: &mut Actions) {
+    pub(super) fn go(&mut self, to: VrrpState, reason: String, out: &mut Actions) {
         let from = std::mem::replace(&mut self.state, to);
         out.push_back(Action::Report {
             event: Event::VrrpState {
@@ -757,7 +453,7 @@ impl Instance {
     }
 
     /// Skew_Time: ((256 - priority) * Active_Adver_Interval) / 256; version 2 counts in seconds.
-    fn skew(&self) -> Duration {
+    pub(super) fn skew(&self) -> Duration {
         let base = match self.config.version {
             VrrpVersion::V2 => Duration::from_secs(1),
             VrrpVersion::V3 => self.master_interval,
@@ -766,15 +462,15 @@ impl Instance {
     }
 
     /// Active_Down_Interval: 3 * Active_Adver_Interval + Skew_Time.
-    fn down_interval(&self) -> Duration {
+    pub(super) fn down_interval(&self) -> Duration {
         self.master_interval * 3 + self.skew()
     }
 
-    fn tolerance(&self) -> Duration {
+    pub(super) fn tolerance(&self) -> Duration {
         (self.config.interval.get() / 4).max(Duration::from_millis(5))
     }
 }
 
-fn print_mac(mac: Mac) -> String {
+pub(super) fn print_mac(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
