@@ -84,7 +84,8 @@ fn unmount(data: &[PathBuf], owned: &[PathBuf], cleaned: &mut Cleaned) {
 
 fn network(before: Option<&Value>, cleaned: &mut Cleaned) {
     for interface in INTERFACES {
-        if Path::new("/sys/class/net").join(interface).exists() {
+        // Not from /sys/class/net: a container's /sys may be that of another network namespace.
+        if !output("ip", &["-o", "link", "show", "dev", interface]).is_empty() {
             run(cleaned, "ip", &["link", "delete", interface], true);
         }
     }

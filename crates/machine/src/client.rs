@@ -26,13 +26,18 @@ const QUEUE: usize = 64;
 /// Beyond a request's own deadline, or for requests that have none: unpacking the largest blob on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// How often the machine hears that we are still here; see `remote::SILENCE`.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Id of heartbeats, whose answers nobody waits for.
+const HEARTBEAT_ID: u64 = 0;
+
 /// A connection to a machine that has said hello.
 pub(crate) struct Connection {
     pub(crate) hello: Hello,
     next: AtomicU64,
     frames: mpsc::Sender<Vec<u8>>,
     waiting: Arc<Waiting>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 /// Calls that wait for an answer, or why there will be none.
@@ -91,7 +96,14 @@ impl Connection {
                 }
             }
         });
-        Ok(Self { hello, next: AtomicU64::new(1), frames, waiting, tasks: [writing, reading] })
+        let beat = frames::encode(HEARTBEAT_ID, &Request::Ping)?;
+        let queue = frames.clone();
+        let beating = tokio::spawn(async move {
+            while queue.send(beat.clone()).await.is_ok() {
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        });
+        Ok(Self { hello, next: AtomicU64::new(HEARTBEAT_ID + 1), frames, waiting, tasks: [writing, reading, beating] })
     }
 
     pub(crate) async fn call(&self, request: &Request) -> Result<Answer, CallError> {

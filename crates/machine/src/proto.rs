@@ -121,6 +121,8 @@ pub enum Request {
     Unlock { name: String, token: u64 },
     /// Pushes everything written to disk. [`Response::Done`].
     Sync,
+    /// The operator is still there. [`Response::Done`].
+    Ping,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -580,6 +582,7 @@ impl Request {
             Self::Lock(lock) => format!("take lock {}", lock.name),
             Self::Unlock { name, .. } => format!("release lock {name}"),
             Self::Sync => "sync disks".into(),
+            Self::Ping => "ping".into(),
         }
     }
 
@@ -624,7 +627,8 @@ impl Request {
             | Self::Network
             | Self::Lock(_)
             | Self::Unlock { .. }
-            | Self::Sync => false,
+            | Self::Sync
+            | Self::Ping => false,
         }
     }
 }

@@ -4,11 +4,14 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::mpsc,
     task::JoinSet,
 };
@@ -22,6 +25,10 @@ use crate::{
 
 /// Requests worked on at once; more wait in the pipe. Uploads and waits share the connection, so it is generous.
 const AT_ONCE: usize = 256;
+
+/// An operator from whom not a byte came for so long (heartbeats are 5 s apart) has lost the link or sleeps. sshd would
+/// not notice for hours, and what was started for him would go on.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Former builds kept beside the running one: a run that is under way may have been started with it.
 const FORMER_BUILDS: usize = 1;
@@ -64,12 +71,12 @@ fn prune_builds(state_dir: &Path, running: &str) {
     }
 }
 
-/// Serves until the other side closes. What is still being carried out then is given up: programs are killed, waits
+/// Serves until the other side closes or falls silent. What is still being carried out then is given up: programs are killed, waits
 /// end, and a file being written stays as it was.
 pub async fn serve(
     machine: LocalMachine,
     build: String,
-    mut input: impl AsyncRead + Unpin,
+    input: impl AsyncRead + Unpin,
     mut output: impl AsyncWrite + Unpin + Send + 'static,
 ) -> io::Result<()> {
     let hello = Hello {
@@ -89,6 +96,13 @@ pub async fn serve(
         }
         io::Result::Ok(())
     });
+    let (mut input, heard) = Heard::new(input);
+    let silent = async {
+        while let Some(left) = SILENCE.checked_sub(heard.elapsed()) {
+            tokio::time::sleep(left + Duration::from_millis(10)).await;
+        }
+    };
+    tokio::pin!(silent);
     let mut tasks = JoinSet::new();
     let result = loop {
         while tasks.try_join_next().is_some() {}
@@ -97,6 +111,7 @@ pub async fn serve(
         }
         let read = tokio::select! {
             read = frames::read::<Request>(&mut input) => read,
+            () = &mut silent => break Err(io::Error::new(io::ErrorKind::TimedOut, "the operator fell silent")),
             // Nobody hears the answers any more.
             written = &mut writing => break written.unwrap_or_else(|error| Err(io::Error::other(error))),
         };
@@ -114,6 +129,36 @@ pub async fn serve(
     tasks.shutdown().await;
     writing.abort();
     result
+}
+
+/// A stream that notes when it last brought something.
+struct Heard<R> {
+    inner: R,
+    last: Last,
+}
+
+#[derive(Clone)]
+struct Last(Arc<Mutex<Instant>>);
+
+impl<R> Heard<R> {
+    fn new(inner: R) -> (Self, Last) {
+        let last = Last(Arc::new(Mutex::new(Instant::now())));
+        (Self { inner, last: last.clone() }, last)
+    }
+}
+
+impl Last {
+    fn elapsed(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Heard<R> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
+        *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// An answer too long for a frame becomes an error, not a broken connection.

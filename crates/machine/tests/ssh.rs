@@ -179,7 +179,7 @@ async fn a_broken_upload_goes_on_where_it_stopped() {
     machine.put_blob(&sshd.path("packed"), &blob, &count).await.unwrap();
     assert!(first.into_inner() > blob.packed_size / 4, "what had arrived is not sent again");
     assert_eq!(total.into_inner(), blob.packed_size);
-    assert_eq!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap(), [blob.sha256.clone()]);
+    assert_eq!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap(), vec![blob.sha256.clone()]);
 }
 
 #[tokio::test]

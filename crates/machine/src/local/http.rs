@@ -311,4 +311,102 @@ mod tests {
         let error = pool.send(&HttpRequest { timeout_ms: 50, ..HttpRequest::get(url) }).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Timeout);
     }
+
+    /// A CA, and certificates it signed for `name`: PEM of certificate and key.
+    struct Authority {
+        certificate: rcgen::Certificate,
+        issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).unwrap();
+            Self { certificate, issuer: rcgen::Issuer::new(params, key) }
+        }
+
+        fn issue(&self, name: &str) -> (String, String) {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+        }
+    }
+
+    /// Answers each request with its own head; wants a client certificate of `authority`.
+    async fn tls_server(authority: &Authority, name: &str) -> SocketAddr {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate.der().clone()).unwrap();
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let (certificate, key) = authority.issue(name);
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let mut head = vec![0; 4096];
+                    while let Ok(got @ 1..) = stream.read(&mut head).await {
+                        let answer = [format!("HTTP/1.1 200 OK\r\ncontent-length: {got}\r\n\r\n").as_bytes(), &head[..got]].concat();
+                        stream.write_all(&answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn tls_with_client_certificates_from_files_and_from_memory() {
+        let (ours, foreign) = (Authority::new(), Authority::new());
+        let address = tls_server(&ours, "kubernetes").await;
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = dir.path().join(name).to_str().unwrap().to_owned();
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let (certificate, key) = ours.issue("client");
+        let from_files = HttpRequest {
+            server_name: Some("kubernetes".into()),
+            bearer_file: Some(file("token", "secret-token\n")),
+            ..HttpRequest::get(format!("https://{address}/api"))
+                .ca(file("ca.crt", &ours.certificate.pem()))
+                .client_cert(file("client.crt", &certificate), file("client.key", &key))
+        };
+        let pool = Pool::default();
+        let reply = pool.send(&from_files).await.unwrap().body.lossy();
+        assert!(reply.starts_with("GET /api HTTP/1.1\r\n") && reply.contains("authorization: Bearer secret-token\r\n"), "{reply}");
+
+        let from_memory = HttpRequest {
+            connect: Some(address),
+            ca_pem: Some(ours.certificate.pem().into()),
+            identity: Some(format!("{certificate}{key}").into()),
+            ..HttpRequest::new("POST", "https://kubernetes:6443/x").json("{}")
+        };
+        assert!(!format!("{from_memory:?}").contains("PRIVATE"), "keys are not printed");
+        let reply = pool.send(&from_memory).await.unwrap().body.lossy();
+        assert!(reply.starts_with("POST /x HTTP/1.1\r\n") && reply.contains("host: kubernetes:6443\r\n"), "{reply}");
+
+        let wrong_name = HttpRequest { server_name: Some("other".into()), ..from_files.clone() };
+        let untrusted = HttpRequest { ca_pem: Some(foreign.certificate.pem().into()), ..from_files.clone() };
+        let (certificate, key) = foreign.issue("client");
+        let stranger = HttpRequest { identity: Some(format!("{certificate}{key}").into()), ..from_files.clone() };
+        let no_file = HttpRequest { key_file: Some("/no/such/key".into()), ..from_files };
+        for (request, said) in [(wrong_name, "not valid for name"), (untrusted, "invalid peer certificate"), (stranger, ""), (no_file, "/no/such/key")] {
+            let error = Pool::default().send(&request).await.unwrap_err();
+            assert!(error.message.contains(said), "{}", error.message);
+        }
+    }
 }

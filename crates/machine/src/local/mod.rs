@@ -70,6 +70,7 @@ impl LocalMachine {
             session.locks.check(&session.state_dir)?;
         }
         match request {
+            Request::Ping => Ok(Response::Done),
             Request::Gather(query) => gather::gather(session.clone(), query).await.map(|facts| Response::Facts(Box::new(facts))),
             Request::Http(request) => session.http.send(&request).await.map(Response::Http),
             Request::WaitPort { address, timeout_ms } => Ok(Response::Wait(wait::port(address, timeout_ms).await)),
