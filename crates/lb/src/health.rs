@@ -8,6 +8,7 @@
 //! | shutting down | was ready, says it is not | only if none is up | kept |
 //! | starting | was down, says it is not ready | none | - |
 //! | etcd away | not ready for etcd's sake only | only if none is up | kept |
+//! | check not allowed, wrong CA | answers, but not as it should, `fall` times | only if none is up | kept |
 //! | none ready | the same everywhere | to all that are alive (fail open) | kept |
 //! | this process late | its own clock | as before | kept |
 //!
@@ -48,6 +49,14 @@ const LOST_AFTER: Duration = Duration::from_secs(1);
 pub fn classify_readyz(status: u16, body: &str) -> ProbeOutcome {
     if (200..300).contains(&status) {
         return ProbeOutcome::Ready;
+    }
+    if matches!(status, 401 | 403) {
+        // Says nothing about readiness: kube-apiserver with --anonymous-auth=false.
+        return ProbeOutcome::Broken {
+            error: format!(
+                "the check is not authorised ({status}): give health.clientCert and clientKey, or use kind: tcp"
+            ),
+        };
     }
     let mut failing = body
         .lines()
@@ -561,8 +570,8 @@ impl BackendSet {
         if proven && !unchecked {
             out.extend([self.members[at].reset(&self.name, Duration::ZERO)]);
         }
-        // A server that answers or at least accepts is a last resort, unless others show that it is
-        // alone with its trouble, or it was out of service before.
+        // A server that accepts is a last resort, unless others show that it is alone with its trouble, or
+        // it was out of service before.
         let alive = if in_service || unchecked {
             Availability::LastResort
         } else {
@@ -574,7 +583,10 @@ impl BackendSet {
                 Reason::Unreachable,
                 "unreachable".to_string(),
             ),
-            ProbeOutcome::Broken { error } => (alive, Reason::Broken, error.clone()),
+            // A wrong check must not take every server out of service for good.
+            ProbeOutcome::Broken { error } => {
+                (Availability::LastResort, Reason::Broken, error.clone())
+            }
             _ if silent => (
                 Availability::Down,
                 Reason::Silent,

@@ -656,17 +656,25 @@ fn readyz_bodies() {
                 etcd_only: false,
             },
         ),
-        (
-            401,
-            "Unauthorized",
-            ProbeOutcome::Unready {
-                status: 401,
-                etcd_only: false,
-            },
-        ),
     ] {
         assert_eq!(classify_readyz(status, body), expected);
     }
+}
+
+#[test]
+fn a_check_that_is_not_allowed_does_not_close_the_door() {
+    let refused = classify_readyz(401, "Unauthorized");
+    assert!(matches!(&refused, ProbeOutcome::Broken { error } if error.contains("clientCert")));
+    let mut f = Farm::new(2);
+    f.set_all(Server::Garbage);
+    f.run(ms(1000));
+    assert_eq!(f.path(), Some(true), "from the start");
+    f.set_all(Server::Refuses);
+    f.run(ms(2000));
+    assert_eq!(f.path(), Some(false));
+    f.set_all(Server::Garbage);
+    f.run(ms(2000));
+    assert_eq!(f.path(), Some(true), "and after a restart");
 }
 
 /// Whatever the servers do: while one is ready and stays so, it is up, and connections to it are kept.
