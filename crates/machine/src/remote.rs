@@ -77,7 +77,17 @@ pub async fn serve(
     machine: LocalMachine,
     build: String,
     input: impl AsyncRead + Unpin,
+    output: impl AsyncWrite + Unpin + Send + 'static,
+) -> io::Result<()> {
+    serve_within(machine, build, input, output, SILENCE).await
+}
+
+async fn serve_within(
+    machine: LocalMachine,
+    build: String,
+    input: impl AsyncRead + Unpin,
     mut output: impl AsyncWrite + Unpin + Send + 'static,
+    silence: Duration,
 ) -> io::Result<()> {
     let hello = Hello {
         version: PROTOCOL_VERSION,
@@ -98,7 +108,7 @@ pub async fn serve(
     });
     let (mut input, heard) = Heard::new(input);
     let silent = async {
-        while let Some(left) = SILENCE.checked_sub(heard.elapsed()) {
+        while let Some(left) = silence.checked_sub(heard.elapsed()) {
             tokio::time::sleep(left + Duration::from_millis(10)).await;
         }
     };
@@ -170,6 +180,22 @@ fn encoded(id: u64, answer: Answer) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_silent_operator_ends_the_session_and_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ours, theirs) = tokio::io::duplex(1024);
+        let (input, output) = tokio::io::split(theirs);
+        let pid = dir.path().join("pid");
+        let exec = crate::proto::Exec::new(["sh", "-c", &format!("echo $$ > {}; exec sleep 60", pid.display())]);
+        frames::write(&mut ours, 1, &Request::Exec(exec)).await.unwrap();
+        let machine = LocalMachine::with_state_dir("m1", dir.path());
+        let error = serve_within(machine, String::new(), input, output, Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let state = fs::read_to_string(format!("/proc/{}/stat", fs::read_to_string(pid).unwrap().trim())).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
 
     #[test]
     fn a_placed_program_knows_where_it_belongs() {
