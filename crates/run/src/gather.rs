@@ -89,7 +89,11 @@ async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<S
         return None;
     }
     let ctr = Exec::new([paths::bin("ctr").as_str(), "-n", "k8s.io", "images", "ls", "-q"]).timeout_ms(IMAGES_TIMEOUT_MS);
-    let listed = connection.exec_ok(ctr).await.ok()?;
+    // Without an answer every image would be imported again: asking twice is cheaper.
+    let listed = match connection.exec_ok(ctr.clone()).await {
+        Ok(listed) => listed,
+        Err(_) => connection.exec_ok(ctr).await.ok()?,
+    };
     Some(listed.stdout.lossy().lines().map(str::to_owned).collect())
 }
 

@@ -53,7 +53,9 @@ async fn killed_after_every_step_it_converges_to_the_same_cluster() {
     let first = Sim::new(MINIMAL, folder.path());
     let (plan, _) = first.apply().await;
     let expected = first.fingerprint();
-    for count in 0..plan.step_count() {
+    // Every step with QUORATE_SIM_RUNS, every seventh without.
+    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() { 1 } else { 7 };
+    for count in (0..plan.step_count()).step_by(stride) {
         let sim = Sim::with(first.spec.clone(), first.operator.clone());
         assert!(sim.apply_killed_after(count).await.is_some());
         let (_, outcome) = sim.apply().await;

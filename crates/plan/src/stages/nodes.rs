@@ -30,8 +30,11 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             approved.push(id);
         }
     }
-    if !joining.is_empty() {
-        close(&mut draft, context, &joining, approved);
+    // A run that ended early may have left the token with machines that have joined.
+    let leftover = |machine: &&&Machine| joining.iter().any(|other| other.name == machine.name) || holds_token(context, machine);
+    let holders: Vec<&Machine> = nodes.iter().filter(leftover).copied().collect();
+    if !holders.is_empty() {
+        close(&mut draft, context, &holders, approved);
     }
     draft.stage.into()
 }
@@ -40,6 +43,14 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 fn joined(context: &Context<'_>, machine: &Machine) -> bool {
     let certificate = context.facts.host(&machine.name).and_then(|host| host.files.get(paths::KUBELET_CLIENT)).is_some_and(|file| file.exists());
     certificate && context.live(&node_path(&machine.name)).is_some()
+}
+
+fn holds_token(context: &Context<'_>, machine: &Machine) -> bool {
+    context.facts.host(&machine.name).and_then(|host| host.files.get(&bootstrap_conf())).is_some_and(|file| file.exists())
+}
+
+fn bootstrap_conf() -> String {
+    format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES)
 }
 
 pub(crate) fn node_path(name: &str) -> String {
@@ -71,7 +82,7 @@ fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
     let profile = wanted.profile();
     let server = spec.endpoint_url_for(wanted.machine);
     if joining {
-        let path = format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES);
+        let path = bootstrap_conf();
         let secrets = vec![quorate_facts::SecretId::BootstrapTokenId, quorate_facts::SecretId::BootstrapTokenSecret];
         let template = kubeconfig::bootstrap(&spec.name, &server, &paths::pki("ca.crt"));
         wanted.file(&path, "root", 0o600, Content::Template { template, secrets });
@@ -147,27 +158,12 @@ fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine, afte
     Some(id)
 }
 
-/// The token goes away again, on the machines and in the cluster.
-fn close(draft: &mut Draft<'_>, context: &Context<'_>, joining: &[&Machine], approved: Vec<String>) {
+/// The token goes away again, in the cluster and then on the machines: what lies there says that it may still be valid.
+fn close(draft: &mut Draft<'_>, context: &Context<'_>, holders: &[&Machine], approved: Vec<String>) {
     let Some(via) = context.api_machine().map(str::to_owned) else { return };
-    for machine in joining {
-        let id = draft.id(&machine.name, "forget-token");
-        let path = format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES);
-        draft.push(Step {
-            id,
-            machine: machine.name.clone(),
-            title: "forget the bootstrap token".into(),
-            why: vec!["the kubelet has a certificate of its own".into()],
-            action: Action::Remove { paths: vec![path], recursive: false },
-            needs: approved.iter().filter(|id| id.contains(&format!("/{}/", machine.name))).cloned().collect(),
-            done_when: Vec::new(),
-            undo: Undo::Nothing { because: "a spent token is of no use".into() },
-            attempts: 2,
-            essential: machine.is_control_plane(),
-        });
-    }
+    let revoke = draft.id(&via, "revoke-token");
     draft.push(Step {
-        id: draft.id(&via, "revoke-token"),
+        id: revoke.clone(),
         machine: via,
         title: "revoke the bootstrap token".into(),
         why: vec!["no machine is joining any more".into()],
@@ -178,6 +174,21 @@ fn close(draft: &mut Draft<'_>, context: &Context<'_>, joining: &[&Machine], app
         attempts: 3,
         essential: false,
     });
+    for machine in holders {
+        draft.push(Step {
+            id: draft.id(&machine.name, "forget-token"),
+            machine: machine.name.clone(),
+            title: "forget the bootstrap token".into(),
+            why: vec!["the kubelet has a certificate of its own".into()],
+            action: Action::Remove { paths: vec![bootstrap_conf()], recursive: false },
+            needs: vec![revoke.clone()],
+            done_when: Vec::new(),
+            undo: Undo::Nothing { because: "a spent token is of no use".into() },
+            attempts: 2,
+            // Left out when a machine failed to join; the next apply does it.
+            essential: false,
+        });
+    }
 }
 
 fn taint(taint: &quorate_spec::Taint) -> Value {

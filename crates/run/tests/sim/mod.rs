@@ -35,6 +35,8 @@ pub struct World {
     spec: Spec,
     machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
     state: Mutex<State>,
+    /// Time passes by itself only, not with every request: for very many machines.
+    pub lazy: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -43,7 +45,6 @@ struct State {
     next_id: u64,
     objects: BTreeMap<String, Value>,
     images: BTreeMap<String, BTreeSet<String>>,
-    requests: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +63,7 @@ impl Sim {
     }
 
     pub fn with(spec: Spec, operator: Operator) -> Self {
-        let world = Arc::new(World { spec: spec.clone(), machines: Mutex::default(), state: Mutex::default() });
+        let world = Arc::new(World { spec: spec.clone(), machines: Mutex::default(), state: Mutex::default(), lazy: false.into() });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
             let fake = FakeMachine::new(&machine.name);
@@ -102,7 +103,9 @@ impl Sim {
 
     /// Steps another plan would have, and why.
     pub async fn left(&self) -> Vec<(String, Vec<String>)> {
-        self.plan().await.steps().map(|step| (step.id.clone(), step.why.clone())).collect()
+        let plan = self.plan().await;
+        let away = plan.notes.iter().filter_map(|note| Some((note.machine.clone()?, vec![note.message.clone()])));
+        plan.steps().map(|step| (step.id.clone(), step.why.clone())).chain(away).collect()
     }
 
     pub async fn apply(&self) -> (Plan, Outcome) {
@@ -225,8 +228,12 @@ impl World {
 
     /// Whether a majority of the voters runs, or there are no voters yet.
     pub fn has_quorum(&self) -> bool {
+        self.has_quorum_without("")
+    }
+
+    pub fn has_quorum_without(&self, machine: &str) -> bool {
         let voters: Vec<Member> = self.state().members.iter().filter(|member| !member.learner).cloned().collect();
-        let alive = voters.iter().filter(|member| self.machine(&member.name).is_some_and(|machine| self.etcd_runs(&machine))).count();
+        let alive = voters.iter().filter(|member| member.name != machine && self.machine(&member.name).is_some_and(|machine| self.etcd_runs(&machine))).count();
         alive > voters.len() / 2
     }
 
@@ -391,8 +398,9 @@ impl World {
     }
 
     fn http(&self, machine: &FakeMachine, request: &HttpRequest) -> Option<HttpReply> {
-        self.settle();
-        self.state().requests += 1;
+        if !self.lazy.load(std::sync::atomic::Ordering::Relaxed) {
+            self.settle();
+        }
         let rest = request.url.strip_prefix("https://")?;
         let (host, path) = rest.split_at(rest.find('/')?);
         if host == "127.0.0.1:2379" {
@@ -401,7 +409,7 @@ impl World {
         let server = self.spec.control_planes().into_iter().find(|control_plane| self.spec.api_server_of(control_plane).to_string() == host);
         if let Some(server) = server {
             let server = self.machine(&server.name)?;
-            if !active(&server, "kube-apiserver.service") || server.state().unreachable {
+            if !active(&server, "kube-apiserver.service") {
                 return None;
             }
             if !self.has_quorum() {
@@ -411,7 +419,7 @@ impl World {
         }
         // A proxy on the machine, or the VIP.
         let local = active(machine, "quorate-agent.service");
-        let any = self.all().iter().any(|machine| self.api_runs(machine) && !machine.state().unreachable);
+        let any = self.all().iter().any(|machine| self.api_runs(machine));
         (local && any && path == "/readyz").then(|| reply(200, json!("ok")))
     }
 
@@ -525,6 +533,10 @@ impl World {
                 machine.state().files.retain(|path, _| !roots.iter().any(|root| path == root || path.starts_with(&format!("{root}/"))));
                 said(String::new())
             }
+            ["find", root, .., "-delete"] => {
+                machine.state().files.retain(|path, _| !path.starts_with(&format!("{root}/")));
+                said(String::new())
+            }
             ["rmdir", path] => {
                 let mut state = machine.state();
                 let inside = state.files.keys().any(|other| other.starts_with(&format!("{path}/")));
@@ -540,7 +552,7 @@ impl World {
 
 fn active(machine: &FakeMachine, unit: &str) -> bool {
     let state = machine.state();
-    !state.unreachable && state.units.get(unit).is_some_and(|unit| unit.active)
+    state.units.get(unit).is_some_and(|unit| unit.active)
 }
 
 fn text(machine: &FakeMachine, path: &str) -> Option<String> {
