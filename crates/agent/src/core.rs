@@ -89,6 +89,9 @@ pub struct Core {
     recorder: Option<Recorder>,
     started: Instant,
     stopped: bool,
+    /// Sockets of a predecessor, and when to listen at the latest: clients are let in when there is somewhere to
+    /// send them.
+    waiting: Option<(Vec<Listening>, Instant, mpsc::SyncSender<Vec<String>>)>,
     /// Latest transitions, newest last, for the statistics page.
     pub(crate) log: std::collections::VecDeque<(std::time::SystemTime, String)>,
     /// Worst lateness of this thread since the start, and how often it was noticeable.
@@ -98,12 +101,16 @@ pub struct Core {
 /// Transitions shown on the statistics page.
 const LOG_LENGTH: usize = 50;
 
-/// Starts the core's thread: frontends are bound, then checks begin. Listeners that could not be bound are
-/// returned; they are tried again at each reload.
+/// How long the first checks may keep the listeners waiting.
+const FIRST_CHECKS: Duration = Duration::from_millis(1500);
+
+/// Starts the core's thread: checks begin, and frontends listen as soon as all of them have a backend (at the
+/// latest after 1.5 s). Then the receiver tells which listeners could not be bound; they are tried again at each
+/// reload.
 ///
 /// # Errors
 /// No threads or descriptors left, or TLS files that cannot be used.
-pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Vec<String>)> {
+pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiver<Vec<String>>)> {
     let (tx, rx) = mpsc::channel();
     let sender = CoreSender(tx);
     let sink: Sink = {
@@ -128,7 +135,9 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Vec<St
     };
     let proxy = Proxy::start(start.workers, start.open_files, &sink)?;
     let recorder = start.config.record.as_ref().map(|p| Recorder::create(p)).transpose()?;
+    let (listening, listens) = mpsc::sync_channel(1);
     let mut core = Core {
+        waiting: Some((start.inherited, Instant::now() + FIRST_CHECKS, listening)),
         balancer: Balancer::new(&start.config, start.seed),
         proxy,
         vrrp: None,
@@ -155,19 +164,19 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Vec<St
         core.proxy.apply(&f.name, &[], &options(&f), &mut Vec::new());
     }
     core.input(Input::Start);
-    let mut inherited = start.inherited;
-    let failed = core.listen(&mut inherited);
-    // Listeners of frontends that are gone.
-    drop(inherited);
     let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&rx))?;
-    Ok((sender, thread, failed))
+    Ok((sender, thread, listens))
 }
 
 impl Core {
     fn run(mut self, inbox: &Receiver<Message>) {
         while !self.stopped {
+            self.listen_first();
             let due = self.balancer.poll_timeout();
-            let wait = due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(vrrp_io::now()));
+            let mut wait = due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(vrrp_io::now()));
+            if self.waiting.is_some() {
+                wait = wait.min(Duration::from_millis(100));
+            }
             match inbox.recv_timeout(wait) {
                 Ok(Message::Input(input)) => self.input(input),
                 Ok(Message::Vrrp(out)) => self.vrrp_says(out),
@@ -180,6 +189,24 @@ impl Core {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+    }
+
+    /// Listens once every frontend has somewhere to send its clients.
+    fn listen_first(&mut self) {
+        let ready = |core: &Self| {
+            let usable: BTreeMap<&str, bool> = core.balancer.paths().collect();
+            core.config.frontends.iter().all(|f| usable.get(f.name.as_str()) == Some(&true))
+        };
+        let Some((_, latest, _)) = &self.waiting else { return };
+        if Instant::now() < *latest && !ready(self) {
+            return;
+        }
+        if let Some((mut inherited, _, tell)) = self.waiting.take() {
+            let failed = self.listen(&mut inherited);
+            // Listeners of frontends that are gone close here.
+            drop(inherited);
+            let _ = tell.send(failed);
         }
     }
 
@@ -363,7 +390,9 @@ impl Core {
             }
         }
         self.input(Input::Config { config: Box::new(config.clone()) });
-        failed.extend(self.listen(&mut Vec::new()));
+        if self.waiting.is_none() {
+            failed.extend(self.listen(&mut Vec::new()));
+        }
         if let Some(vrrp) = &self.vrrp {
             match crate::config::keys(&config) {
                 Ok(keys) => vrrp.tell(move |routers, _| routers.set_keys(keys)),

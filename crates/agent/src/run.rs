@@ -10,6 +10,7 @@ use quorate_lb::AgentConfig;
 use quorate_lb::vrrp::Routers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::admin::{self, Inheritance};
 use crate::core::{self, CoreSender};
@@ -120,15 +121,18 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         }
         None => (Vec::new(), None),
     };
+    for reason in crate::kernel_set::check(&config) {
+        tracing::error!(reason, "this machine cannot do all that is configured");
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seed, boot) = (seed(&config.node), u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    let (core, thread, _) = core::start(core::Start {
+    let (core, thread, listens) = core::start(core::Start {
         config: config.clone(),
         inherited,
         workers: options.workers.unwrap_or(cpus.min(MOST_WORKERS)),
         open_files,
-        kernel_sets: Vec::new(),
+        kernel_sets: crate::kernel_set::all(&config),
         seed,
         boot,
     })?;
@@ -140,11 +144,13 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         vrrp: Mutex::new(vrrp),
         wishes: wishes.clone(),
     }));
+    // What could not be bound was logged; the rest serves.
+    tokio::task::spawn_blocking(move || listens.recv()).await??;
     let _socket = admin::serve(&socket, core.clone(), running)?;
     if let Some(stream) = predecessor {
         Inheritance::accept(stream);
     }
-    sites(&config, &core).await?;
+    let sites = sites(&config, &core)?;
     notify(&format!("READY=1\nMAINPID={}", std::process::id()));
     tracing::info!(node = config.node, open_files, frontends = config.frontends.len(), vrrp = config.vrrp.len(), "ready");
 
@@ -168,6 +174,9 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         }
     };
     tracing::info!("stopping");
+    for site in sites {
+        site.abort();
+    }
     notify("STOPPING=1");
     // The VIP moves first, while this machine still serves those who have not noticed.
     tokio::task::spawn_blocking(|| running.stop_vrrp()).await?;
@@ -226,7 +235,8 @@ fn virtual_routers(
     Ok(Some(handle))
 }
 
-async fn sites(config: &AgentConfig, core: &CoreSender) -> anyhow::Result<()> {
+fn sites(config: &AgentConfig, core: &CoreSender) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let mut sites = Vec::new();
     if let Some(s) = &config.stats {
         let login = match &s.login {
             Some(l) => {
@@ -235,14 +245,14 @@ async fn sites(config: &AgentConfig, core: &CoreSender) -> anyhow::Result<()> {
             }
             None => None,
         };
-        stats::serve(s.listen, Site { core: core.clone(), page: true, login }).await?;
+        sites.push(stats::serve(s.listen, Site { core: core.clone(), page: true, login })?);
     }
     if let Some(m) = &config.metrics
         && config.stats.as_ref().is_none_or(|s| s.listen != m.listen)
     {
-        stats::serve(m.listen, Site { core: core.clone(), page: false, login: None }).await?;
+        sites.push(stats::serve(m.listen, Site { core: core.clone(), page: false, login: None })?);
     }
-    Ok(())
+    Ok(sites)
 }
 
 async fn tick(beat: &mut Option<tokio::time::Interval>) {

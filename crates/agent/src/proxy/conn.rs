@@ -195,8 +195,10 @@ impl Conn {
     pub(super) fn pump(&mut self, io: &mut Io) -> Outcome {
         let Some(server) = self.server.as_mut() else { return Outcome::Wait };
         let (mut up_bytes, mut down_bytes) = (0, 0);
-        let up = pump(&mut self.client, &mut server.side, &mut self.up, io, &mut up_bytes);
-        let down = pump(&mut server.side, &mut self.client, &mut self.down, io, &mut down_bytes);
+        let last = self.down.closed;
+        let up = pump(&mut self.client, &mut server.side, &mut self.up, last, io, &mut up_bytes);
+        let last = self.up.closed;
+        let down = pump(&mut server.side, &mut self.client, &mut self.down, last, io, &mut down_bytes);
         let outcome = match (up, down) {
             (Ok(u), Ok(d)) => {
                 if self.up.closed && self.down.closed {
@@ -241,6 +243,8 @@ fn pump(
     from: &mut Side,
     to: &mut Side,
     dir: &mut Direction,
+    // The other direction has ended: closing the socket will say the same as ending this one.
+    last: bool,
     io: &mut Io,
     moved: &mut u64,
 ) -> Result<Turn, Broken> {
@@ -254,8 +258,10 @@ fn pump(
             return Ok(Turn::Rest);
         }
         if dir.eof {
-            // An error here shows at the next read of that side.
-            let _ = sys::shutdown_write(&to.fd);
+            if !last {
+                // An error here shows at the next read of that side.
+                let _ = sys::shutdown_write(&to.fd);
+            }
             dir.closed = true;
             rest(dir, io);
             return Ok(Turn::Rest);
@@ -290,7 +296,7 @@ fn pump(
             None => match sys::recv(&from.fd, &mut io.buf) {
                 Ok(0) => dir.eof = true,
                 Ok(n) => {
-                    copy(&io.buf[..n], to, dir, moved)?;
+                    copy(&io.buf[..n], to, dir, from.ending, moved)?;
                     if n < BUFFER && !from.ending {
                         // A short read emptied the queue: the next byte raises a new edge.
                         from.readable = false;
@@ -339,15 +345,17 @@ fn flush(to: &mut Side, dir: &mut Direction, moved: &mut u64) -> Result<bool, Br
     Ok(true)
 }
 
-/// Sends freshly read bytes, keeping what is not taken.
-fn copy(data: &[u8], to: &mut Side, dir: &mut Direction, moved: &mut u64) -> Result<(), Broken> {
+/// Sends freshly read bytes, keeping what is not taken. Before an end that is already known to come they wait
+/// for its FIN, which saves a packet of each short connection.
+fn copy(data: &[u8], to: &mut Side, dir: &mut Direction, ending: bool, moved: &mut u64) -> Result<(), Broken> {
+    let send = if ending { sys::send_more } else { sys::send };
     let mut sent = 0;
     while sent < data.len() {
         if !to.writable {
             dir.preload(&data[sent..]);
             return Ok(());
         }
-        match sys::send(&to.fd, &data[sent..]) {
+        match send(&to.fd, &data[sent..]) {
             Ok(n) => {
                 sent += n;
                 *moved += n as u64;

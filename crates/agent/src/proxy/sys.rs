@@ -238,13 +238,22 @@ pub(crate) fn recv(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 pub(crate) fn send(fd: &OwnedFd, buf: &[u8]) -> io::Result<usize> {
+    send_flags(fd, buf, 0)
+}
+
+/// Sends bytes that something else follows at once (MSG_MORE), so that a FIN travels with the last of them.
+pub(crate) fn send_more(fd: &OwnedFd, buf: &[u8]) -> io::Result<usize> {
+    send_flags(fd, buf, libc::MSG_MORE)
+}
+
+fn send_flags(fd: &OwnedFd, buf: &[u8], flags: i32) -> io::Result<usize> {
     // SAFETY: `buf` is readable for its length.
     size(unsafe {
         libc::send(
             fd.as_raw_fd(),
             buf.as_ptr().cast(),
             buf.len(),
-            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | flags,
         )
     })
 }

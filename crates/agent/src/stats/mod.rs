@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::core::CoreSender;
 use crate::status::{Status, collect};
@@ -54,17 +55,16 @@ pub struct Site {
     pub login: Option<Credentials>,
 }
 
-/// Serves for ever.
+/// Serves until the task is aborted. To be called inside a runtime.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub async fn serve(listen: SocketAddr, site: Site) -> std::io::Result<()> {
-    let listener = TcpListener::bind(listen)
-        .await
+pub fn serve(listen: SocketAddr, site: Site) -> std::io::Result<JoinHandle<()>> {
+    let listener = bind(listen)
         .map_err(|e| std::io::Error::new(e.kind(), format!("cannot serve statistics on {listen}: {e}")))?;
     let places = Arc::new(Semaphore::new(CLIENTS));
     let site = Arc::new(site);
-    tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
@@ -79,8 +79,16 @@ pub async fn serve(listen: SocketAddr, site: Site) -> std::io::Result<()> {
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
-    });
-    Ok(())
+    }))
+}
+
+fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    // Next to a predecessor that has not let go yet.
+    socket.set_reuseport(true)?;
+    socket.bind(listen)?;
+    socket.listen(128)
 }
 
 async fn exchange(mut stream: TcpStream, site: &Site) -> std::io::Result<()> {

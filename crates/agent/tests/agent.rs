@@ -1,0 +1,310 @@
+//! The whole process, as a child of this test: health checks, statistics, orders, reload, hand-over, the end.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use quorate_agent::admin::{Request, request};
+use quorate_agent::{replay, run};
+use quorate_lb::{Action, AdminState, Command as Order};
+use serde_json::Value;
+
+const CHILD: &str = "QUORATE_TEST_AGENT";
+
+/// Not a test: what the child runs.
+#[test]
+fn child_process() {
+    let Ok(config) = std::env::var(CHILD) else { return };
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    let take_over = std::env::var("QUORATE_TEST_TAKE_OVER").is_ok();
+    run::run(&run::Options { config: config.into(), take_over, workers: Some(2) }).unwrap();
+}
+
+struct Agent(Child);
+
+impl Agent {
+    fn start(config: &Path, take_over: bool) -> Self {
+        let mut c = Command::new(std::env::current_exe().unwrap());
+        c.args(["--exact", "child_process", "--nocapture"]).env(CHILD, config).stdout(Stdio::null());
+        if take_over {
+            c.env("QUORATE_TEST_TAKE_OVER", "1");
+        }
+        let log = std::fs::File::create(config.with_extension(if take_over { "log2" } else { "log" })).unwrap();
+        Self(c.stderr(log).spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    fn ended(&mut self, within: Duration) -> bool {
+        let end = Instant::now() + within;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return true;
+            }
+            if Instant::now() > end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An HTTP server whose readiness can be changed: 200, 500 (shutting down), 501 (etcd away).
+/// Anything but GET is echoed.
+fn api(status: Arc<AtomicU16>) -> SocketAddr {
+    let l = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = l.local_addr().unwrap();
+    thread::spawn(move || {
+        for s in l.incoming() {
+            let status = Arc::clone(&status);
+            thread::spawn(move || serve(s.unwrap(), &status));
+        }
+    });
+    addr
+}
+
+fn serve(mut s: TcpStream, status: &AtomicU16) {
+    let mut b = [0; 2048];
+    while let Ok(n @ 1..) = s.read(&mut b) {
+        if !b.starts_with(b"GET ") {
+            if s.write_all(&b[..n]).is_err() {
+                return;
+            }
+            continue;
+        }
+        let (code, body) = match status.load(Relaxed) {
+            200 => (200, "ok"),
+            501 => (500, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n"),
+            _ => (500, "[-]shutdown failed: reason withheld\n"),
+        };
+        let _ = write!(s, "HTTP/1.1 {code} X\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        return;
+    }
+}
+
+fn port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    config: PathBuf,
+    socket: PathBuf,
+    record: PathBuf,
+    front: SocketAddr,
+    stats: SocketAddr,
+    ready: Vec<Arc<AtomicU16>>,
+    backends: Vec<SocketAddr>,
+}
+
+impl Setup {
+    fn new(n: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ready: Vec<_> = (0..n).map(|_| Arc::new(AtomicU16::new(200))).collect();
+        let backends: Vec<_> = ready.iter().map(|r| api(Arc::clone(r))).collect();
+        let s = Self {
+            config: dir.path().join("agent.yaml"),
+            socket: dir.path().join("agent.sock"),
+            record: dir.path().join("record.jsonl"),
+            front: ([127, 0, 0, 1], port()).into(),
+            stats: ([127, 0, 0, 1], port()).into(),
+            ready,
+            backends,
+            _dir: dir,
+        };
+        let password = s.config.with_extension("password");
+        std::fs::write(&password, "s3cret\n").unwrap();
+        assert!(Command::new("chmod").args(["600"]).arg(&password).status().unwrap().success());
+        s.write(n);
+        s
+    }
+
+    /// A configuration with the first `n` backends.
+    fn write(&self, n: usize) {
+        let mut text = format!(
+            "apiVersion: quorate.dev/v1\nkind: Agent\nnode: test\nadmin: {{socket: {}}}\nrecord: {}\n\
+             stats: {{listen: \"{}\", login: {{user: admin, passwordFile: {}}}}}\nfrontends:\n- name: api\n  \
+             listen: [\"{}\"]\n  health: {{kind: http, interval: 200ms, fastInterval: 50ms, timeout: 200ms}}\n  backends:\n",
+            self.socket.display(),
+            self.record.display(),
+            self.stats,
+            self.config.with_extension("password").display(),
+            self.front
+        );
+        for (i, b) in self.backends.iter().take(n).enumerate() {
+            text += &format!("  - {{name: m{i}, address: \"{b}\"}}\n");
+        }
+        std::fs::write(&self.config, text).unwrap();
+    }
+
+    fn show(&self) -> Option<Value> {
+        request(&self.socket, &Request::Show).ok()
+    }
+
+    /// Waits until every backend is in the state given.
+    fn states(&self, wanted: &[&str]) {
+        let mut last = Value::Null;
+        let end = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < end {
+            if let Some(s) = self.show() {
+                let b = s["frontends"][0]["backends"].as_array().unwrap();
+                last = b.iter().map(|b| b["availability"].clone()).collect();
+                if last.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).eq(wanted.iter().copied()) {
+                    return;
+                }
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let log = std::fs::read_to_string(self.config.with_extension("log")).unwrap_or_default();
+        panic!("{last} instead of {wanted:?}\n{log}");
+    }
+
+    fn echo(&self) -> io::Result<TcpStream> {
+        let mut c = TcpStream::connect(self.front)?;
+        c.set_read_timeout(Some(Duration::from_secs(5)))?;
+        ping(&mut c)?;
+        Ok(c)
+    }
+
+    fn http(&self, path: &str, login: bool) -> String {
+        let mut c = TcpStream::connect(self.stats).unwrap();
+        let header = if login { "Authorization: Basic YWRtaW46czNjcmV0\r\n" } else { "" };
+        write!(c, "GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n").unwrap();
+        let mut all = String::new();
+        c.read_to_string(&mut all).unwrap();
+        all
+    }
+}
+
+fn ping(c: &mut TcpStream) -> io::Result<()> {
+    c.write_all(b"x")?;
+    c.read_exact(&mut [0])
+}
+
+fn order(s: &Setup, backend: &str, state: AdminState) -> anyhow::Result<Value> {
+    let (frontend, backend) = ("api".to_owned(), backend.to_owned());
+    request(&s.socket, &Request::Order { order: Order::SetAdmin { frontend, backend, state } })
+}
+
+#[test]
+fn health_orders_reload_and_the_end() {
+    let s = Setup::new(3);
+    s.write(2);
+    let mut agent = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let mut kept = s.echo().unwrap();
+
+    // Unready: no new connections, old ones stay. All unready: fail open.
+    s.ready[0].store(500, Relaxed);
+    s.states(&["last-resort", "up"]);
+    s.ready[1].store(501, Relaxed);
+    s.states(&["last-resort", "last-resort"]);
+    s.echo().unwrap();
+    ping(&mut kept).unwrap();
+    assert_eq!(s.show().unwrap()["frontends"][0]["failOpen"], true);
+    for r in &s.ready {
+        r.store(200, Relaxed);
+    }
+    s.states(&["up", "up"]);
+
+    // Orders.
+    order(&s, "m0", AdminState::Drain).unwrap();
+    let shown = s.show().unwrap();
+    assert_eq!(shown["frontends"][0]["backends"][0]["admin"], "drain");
+    let refused = order(&s, "nobody", AdminState::Drain).unwrap_err().to_string();
+    assert!(refused.contains("m0, m1"), "{refused}");
+    order(&s, "m0", AdminState::Ready).unwrap();
+
+    // Statistics.
+    assert!(s.http("/", false).starts_with("HTTP/1.1 401"));
+    assert!(s.http("/healthz", false).starts_with("HTTP/1.1 200"));
+    let page = s.http("/", true);
+    assert!(page.contains("<!doctype html>") && page.contains("m1") && !page.contains("<script"));
+    let metrics = s.http("/metrics", true);
+    assert!(metrics.contains("quorate_backend_up{frontend=\"api\",backend=\"m0\"} 1"), "{metrics}");
+    assert!(serde_json::from_str::<Value>(s.http("/stats.json", true).split("\r\n\r\n").nth(1).unwrap()).is_ok());
+
+    // Reload: a backend more; a broken file changes nothing.
+    s.write(3);
+    agent.signal("HUP");
+    s.states(&["up", "up", "up"]);
+    ping(&mut kept).unwrap();
+    std::fs::write(&s.config, "apiVersion: nonsense\n").unwrap();
+    assert!(request(&s.socket, &Request::Reload).is_err());
+    ping(&mut kept).unwrap();
+
+    // The end: in order, bounded although a client stays.
+    agent.signal("TERM");
+    assert!(agent.ended(Duration::from_secs(8)));
+    assert!(TcpStream::connect(s.front).is_err());
+    assert!(!s.socket.exists());
+
+    // What was recorded can be replayed.
+    let mut probes = 0;
+    let inputs = replay::replay(&s.record, |r| {
+        probes += usize::from(matches!(r.action, Action::Probe { .. }));
+        Ok(())
+    });
+    let inputs = inputs.unwrap();
+    assert!(inputs > 10 && probes > 4, "{inputs} inputs, {probes} probes");
+}
+
+#[test]
+fn another_process_takes_over_without_a_refused_connection() {
+    let s = Setup::new(2);
+    let mut old = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let mut kept = s.echo().unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let front = s.front;
+    let hammer = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut n = 0;
+            while !stop.load(Relaxed) {
+                let mut c = TcpStream::connect(front).expect("refused");
+                c.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                ping(&mut c).expect("lost");
+                n += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            n
+        })
+    };
+    let pid = |s: &Setup| s.show().map(|v| v["pid"].clone());
+    let before = pid(&s);
+    let mut new = Agent::start(&s.config, true);
+    let end = Instant::now() + Duration::from_secs(10);
+    while pid(&s) == before || pid(&s).is_none() {
+        let log = |x| std::fs::read_to_string(s.config.with_extension(x)).unwrap_or_default();
+        assert!(Instant::now() < end, "no take-over\n{}\n{}", log("log"), log("log2"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(500));
+    stop.store(true, Relaxed);
+    assert!(hammer.join().unwrap() > 50);
+    ping(&mut kept).unwrap();
+    assert!(!old.ended(Duration::from_millis(200)));
+    drop(kept);
+    assert!(old.ended(Duration::from_secs(5)));
+    assert!(s.socket.exists(), "the old process took the new one's socket away");
+    s.echo().unwrap();
+    new.signal("TERM");
+    assert!(new.ended(Duration::from_secs(8)));
+}
