@@ -9,7 +9,7 @@ use crate::description::{Cut, Description, Machine, Storage, Subnet, Wanted, che
 use crate::host::Host;
 use crate::power::{self, Power};
 use crate::root::{self, Recipe};
-use crate::{Error, Event, Result, command, files, network, places};
+use crate::{Error, Event, Result, command, files, limits, network, places};
 
 /// Debian release of the machines unless said otherwise.
 const SUITE: &str = "bookworm";
@@ -109,6 +109,7 @@ impl Lab {
         }
         lab.save()?;
         places::register(lab.name(), &lab.state_dir)?;
+        limits::raise();
 
         let key = lab.ensure_key()?;
         if network::ensure_lab(&lab.description)? {
@@ -187,6 +188,7 @@ impl Lab {
         }
         root::remove_tree(&state_dir)?;
         places::forget(name)?;
+        limits::restore(places::names().len());
         drop(lock);
         places::tidy();
         let lab = name.into();

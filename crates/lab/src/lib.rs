@@ -25,6 +25,7 @@ mod event;
 mod files;
 mod host;
 mod lab;
+mod limits;
 mod lock;
 mod network;
 mod places;

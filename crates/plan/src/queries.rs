@@ -96,6 +96,7 @@ pub fn machine(spec: &Spec, machine: &Machine) -> MachineQuery {
     }
     let mut sysctls: Vec<String> =
         ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"].map(str::to_owned).to_vec();
+    sysctls.extend(crate::stages::AT_LEAST.map(|(key, _)| key.to_owned()));
     sysctls.extend(spec.host.sysctls.keys().cloned());
     MachineQuery {
         paths: paths_.into_iter().collect(),

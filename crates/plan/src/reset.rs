@@ -10,7 +10,7 @@ use crate::model::*;
 use crate::{paths, queries};
 
 /// Folders whose whole content is Quorate's or the cluster's, in the order of removal.
-const OWNED: [&str; 14] = [
+const OWNED: [&str; 15] = [
     paths::KUBERNETES,
     paths::ETCD,
     paths::CONTAINERD,
@@ -19,6 +19,8 @@ const OWNED: [&str; 14] = [
     "/var/lib/cni",
     "/run/flannel",
     "/run/containerd",
+    // containerd's `opt` plugin makes it.
+    "/opt/containerd",
     "/run/quorate",
     "/var/log/kubernetes",
     "/var/log/containers",
@@ -63,8 +65,16 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
     };
     let units: Vec<String> = paths::ALL_UNITS.iter().filter(|unit| host.units.get(**unit).is_some_and(|found| found.exists())).map(|unit| (*unit).to_owned()).collect();
     if !units.is_empty() {
-        let why = units.iter().map(|unit| format!("{unit} is Quorate's")).collect();
-        push("units", "stop what runs", why, Action::Units { reload: false, enable: vec![], disable: units.clone(), stop: units, start: vec![], restart: vec![] });
+        let why: Vec<String> = units.iter().map(|unit| format!("{unit} is Quorate's")).collect();
+        // An API server waits for its clients, etcd for its peers; here all of them go. The units are stopped in the next
+        // step, within the second that systemd waits before a restart.
+        let running = |unit: &&String| host.units.get(*unit).is_some_and(|found| found.main_pid != 0) && *unit != "quorate-agent.service";
+        let doomed: Vec<String> = units.iter().filter(running).cloned().collect();
+        if !doomed.is_empty() {
+            let argv = ["systemctl", "kill", "--signal=KILL"].map(str::to_owned).into_iter().chain(doomed).collect();
+            push("kill", "end what runs", why.clone(), Action::Run { argv, stdin: None, timeout_ms: 10_000 });
+        }
+        push("units", "stop and disable its units", why, Action::Units { reload: false, enable: vec![], disable: units.clone(), stop: units, start: vec![], restart: vec![] });
     }
     let before = before(host);
     let touched = host.files.get(paths::BIN).is_some_and(|file| file.exists()) || !host.blobs.is_empty() || before.is_some();

@@ -13,7 +13,7 @@ mod runtime;
 
 pub(crate) use control_plane::level;
 pub(crate) use nodes::node_path;
-pub(crate) use prepare::block_of;
+pub(crate) use prepare::{AT_LEAST, block_of};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;

@@ -111,7 +111,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
             }
             Ok(())
         }
-        Action::Forget { directories } => forget(machine, id, directories).await,
+        Action::Forget { directories } => forget(machine, directories).await,
     }
 }
 
@@ -267,14 +267,15 @@ async fn clean(run: &Run, machine: &MachineRef, data: &[String], owned: &[String
 
 /// The store goes last: until then a broken reset can be run again. The program that answers us may be removed under
 /// itself; Linux keeps it until it ends.
-async fn forget(machine: &MachineRef, run: &str, directories: &[String]) -> Done {
+async fn forget(machine: &MachineRef, directories: &[String]) -> Done {
     const STORE: &str = "/var/lib/quorate";
-    let remove = |path: String| Request::Remove { paths: vec![path], recursive: true, run_id: run.into() };
-    machine.items(remove(STORE.into())).await?;
     for directory in directories {
         // Fails where somebody else has put something; then it stays.
         machine.exec(Exec::new(["rmdir", directory])).await?;
     }
+    // The run's lock lies in it, so this is the last thing that may be done. Its exit code says no more than that the store
+    // itself stays, which is right where it is a mount point.
+    machine.exec(Exec::new(["rm", "-rf", "--one-file-system", STORE]).timeout_ms(CLEAN_TIMEOUT_MS)).await?;
     Ok(())
 }
 

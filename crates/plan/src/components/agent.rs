@@ -112,7 +112,10 @@ pub(crate) fn unit(profile: &Profile) -> String {
             "RuntimeDirectoryPreserve=yes".into(),
             // The supervisor is the main process; the agent under it reports.
             "NotifyAccess=all".into(),
+            "KillMode=mixed".into(),
             "WatchdogSec=5".into(),
+            // The VIP is gone within milliseconds of SIGTERM; what may take longer is the draining of connections.
+            "TimeoutStopSec=10".into(),
             "LimitMEMLOCK=infinity".into(),
         ]
         .into_iter()

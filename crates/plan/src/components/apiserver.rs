@@ -104,7 +104,13 @@ impl ApiServer<'_> {
             program: paths::bin("kube-apiserver"),
             flags: self.flags(),
             notify: true,
-            service: vec!["LogsDirectory=kubernetes".into(), "LogsDirectoryMode=0700".into()],
+            service: vec![
+                "LogsDirectory=kubernetes".into(),
+                "LogsDirectoryMode=0700".into(),
+                // After the delay in which balancers look elsewhere it waits a minute for open streams; their clients
+                // have connected anew long before.
+                "TimeoutStopSec=15".into(),
+            ],
             oom_score: -998,
             files: 65_536,
         }

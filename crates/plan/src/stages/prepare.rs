@@ -14,6 +14,8 @@ use crate::want::{Context, Draft, Wanted};
 const MODULES: [&str; 2] = ["overlay", "br_netfilter"];
 const MODULES_FILE: &str = "/etc/modules-load.d/quorate.conf";
 const SYSCTL_FILE: &str = "/etc/sysctl.d/90-quorate.conf";
+/// kubelet, kube-proxy, flannel and many Pods watch files; with the kernel's 128 instances a node of 110 Pods runs out.
+pub(crate) const AT_LEAST: [(&str, u64); 2] = [("fs.inotify.max_user_instances", 8_192), ("fs.inotify.max_user_watches", 524_288)];
 const HOSTS_MARKER: &str = "quorate";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
@@ -59,7 +61,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         }
         let differing: BTreeMap<String, String> = values
             .iter()
-            .filter(|(key, value)| !matches!(host.sysctls.get(*key), Some(Some(found)) if words(found) == words(value)))
+            .filter(|(key, value)| !matches!(host.sysctls.get(*key), Some(Some(found)) if satisfies(key, found, value)))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         if !differing.is_empty() {
@@ -148,6 +150,10 @@ fn sysctls(wanted: &Wanted<'_>) -> BTreeMap<String, String> {
             }
         }
     }
+    // Not a namespace's own: in a container they are its host's business.
+    if wanted.machine.is_node() && host.container.is_none() {
+        values.extend(AT_LEAST.map(|(key, value)| (key.to_owned(), value.to_string())));
+    }
     values.extend(wanted.context.spec.host.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())));
     values
 }
@@ -215,6 +221,15 @@ fn firewall_note(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
         let fix = "`quorate plan --firewall` prints the ports each machine needs open";
         let what = if wanted.context.spec.host.firewall == Firewall::Explain { "nothing is opened" } else { "check that the cluster's ports are open" };
         notes.push(Note { machine: Some(wanted.machine.name.clone()), message: format!("{name} is running; {what}"), hint: Some(fix.into()) });
+    }
+}
+
+/// A higher limit than ours is as good.
+fn satisfies(key: &str, found: &str, wanted: &str) -> bool {
+    let limit = AT_LEAST.iter().any(|(name, _)| *name == key);
+    match (found.trim().parse::<u64>(), wanted.parse::<u64>()) {
+        (Ok(found), Ok(wanted)) if limit => found >= wanted,
+        _ => words(found) == words(wanted),
     }
 }
 
