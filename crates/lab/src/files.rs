@@ -76,7 +76,7 @@ pub(crate) fn cluster(lab: &Description, ssh_config: &Path) -> String {
         text += "  etcd: {topology: external}\n";
     }
     text += &format!(
-        "  ssh: {{user: root, config: {}}}\n  machines:\n",
+        "  ssh: {{user: root, config: {}}}\n  drill: {{allowed: true}}\n  machines:\n",
         yaml(&ssh_config.to_string_lossy())
     );
     for machine in &lab.machines {
@@ -117,6 +117,7 @@ spec:
   kubernetes: {version: v1.36.3, bootstrap: binary}
   endpoint: {vip: 10.77.0.100, port: 8443, on: control-planes}
   ssh: {user: root, config: \"/labs/demo/ssh_config\"}
+  drill: {allowed: true}
   machines:
     - {name: m1, address: 10.77.0.11, roles: [control-plane]}
     - {name: m2, address: 10.77.0.12, roles: [control-plane]}

@@ -26,6 +26,12 @@ pub trait Machine: Send + Sync {
     fn name(&self) -> &str;
 
     fn call(&self, request: Request) -> BoxFuture<'_, Result<Response, MachineError>>;
+
+    /// Forgets the connection, if there is one; the next call makes a new one. For whoever knows that the machine's power
+    /// was cut, before a dead link shows by its silence.
+    fn forget(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// A piece of an upload. Large enough to keep a fast link busy with [`CHUNKS_IN_FLIGHT`], small enough that other

@@ -44,6 +44,8 @@ enum Verb {
     Lab(lab::LabArgs),
     /// The load balancer: VIP, proxy, IPVS, eBPF.
     Agent(agent::AgentArgs),
+    /// Break things on purpose, and measure what clients see.
+    Drill(drill::DrillArgs),
     /// Print shell completions.
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Bundle(args) => wait(bundle::run(args)),
         Verb::Lab(args) => wait(lab::run(args)),
         Verb::Agent(args) => agent::run(args),
+        Verb::Drill(args) => wait(drill::run(args)),
         Verb::Completions(args) => completions::run(&args),
         Verb::Remote(args) => wait(remote::run(args)),
         Verb::Cni(args) => cni::run(args),

@@ -286,4 +286,8 @@ impl Machine for SshMachine {
             Ok(response)
         })
     }
+
+    fn forget(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.disconnect())
+    }
 }

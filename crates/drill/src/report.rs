@@ -1,0 +1,122 @@
+//! What a drill found, in the form it is written.
+
+mod html;
+mod markdown;
+mod table;
+
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+pub use table::table;
+
+use crate::measure::{Series, Vantage};
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub cluster: String,
+    pub scenarios: Vec<Outcome>,
+}
+
+impl Report {
+    pub fn ok(&self) -> bool {
+        self.scenarios.iter().all(|outcome| outcome.ok)
+    }
+}
+
+/// One scenario on one target.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Outcome {
+    /// `machine-off-each@m1`
+    pub name: String,
+    pub row: u8,
+    pub ok: bool,
+    /// What did not hold; empty if `ok`.
+    pub why: String,
+    pub new: Series,
+    pub reused: Series,
+    pub watch: Series,
+    pub writes: Writes,
+    pub vip_owner: Vec<Owner>,
+    pub leader: Vec<Leader>,
+    #[serde(skip)]
+    pub details: Details,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Writes {
+    pub acknowledged: u64,
+    /// Acknowledged and not there afterwards.
+    pub lost: u64,
+    #[serde(skip)]
+    pub failed: u64,
+    #[serde(skip)]
+    pub worst_ms: u64,
+}
+
+/// From then on. Times are ms since the fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Owner {
+    pub at_ms: i64,
+    /// `m1`; empty for nobody; `m1+m2` for two at once.
+    pub owner: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Leader {
+    /// `etcd`, `kube-controller-manager` or `kube-scheduler`.
+    pub of: String,
+    pub at_ms: i64,
+    pub leader: String,
+}
+
+/// What the other forms show besides.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    pub what: String,
+    /// Machines the fault was on.
+    pub targets: Vec<String>,
+    pub vantages: Vec<Vantage>,
+    /// When the fault was there, µs of the operator's monotonic clock.
+    pub fault_us: i64,
+    /// When taking it back was done, ms since the fault.
+    pub reverted_ms: i64,
+    /// From then until all checks held; `None`: they did not.
+    pub recovery_ms: Option<u64>,
+}
+
+/// Writes `report.json`, `report.md`, `report.html` and raw samples; each file whole or not at all.
+pub fn write(report: &Report, dir: &Path) -> io::Result<()> {
+    let samples = dir.join("samples");
+    std::fs::create_dir_all(&samples)?;
+    for outcome in &report.scenarios {
+        let path = samples.join(format!("{}.jsonl", outcome.name));
+        if path.exists() {
+            continue;
+        }
+        let mut text = String::new();
+        for vantage in &outcome.details.vantages {
+            for sample in &vantage.samples {
+                let mut value = serde_json::to_value(sample)?;
+                value["at_us"] = (sample.at_us - outcome.details.fault_us).into();
+                value["from"] = vantage.name.as_str().into();
+                text.push_str(&value.to_string());
+                text.push('\n');
+            }
+        }
+        put(&path, text.as_bytes())?;
+    }
+    let mut json = serde_json::to_vec_pretty(report)?;
+    json.push(b'\n');
+    put(&dir.join("report.json"), &json)?;
+    put(&dir.join("report.md"), markdown::render(report).as_bytes())?;
+    put(&dir.join("report.html"), html::render(report)?.as_bytes())
+}
+
+fn put(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    std::fs::write(&name, content)?;
+    std::fs::rename(&name, path)
+}

@@ -1,0 +1,59 @@
+//! The table for terminals.
+
+use super::{Outcome, Report};
+
+/// Lines of equal columns, header first; what did not hold follows its line.
+pub fn table(report: &Report) -> Vec<String> {
+    let mut rows = vec![header()];
+    rows.extend(report.scenarios.iter().map(row));
+    let widths: Vec<usize> = (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let mut lines = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, width))| if (2..=10).contains(&column) { format!("{cell:>width$}") } else { format!("{cell:width$}") })
+            .collect();
+        lines.push(cells.join("  ").trim_end().to_owned());
+        if let Some(outcome) = number.checked_sub(1).and_then(|index| report.scenarios.get(index)).filter(|outcome| !outcome.ok) {
+            lines.push(format!("      {}", outcome.why));
+        }
+    }
+    lines
+}
+
+fn header() -> Vec<String> {
+    ["", "SCENARIO", "REQUESTS", "FAILED", "WORST", "OUTAGE", "REUSED", "WATCH", "WRITES", "LOST", "GREEN AFTER", "VIP", "ETCD LEADER"].map(str::to_owned).to_vec()
+}
+
+fn row(outcome: &Outcome) -> Vec<String> {
+    let path = |names: Vec<&str>| {
+        let mut short: Vec<&str> = Vec::new();
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            if short.last() != Some(&name) {
+                short.push(name);
+            }
+        }
+        short.join("→")
+    };
+    vec![
+        if outcome.ok { "ok  " } else { "FAIL" }.into(),
+        outcome.name.clone(),
+        (outcome.new.sent + outcome.reused.sent).to_string(),
+        (outcome.new.failed + outcome.reused.failed).to_string(),
+        ms(outcome.new.worst_ms),
+        ms(outcome.new.outage_ms),
+        ms(outcome.reused.worst_ms),
+        ms(outcome.watch.worst_ms),
+        outcome.writes.acknowledged.to_string(),
+        outcome.writes.lost.to_string(),
+        outcome.details.recovery_ms.map_or("never".into(), ms),
+        path(outcome.vip_owner.iter().map(|owner| owner.owner.as_str()).collect()),
+        path(outcome.leader.iter().filter(|leader| leader.of == "etcd").map(|leader| leader.leader.as_str()).collect()),
+    ]
+}
+
+pub(super) fn ms(ms: u64) -> String {
+    if ms < 10_000 { format!("{ms} ms") } else { format!("{:.1} s", ms as f64 / 1_000.0) }
+}

@@ -1,0 +1,197 @@
+//! Scenarios as data. [`ALL`] is the list; one file per family below `scenarios/`.
+//!
+//! Faults are shell scripts for the machine they happen on, so that what is done can be read, shown before it is done,
+//! and reverted by a timer there when nobody else does. In a script `{vip}` is the VIP, `{others}` the addresses of the
+//! other control planes, `{other}` the first of them and `{data}` etcd's data directory, nft sets being what a list of
+//! addresses is for; `signal NAME UNIT` is defined (see [`PRELUDE`]).
+
+use std::time::Duration;
+
+use quorate_spec::{EtcdTopology, Spec};
+use serde::Serialize;
+
+use crate::scenarios;
+
+/// Begins every script. Kubernetes' programs are units, or (kubeadm) processes in static Pods.
+pub(crate) const PRELUDE: &str = r#"PATH=/opt/quorate/bin:/usr/sbin:/usr/bin:/sbin:/bin
+signal() {
+  if systemctl --quiet is-active "$2.service"; then systemctl kill --kill-who=all --signal="$1" "$2.service"
+  else for pid in $(pidof "$2"); do kill -s "$1" "$pid"; done; fi
+}
+start() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl start --no-block "$1.service"; fi; }
+stop() { if systemctl --quiet is-active "$1.service"; then systemctl stop "$1.service"; else signal TERM "$1"; fi; }
+undo() { nft delete table inet quorate_drill 2>/dev/null || true; }
+"#;
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Scenario {
+    pub name: &'static str,
+    /// Of the fault matrix in docs/reference/drills.md.
+    pub row: u8,
+    pub what: &'static str,
+    /// Injected in this order at the same moment, reverted backwards.
+    pub parts: &'static [Part],
+    /// How long the fault stays. Clients are watched longer.
+    pub hold: Duration,
+    pub limits: Limits,
+    /// etcd or all API servers are gone meanwhile; clients must fail.
+    pub loses_quorum: bool,
+    pub needs: &'static [Need],
+    /// Part of `--short`.
+    pub short: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Part {
+    pub target: Target,
+    pub fault: Fault,
+}
+
+/// On which machine, found out right before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// One run for each control plane.
+    EachControlPlane,
+    FirstControlPlane,
+    TwoControlPlanes,
+    VipHolder,
+    /// A VIP holder that has no VIP now.
+    VipBackup,
+    EtcdLeader,
+    EtcdFollower,
+    ControllerManagerLeader,
+    SchedulerLeader,
+    Worker,
+    EveryMachine,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    Script { inject: &'static str, revert: &'static str },
+    /// The power goes and comes back.
+    PowerCut,
+    /// As an administrator does it: drain, stop in order, power off and on, uncordon.
+    PlannedRestart,
+}
+
+/// What must hold, and what is only reported (`None`).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Limits {
+    /// Slowest new connection, ms.
+    pub new_worst_ms: Option<u64>,
+    /// New connections not answered within five seconds.
+    pub new_failed: Option<u64>,
+    /// Longest time in which no new connection was answered, ms.
+    pub new_outage_ms: Option<u64>,
+    /// Seconds from the end of the fault until every check holds.
+    pub recovery_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    Vip,
+    /// The VIP is quorate's own agent's.
+    Agent,
+    StackedEtcd,
+    Worker,
+    ThreeControlPlanes,
+    /// Somebody who can switch machines off and on.
+    Power,
+    /// A machine whose clock is its own.
+    OwnClock,
+}
+
+/// In the order of the fault matrix.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    scenarios::FAMILIES.iter().flat_map(|family| family.iter())
+}
+
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    all().find(|scenario| scenario.name == name)
+}
+
+/// What is there besides the cluster file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Around {
+    pub power: bool,
+    pub shared_clock: bool,
+}
+
+impl Scenario {
+    /// Why it cannot be run on such a cluster.
+    pub fn skipped(&self, spec: &Spec, around: Around) -> Option<&'static str> {
+        let implied = self.parts.iter().map(|part| match part.fault {
+            Fault::PowerCut | Fault::PlannedRestart => Some(Need::Power),
+            Fault::Script { .. } => None,
+        });
+        let targets = self.parts.iter().map(|part| match part.target {
+            Target::VipHolder | Target::VipBackup => Some(Need::Vip),
+            Target::Worker => Some(Need::Worker),
+            _ => None,
+        });
+        let needs = self.needs.iter().copied().map(Some).chain(implied).chain(targets).flatten();
+        needs.filter_map(|need| need.missing(spec, around)).next()
+    }
+}
+
+impl Need {
+    fn missing(self, spec: &Spec, around: Around) -> Option<&'static str> {
+        let there = match self {
+            Self::Vip => spec.endpoint.is_some(),
+            Self::Agent => spec.endpoint.is_some() && spec.balancer == quorate_spec::Balancer::Quorate,
+            Self::StackedEtcd => spec.etcd.topology == EtcdTopology::Stacked,
+            Self::Worker => spec.workers().iter().any(|machine| !machine.is_control_plane()),
+            Self::ThreeControlPlanes => spec.control_planes().len() >= 3 && spec.quorum().tolerates >= 1,
+            Self::Power => around.power,
+            Self::OwnClock => !around.shared_clock,
+        };
+        let reason = match self {
+            Self::Vip => "the cluster has no VIP",
+            Self::Agent => "the VIP is not carried by quorate's agent",
+            Self::StackedEtcd => "etcd has machines of its own",
+            Self::Worker => "there is no machine that is only a worker",
+            Self::ThreeControlPlanes => "fewer than three control planes do not survive the loss of one",
+            Self::Power => "nobody can switch the machines off and on: a lab's machines, or --power sysrq",
+            Self::OwnClock => "the machines share one clock, the computer's",
+        };
+        (!there).then_some(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_words() {
+        let mut names: Vec<_> = all().map(|scenario| scenario.name).collect();
+        assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn every_fault_can_be_taken_back() {
+        for scenario in all() {
+            for part in scenario.parts {
+                if let Fault::Script { inject, revert } = part.fault {
+                    assert!(!inject.is_empty() && !revert.is_empty(), "{}", scenario.name);
+                    assert!(!inject.contains("nft ") || revert.contains("undo"), "{}", scenario.name);
+                    assert!(!inject.contains("signal STOP") || revert.contains("signal CONT"), "{}", scenario.name);
+                }
+            }
+            assert!(scenario.hold >= Duration::from_secs(1), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn losing_quorum_is_never_short() {
+        assert!(all().filter(|scenario| scenario.short).all(|scenario| !scenario.loses_quorum));
+        assert_eq!(all().filter(|scenario| scenario.short).count(), 2);
+    }
+}

@@ -1,0 +1,62 @@
+//! API server, controller manager, scheduler.
+
+use super::*;
+use crate::scenario::Need;
+
+const BACK_AGAIN: &str = "start kube-apiserver";
+
+pub(super) const ALL: [Scenario; 6] = [
+    Scenario {
+        short: true,
+        ..one(
+            "api-server-killed",
+            1,
+            "kube-apiserver gets SIGKILL on the VIP's holder",
+            &[script(Target::VipHolder, "signal KILL kube-apiserver", BACK_AGAIN)],
+            UNSEEN,
+        )
+    },
+    one(
+        "api-server-killed-each",
+        1,
+        "kube-apiserver gets SIGKILL, on one control plane after the other",
+        &[script(Target::EachControlPlane, "signal KILL kube-apiserver", BACK_AGAIN)],
+        UNSEEN,
+    ),
+    one(
+        "api-server-hung",
+        3,
+        "kube-apiserver is frozen on the VIP's holder, its port stays open",
+        &[script(Target::VipHolder, "signal STOP kube-apiserver", "signal CONT kube-apiserver; start kube-apiserver")],
+        HUNG,
+    ),
+    one(
+        "api-server-stopped",
+        1,
+        "kube-apiserver is stopped in order on the VIP's holder",
+        &[script(Target::VipHolder, "stop kube-apiserver", BACK_AGAIN)],
+        UNSEEN,
+    ),
+    Scenario {
+        hold: Duration::from_secs(20),
+        needs: &[Need::ThreeControlPlanes],
+        ..one(
+            "controller-manager-leader-killed",
+            1,
+            "the leading kube-controller-manager is killed and kept down; another takes its lease",
+            &[script(Target::ControllerManagerLeader, "signal KILL kube-controller-manager; stop kube-controller-manager", "start kube-controller-manager")],
+            UNSEEN,
+        )
+    },
+    Scenario {
+        hold: Duration::from_secs(20),
+        needs: &[Need::ThreeControlPlanes],
+        ..one(
+            "scheduler-leader-killed",
+            1,
+            "the leading kube-scheduler is killed and kept down; another takes its lease",
+            &[script(Target::SchedulerLeader, "signal KILL kube-scheduler; stop kube-scheduler", "start kube-scheduler")],
+            UNSEEN,
+        )
+    },
+];

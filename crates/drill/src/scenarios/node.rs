@@ -1,0 +1,43 @@
+//! What runs on a node, and quorate's agent.
+
+use super::*;
+use crate::scenario::Need;
+
+pub(super) const ALL: [Scenario; 7] = [
+    one("kubelet-killed", 36, "kubelet gets SIGKILL on a worker", &[script(Target::Worker, "signal KILL kubelet", "start kubelet")], UNSEEN),
+    one("containerd-killed", 36, "containerd gets SIGKILL on a worker; its containers go on", &[script(Target::Worker, "systemctl kill --kill-who=main --signal=KILL containerd.service", "start containerd; start kubelet")], UNSEEN),
+    one("kubelet-killed-on-vip-holder", 36, "kubelet and containerd get SIGKILL on the VIP's holder", &[script(Target::VipHolder, "signal KILL kubelet; systemctl kill --kill-who=main --signal=KILL containerd.service", "start containerd; start kubelet")], UNSEEN),
+    Scenario {
+        needs: &[Need::Agent],
+        ..one("agent-killed", 6, "the agent gets SIGKILL on the VIP's holder", &[script(Target::VipHolder, "signal KILL quorate-agent", "start quorate-agent")], UNSEEN)
+    },
+    Scenario {
+        needs: &[Need::Agent],
+        ..one(
+            "agent-hung",
+            5,
+            "the agent is frozen on the VIP's holder until its watchdog kills it",
+            &[script(Target::VipHolder, "signal STOP quorate-agent", "signal CONT quorate-agent; start quorate-agent")],
+            // Until the watchdog fires the frozen holder still answers ARP and accepts connections; whoever got one of those waits.
+            HUNG,
+        )
+    },
+    Scenario {
+        needs: &[Need::Agent],
+        ..one("agent-stopped", 36, "the agent is stopped in order on the VIP's holder", &[script(Target::VipHolder, "stop quorate-agent", "start quorate-agent")], UNSEEN)
+    },
+    Scenario {
+        needs: &[Need::Agent],
+        ..one(
+            "agent-starved",
+            31,
+            "four processes per core compete with everything on the VIP's holder",
+            &[script(
+                Target::VipHolder,
+                "systemd-run --quiet --collect --unit=quorate-drill-load /bin/sh -c 'for i in $(seq $(($(nproc) * 4))); do while :; do :; done & done; sleep 30'",
+                "systemctl stop quorate-drill-load.service 2>/dev/null || true",
+            )],
+            ELECTION,
+        )
+    },
+];

@@ -1,0 +1,74 @@
+//! Which machines a scenario is about, found out right before.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use quorate_machine::{Request, Response};
+use quorate_run::{Session, etcd};
+use serde_json::Value;
+
+use crate::scenario::Target;
+use crate::Error;
+
+/// `on`: the machine of this run of an each-scenario.
+pub(crate) async fn resolve(session: &Session, target: Target, on: Option<&str>) -> Result<Vec<String>, Error> {
+    let spec = &session.spec;
+    let names = |machines: Vec<&quorate_spec::Machine>| machines.into_iter().map(|machine| machine.name.clone()).collect::<Vec<_>>();
+    let control_planes = names(spec.control_planes());
+    let nobody = |what: &str| Error::Refused(format!("nobody {what} now"));
+    let one = match target {
+        Target::EachControlPlane => return Ok(on.map(str::to_owned).into_iter().collect()),
+        Target::FirstControlPlane => control_planes.into_iter().next(),
+        // The first ones would be as good; with the last two the VIP may have to move or not, as it happens.
+        Target::TwoControlPlanes => return Ok(control_planes.into_iter().rev().take(2).collect()),
+        Target::EveryMachine => return Ok(spec.machines.iter().map(|machine| machine.name.clone()).collect()),
+        Target::VipHolder => Some(vip_holder(session).await.ok_or_else(|| nobody("holds the VIP"))?),
+        Target::VipBackup => {
+            let holder = vip_holder(session).await.ok_or_else(|| nobody("holds the VIP"))?;
+            names(spec.vip_holders()).into_iter().find(|name| *name != holder)
+        }
+        Target::EtcdLeader => Some(etcd_leader(session).await.ok_or_else(|| nobody("leads etcd"))?),
+        Target::EtcdFollower => {
+            let leader = etcd_leader(session).await.ok_or_else(|| nobody("leads etcd"))?;
+            // Not the VIP's holder, so that the fault is the member's and nothing else's.
+            let holder = vip_holder(session).await;
+            let followers: Vec<String> = names(spec.etcd_members()).into_iter().filter(|name| *name != leader).collect();
+            followers.iter().find(|name| Some(*name) != holder.as_ref()).or(followers.first()).cloned()
+        }
+        Target::ControllerManagerLeader => Some(lease_holder(session, "kube-controller-manager").await?.ok_or_else(|| nobody("leads the controller managers"))?),
+        Target::SchedulerLeader => Some(lease_holder(session, "kube-scheduler").await?.ok_or_else(|| nobody("leads the schedulers"))?),
+        Target::Worker => spec.workers().iter().find(|machine| !machine.is_control_plane()).map(|machine| machine.name.clone()),
+    };
+    one.map(|name| vec![name]).ok_or_else(|| Error::Refused(format!("the cluster has no machine for {target:?}")))
+}
+
+pub(crate) async fn vip_holder(session: &Session) -> Option<String> {
+    let vip = session.spec.endpoint.as_ref()?.vip;
+    let holders = session.spec.vip_holders();
+    let looks = holders.iter().filter_map(|machine| session.fleet.get(&machine.name)).map(|machine| async move {
+        match machine.call(Request::Network).await {
+            Ok(Response::Network(network)) if network.interface_of(vip).is_some() => Some(machine.name().to_owned()),
+            _ => None,
+        }
+    });
+    join_all(looks).await.into_iter().flatten().next()
+}
+
+async fn etcd_leader(session: &Session) -> Option<String> {
+    let members = session.spec.etcd_members();
+    let looks = members.iter().filter_map(|machine| session.fleet.get(&machine.name)).map(|machine| async move {
+        let status = etcd::status(machine).await.ok()?;
+        status.is_leader().then(|| machine.name().to_owned())
+    });
+    join_all(looks).await.into_iter().flatten().next()
+}
+
+async fn lease_holder(session: &Session, name: &str) -> Result<Option<String>, Error> {
+    let Some(api) = session.api().await? else { return Ok(None) };
+    let lease = api.get(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}")).await?.unwrap_or_default();
+    let holder = lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
+    let host = holder.split('_').next().unwrap_or_default();
+    // The lease has the host name, the cluster file the machine's.
+    let known: BTreeMap<&str, &str> = session.spec.machines.iter().flat_map(|machine| [(machine.name.as_str(), machine.name.as_str()), (machine.name.split('.').next().unwrap_or_default(), machine.name.as_str())]).collect();
+    Ok(known.get(host).map(|name| (*name).to_owned()))
+}
