@@ -19,6 +19,8 @@ use crate::sockdiag::{self, Victims};
 /// Half of the second within which a foreign deletion is healed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// A connect that had chosen a backend when it was taken out is on its way for much less than this.
+const SECOND_SWEEP: Duration = Duration::from_millis(100);
 /// With nothing to serve there is nothing to look after.
 const WAIT_IDLE: Duration = Duration::from_secs(3600);
 
@@ -54,6 +56,8 @@ trait Served: Send + 'static {
     fn backends(&mut self, name: &str, backends: &[BackendView]);
     /// Frees local clients; returns how many.
     fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String>;
+    /// New connections may go to this backend.
+    fn takes_connections(&self, name: &str, backend: SocketAddr) -> bool;
     /// Nothing is configured.
     fn is_idle(&self) -> bool;
     /// Makes the kernel's state as wanted: what was done, and what could not be done.
@@ -78,16 +82,27 @@ impl Worker {
         served.configure(config);
         let work = move || {
             let mut last_errors = Vec::new();
+            let mut again: Vec<(String, SocketAddr)> = Vec::new();
             loop {
-                let wait = if served.is_idle() { WAIT_IDLE } else { LOOK_AGAIN };
+                let wait = match (again.is_empty(), served.is_idle()) {
+                    (false, _) => SECOND_SWEEP,
+                    (true, false) => LOOK_AGAIN,
+                    (true, true) => WAIT_IDLE,
+                };
                 let mut next = match inbox.recv_timeout(wait) {
                     Ok(message) => Some(message),
                     Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
+                let timed_out = next.is_none();
+                let mut resets = Vec::new();
                 // What is waiting is one change for the kernel.
                 while let Some(message) = next.take().or_else(|| inbox.try_recv().ok()) {
-                    take(name, &mut served, message);
+                    match message {
+                        Message::Configure(config) => served.configure(&config),
+                        Message::Backends(set, backends) => served.backends(&set, &backends),
+                        Message::Reset(set, backend) => resets.push((set, backend)),
+                    }
                 }
                 let (changes, errors) = served.reconcile();
                 for change in changes {
@@ -99,6 +114,15 @@ impl Worker {
                     }
                     last_errors = errors;
                 }
+                // Only now, so that nobody connects to the dead backend behind the sweep; and once more soon, for those
+                // who had chosen it just before.
+                for (set, backend) in resets.iter().chain(again.iter().filter(|_| timed_out)) {
+                    reset(name, &mut served, set, *backend);
+                }
+                if timed_out {
+                    again.clear();
+                }
+                again.extend(resets);
             }
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
@@ -137,15 +161,19 @@ impl KernelSet for Worker {
     }
 }
 
-fn take(set: &str, served: &mut impl Served, message: Message) {
-    match message {
-        Message::Configure(config) => served.configure(&config),
-        Message::Backends(name, backends) => served.backends(&name, &backends),
-        Message::Reset(name, backend) => match served.reset(&name, backend) {
-            Ok(clients) => tracing::warn!(set, name, %backend, clients, "freed the clients of a dead backend"),
-            Err(error) => tracing::error!(set, name, %backend, error, "freeing the clients of a dead backend"),
-        },
+fn reset(kind: &str, served: &mut impl Served, set: &str, backend: SocketAddr) {
+    if served.takes_connections(set, backend) {
+        return; // it is back already
     }
+    match served.reset(set, backend) {
+        Ok(0) => {}
+        Ok(clients) => tracing::warn!(kind, set, %backend, clients, "freed the clients of a dead backend"),
+        Err(error) => tracing::error!(kind, set, %backend, error, "freeing the clients of a dead backend"),
+    }
+}
+
+fn takes_connections(known: &BTreeMap<String, Vec<BackendView>>, set: &str, backend: SocketAddr) -> bool {
+    known.get(set).is_some_and(|backends| bpf::preferred(backends).iter().any(|(address, _)| *address == backend))
 }
 
 /// IPVS virtual servers.
@@ -174,6 +202,10 @@ impl Served for Virtual {
 
     fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String> {
         self.ipvs.as_ref().map_or(Ok(0), |ipvs| ipvs.free_clients(name, backend).map_err(|error| error.to_string()))
+    }
+
+    fn takes_connections(&self, name: &str, backend: SocketAddr) -> bool {
+        takes_connections(&self.known, name, backend)
     }
 
     fn is_idle(&self) -> bool {
@@ -235,6 +267,10 @@ impl Served for Connect {
             Some(error) if outcome.destroyed == 0 => Err(error.to_string()),
             _ => Ok(outcome.destroyed),
         }
+    }
+
+    fn takes_connections(&self, name: &str, backend: SocketAddr) -> bool {
+        takes_connections(&self.known, name, backend)
     }
 
     fn is_idle(&self) -> bool {

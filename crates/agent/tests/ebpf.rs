@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use netns::{Lab, Machine, Process, full, must, run, skipped, until};
 use quorate_agent::bpf::{self, Balancer};
+use quorate_agent::kernel_set;
 use quorate_agent::sockdiag::{self, Victims};
+use quorate_lb::config::SetKind;
+use quorate_lb::{AgentConfig, Availability, BackendView, Reason};
 
 const VIRTUAL4: &str = "10.99.99.99:443";
 const VIRTUAL6: &str = "[fd99::99]:443";
@@ -28,6 +31,7 @@ fn main() {
         ("pins_outlive_the_agent_and_are_taken_over", outlive),
         ("no_backend_refuses_at_once", refuse),
         ("clients_of_a_dead_backend_are_freed", freed),
+        ("the_agents_thread_heals_and_frees", heals),
         ("a_connect_costs_little", cost),
     ]);
 }
@@ -333,6 +337,65 @@ fn freed() {
     let again = clients[0].order(&format!("connect {VIRTUAL4} 4"));
     assert!(again.iter().all(|line| line.starts_with("m2 ")), "{again:?}");
     assert!(sockdiag::pod_namespaces().iter().any(|path| *path == pod.namespace()));
+}
+
+fn heals() {
+    if unsupported() {
+        return;
+    }
+    let lab = Lab::new("heals", 3);
+    let _backends = backends(&lab);
+    let place = Place::new(&lab);
+    let host = &lab.machines[2];
+    let mut config = AgentConfig::new("host");
+    let service = serde_json::json!({
+        "name": "api", "virtual": VIRTUAL4, "backends": [], "cgroup": place.cgroup, "pin": place.bpffs.join("quorate"),
+    });
+    config.ebpf = vec![serde_json::from_value(service).expect("service")];
+    assert_eq!(kernel_set::check(&config), Vec::<String>::new());
+    let view = |number: usize, availability| BackendView {
+        name: format!("m{number}"),
+        address: SocketAddr::new(lab.machines[number - 1].v4(), PORT),
+        weight: 100,
+        max_connections: 0,
+        backup: false,
+        local: false,
+        availability,
+        reason: Reason::Ready,
+    };
+    let mut sets = host.enter(|| kernel_set::all(&config));
+    let (_, ebpf) = sets.iter_mut().find(|(kind, _)| *kind == SetKind::Ebpf).expect("a set");
+    ebpf.backends("api", &[view(1, Availability::Up), view(2, Availability::Down)]);
+    let clients = Clients::start(&lab, host, &place);
+    let mut round = 0;
+    let mut answers = |name: &str| {
+        until(Duration::from_secs(1), || {
+            round += 1;
+            clients.order(&format!("connect {VIRTUAL4} 1 {round}")) == [format!("{name} {VIRTUAL4}")]
+        })
+    };
+    assert!(answers("m1"), "not in force within a second");
+
+    clients.order(&format!("hold {VIRTUAL4}"));
+    lab.machines[0].connect(false);
+    ebpf.backends("api", &[view(1, Availability::Down), view(2, Availability::Up)]);
+    ebpf.reset("api", view(1, Availability::Down).address);
+    assert!(until(Duration::from_secs(1), || clients.output().contains("freed m1")), "not freed within a second");
+    assert!(answers("m2"));
+
+    // Somebody takes the pins, or the entry, away.
+    must("rm", &["-r", place.bpffs.join("quorate/v1").to_str().expect("path")]);
+    let begin = Instant::now();
+    assert!(until(Duration::from_secs(2), || place.bpffs.join("quorate/v1/connect6").exists()) && answers("m2"));
+    println!("removed pins healed after {:?}", begin.elapsed());
+    let other = place.attach();
+    other.retain(&[]).expect("retain");
+    assert!(answers("m2"), "a dropped service is not healed within a second");
+
+    for (_, set) in &mut sets {
+        set.stop();
+    }
+    assert!(answers("m2"), "the last good set outlives the agent");
 }
 
 fn cost() {

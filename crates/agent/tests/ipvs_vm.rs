@@ -4,6 +4,7 @@
 
 mod netns;
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,8 @@ fn boot(work: &Path) -> String {
     let file = |name: &str| work.join(name).to_str().expect("path").to_owned();
     let mut machine = Command::new("qemu-system-x86_64")
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "768", "-nographic", "-no-reboot", "-nic", "none"])
+        // Its clock counts instructions and jumps over idle time: what it measures does not depend on this machine's load.
+        .args(["-icount", "shift=1,sleep=off"])
         .args(["-kernel", &file("vmlinuz"), "-initrd", &file("initramfs.gz")])
         .args(["-append", "console=ttyS0 quiet panic=-1"])
         .stdin(Stdio::null())
@@ -103,14 +106,17 @@ fn boot(work: &Path) -> String {
     text
 }
 
-/// Answers each connection with the machine's name and keeps it open.
+/// Answers each connection with the machine's name and keeps the last few hundred open.
 fn backend() {
     let name = std::env::var("QT_NAME").expect("name");
     let listener = TcpListener::bind(format!("[::]:{PORT}")).expect("listening");
-    let mut kept = Vec::new();
+    let mut kept = VecDeque::new();
     for mut stream in listener.incoming().flatten() {
         let _ = stream.write_all(name.as_bytes());
-        kept.push(stream);
+        kept.push_back(stream);
+        if kept.len() > 500 {
+            kept.pop_front();
+        }
     }
 }
 
@@ -178,6 +184,15 @@ fn clean(report: Report) -> Vec<String> {
     report.changes
 }
 
+/// Ends a loop in another thread also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// `ipvsadm -Sn` of the calling thread's namespace, sorted.
 fn saved() -> Vec<String> {
     let text = netns::must("ipvsadm", &["-S", "-n"]);
@@ -200,8 +215,12 @@ fn expected() -> Vec<String> {
 }
 
 fn connect(address: &str) -> std::io::Result<(String, TcpStream)> {
-    let mut stream = TcpStream::connect_timeout(&address.parse().expect("address"), Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    connect_within(address, Duration::from_secs(2))
+}
+
+fn connect_within(address: &str, patience: Duration) -> std::io::Result<(String, TcpStream)> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().expect("address"), patience)?;
+    stream.set_read_timeout(Some(patience))?;
     let mut name = [0; 2];
     stream.read_exact(&mut name)?;
     Ok((String::from_utf8_lossy(&name).into_owned(), stream))
@@ -266,9 +285,9 @@ fn a_real_server_dies_and_returns() {
         let dead = Instant::now();
         setting.node().enter(|| {
             let address = SocketAddr::new(setting.lab.machines[0].v4(), PORT);
-            assert_eq!(ipvs.free_clients("four", address).expect("freeing"), count);
             ipvs.set_backends("four", &setting.views(false, Availability::Down));
             println!("down: {:?}", clean(ipvs.reconcile()));
+            assert_eq!(ipvs.free_clients("four", address).expect("freeing"), count);
         });
         assert!(until(Duration::from_secs(1), || freed.load(Ordering::Relaxed) as usize == count), "not all freed");
         println!("{count} clients of a dead real server freed after {:?}", dead.elapsed());
@@ -281,11 +300,13 @@ fn a_real_server_dies_and_returns() {
 
     // It returns, dies and returns again under load: no request fails once the table says so.
     std::thread::scope(|scope| {
+        let ending = StopOnDrop(&stop);
         let (node, stop, failed, done) = (setting.lab.machines[2].namespace(), &stop, &failed, &done);
         scope.spawn(move || {
             let result = quorate_agent::netlink::in_namespaces(&[node], |_| {
                 while !stop.load(Ordering::Relaxed) {
-                    match connect(VIRTUAL4) {
+                    // As Kubernetes clients do, a request whose connection was cut is tried again, once and at once.
+                    match connect(VIRTUAL4).or_else(|_| connect(VIRTUAL4)) {
                         Ok(_) => done.fetch_add(1, Ordering::Relaxed),
                         Err(_) => failed.fetch_add(1, Ordering::Relaxed),
                     };
@@ -306,7 +327,7 @@ fn a_real_server_dies_and_returns() {
             std::thread::sleep(Duration::from_millis(300));
             setting.backends[0] = Some(setting.start(0));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ending);
     });
     println!("under load: {} requests, {} failed", done.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
     assert!(done.load(Ordering::Relaxed) > 20);
@@ -319,6 +340,7 @@ fn foreign_deletions_are_healed() {
     setting.node().enter(|| clean(ipvs.reconcile()));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ending = StopOnDrop(&stop);
         let (node, stop) = (setting.node(), &stop);
         scope.spawn(move || {
             node.enter(|| {
@@ -339,13 +361,15 @@ fn foreign_deletions_are_healed() {
             let begin = Instant::now();
             let healed = setting.node().enter(|| {
                 netns::must(deletion[0], &deletion[1..]);
-                until(Duration::from_secs(3), || saved() == expected() && connect(VIRTUAL4).is_ok())
+                until(Duration::from_secs(3), || {
+                    saved() == expected() && connect_within(VIRTUAL4, Duration::from_millis(50)).is_ok()
+                })
             });
             assert!(healed, "{deletion:?} was not healed");
             println!("healed {:?} after {deletion:?}", begin.elapsed());
-            assert!(begin.elapsed() <= Duration::from_secs(2), "an emulated machine is given twice the second");
+            assert!(begin.elapsed() <= Duration::from_secs(1), "took longer than a second");
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ending);
     });
 }
 

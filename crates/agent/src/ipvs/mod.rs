@@ -136,8 +136,9 @@ impl Ipvs {
         report
     }
 
-    /// Frees local clients of a backend that is dead: their sockets are destroyed. To be called before the
-    /// [`Ipvs::reconcile`] that deletes the backend, since it needs the kernel's table of connections. Returns how many.
+    /// Frees local clients of a backend that is dead: their sockets are destroyed. Returns how many.
+    /// Whom they are connected to is known from the kernel's table of connections, which keeps them when the backend is
+    /// deleted.
     pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
         let Some(service) = self.services.iter().find(|one| one.name == service) else { return Ok(0) };
         let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default();
