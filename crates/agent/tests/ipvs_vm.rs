@@ -59,20 +59,29 @@ fn in_a_virtual_machine() {
     }
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
     let cache = home.join(".cache/quorate/vm");
-    let work = std::env::temp_dir().join(format!("qt-agent-vm-{}", std::process::id()));
+    let directory = Directory(std::env::temp_dir().join(format!("qt-agent-vm-{}", std::process::id())));
+    let work = &directory.0;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ipvs_vm.sh");
     let program = std::env::current_exe().expect("program");
-    let made = Command::new("sh").arg(script).args([&cache, &program, &work]).stdin(Stdio::null()).output().expect("sh");
+    let made = Command::new("sh").arg(script).args([&cache, &program, work]).stdin(Stdio::null()).output().expect("sh");
     let said = String::from_utf8_lossy(&made.stdout).into_owned();
     if made.status.code() == Some(77) {
         println!("skipped: {}", said.trim());
         return;
     }
     assert!(made.status.success(), "{said}{}", String::from_utf8_lossy(&made.stderr));
-    let console = boot(&work);
-    let _ = std::fs::remove_dir_all(&work);
+    let console = boot(work);
     println!("{console}");
     assert!(console.contains("--- guest exit code 0"), "the guest failed");
+}
+
+/// Removed with the value.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Boots and returns everything the console showed.
