@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use futures_util::future::join_all;
+use quorate_facts::Facts;
 use quorate_machine::MachineRef;
 use quorate_machine::ssh::{Password, Program, SshMachine, SshTarget};
 use quorate_pki::SecretText;
@@ -92,7 +93,8 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
     Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
 }
 
-pub(crate) async fn plan(session: &Session) -> anyhow::Result<Plan> {
+/// What is found now, and what follows from it.
+pub(crate) async fn plan(session: &Session) -> anyhow::Result<(Facts, Plan)> {
     let facts = session.gather().await?;
     let plan = quorate_plan::plan(&session.spec, &facts);
     let broken = quorate_plan::lint::lint(&plan);
@@ -100,7 +102,7 @@ pub(crate) async fn plan(session: &Session) -> anyhow::Result<Plan> {
         let lines: Vec<String> = broken.iter().map(|violation| format!("{}: {}: {}", violation.step, violation.rule, violation.message)).collect();
         anyhow::bail!("the plan breaks its own rules, nothing was changed; please report this:\n  {}", lines.join("\n  "));
     }
-    Ok(plan)
+    Ok((facts, plan))
 }
 
 pub(crate) async fn verify(session: &Session) -> anyhow::Result<Report> {

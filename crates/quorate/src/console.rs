@@ -31,6 +31,18 @@ impl UserError {
     }
 }
 
+/// Checks that must hold beforehand do not; nothing was changed.
+#[derive(Debug)]
+pub(crate) struct Unmet;
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("checks do not hold, nothing was changed")
+    }
+}
+
+impl std::error::Error for Unmet {}
+
 impl fmt::Display for UserError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)
@@ -48,6 +60,10 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(FAILED);
     }
     err(format_args!("error: {error:#}"));
+    if error.is::<Unmet>() {
+        err(format_args!("hint: mend what is listed above; --ignore-checks goes on all the same"));
+        return ExitCode::from(DRIFT);
+    }
     match error.downcast_ref::<UserError>() {
         Some(user) => {
             if let Some(hint) = &user.hint {

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use quorate_verify::Check;
 use quorate_run::{Ended, Options, Outcome, Stop};
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
-use crate::commands::status;
-use crate::console::{self, FAILED, UserError};
+use crate::commands::{check, status};
+use crate::console::{self, FAILED, Unmet, UserError};
 use crate::progress::{self, Output, seconds};
 use crate::show::{self, Detail};
 
@@ -24,6 +25,9 @@ pub(crate) struct ApplyArgs {
     /// Plain lines instead of bars.
     #[arg(long)]
     no_progress: bool,
+    /// Go on although checks beforehand fail.
+    #[arg(long)]
+    ignore_checks: bool,
     /// Take the cluster's lock from a run that is certainly dead.
     #[arg(long)]
     steal: bool,
@@ -39,7 +43,14 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let loaded = cluster::load(&args.cluster)?;
     let session = cluster::session(&loaded, &args.connect, Purpose::Change).await?;
-    let plan = cluster::plan(&session).await?;
+    let (facts, plan) = cluster::plan(&session).await?;
+    let preflight = quorate_verify::preflight(&session.spec, &facts);
+    // A machine that is away is no reason to leave the others as they are.
+    let obstacles: Vec<&Check> = preflight.failed().filter(|check| check.name != "reachable").collect();
+    if !obstacles.is_empty() && !args.ignore_checks {
+        check::print(&obstacles);
+        return Err(Unmet.into());
+    }
     crate::err!("{}", show::notes(&plan.notes).trim_end());
     if plan.is_empty() {
         crate::err!("{}", show::summary(&plan).trim_end());

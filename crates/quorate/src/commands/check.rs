@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use quorate_verify::Check;
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
 use crate::console::DRIFT;
@@ -26,12 +27,19 @@ pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     match args.output {
         Output::Json => crate::out!("{}", serde_json::to_string(&report)?),
         Output::Text => {
-            for check in report.failed() {
-                crate::out!("FAIL  {}  {}  {}", check.name, check.target, check.detail);
-                crate::out!("      hint: {}", check.hint);
-            }
+            print(&report.failed().collect::<Vec<_>>());
             crate::out!("{} checks hold, {} do not", report.passed(), report.checks.len() - report.passed());
         }
     }
     Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::from(DRIFT) })
+}
+
+/// Checks that do not hold, aligned, each with its way out.
+pub(crate) fn print(failed: &[&Check]) {
+    let name = failed.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let target = failed.iter().map(|check| check.target.len()).max().unwrap_or(0);
+    for check in failed {
+        crate::out!("FAIL  {:name$}  {:target$}  {}", check.name, check.target, check.detail);
+        crate::out!("      hint: {}", check.hint);
+    }
 }

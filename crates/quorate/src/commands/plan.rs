@@ -25,7 +25,7 @@ pub(crate) struct PlanArgs {
 pub(crate) async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
-    let plan = cluster::plan(&session).await?;
+    let (_, plan) = cluster::plan(&session).await?;
     match args.output {
         Output::Json => crate::out!("{}", serde_json::to_string_pretty(&plan)?),
         Output::Text => {

@@ -6,6 +6,8 @@ use quorate_machine::proto::Exec;
 use crate::{Check, Cluster, Finding, Probe, View, check, fail};
 
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
+/// Not in root's home, where it would outlive the cluster.
+const CACHE: &str = "--cache-dir=/run/quorate/kubectl";
 
 pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
     let Ok(probes) = &view.probes else { return Vec::new() };
@@ -29,7 +31,7 @@ async fn logs(cluster: &Cluster<'_>, probe: &Probe) -> Finding {
 }
 
 async fn exec(cluster: &Cluster<'_>, via: &quorate_machine::MachineRef, probe: &Probe) -> Finding {
-    let command = [KUBECTL, "--kubeconfig=/dev/stdin", "-n", "kube-system", "exec", &probe.pod, "--", "/quorate", "--version"];
+    let command = [KUBECTL, "--kubeconfig=/dev/stdin", CACHE, "-n", "kube-system", "exec", &probe.pod, "--", "/quorate", "--version"];
     let exec = Exec::new(command).stdin(cluster.kubeconfig.as_str()).timeout_ms(15_000);
     match via.exec_ok(exec).await {
         Ok(output) => Ok(output.stdout.lossy().trim().to_owned()),
