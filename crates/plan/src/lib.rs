@@ -42,10 +42,6 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
             plan.notes.push(Note { machine: Some(machine.name.clone()), message: format!("not reached: {reason}"), hint: Some("nothing is planned for it; apply again when it is back".into()) });
         }
     }
-    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
-        plan.notes.push(Note { machine: None, message: "bootstrap kubeadm is not deployed by this version".into(), hint: Some("use `bootstrap: binary`".into()) });
-        return plan;
-    }
     for stage in stages::STAGES {
         let planned = stage(&context);
         plan.notes.extend(planned.notes);
@@ -54,6 +50,22 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
         }
     }
     plan
+}
+
+/// Options of the cluster file that this version cannot deploy, each with what to write instead. Nothing may be planned
+/// while there are any.
+pub fn not_deployable(spec: &Spec) -> Vec<String> {
+    let mut options = Vec::new();
+    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
+        options.push("kubernetes.bootstrap: kubeadm (write `binary`)".to_owned());
+    }
+    if spec.balancer == quorate_spec::Balancer::Haproxy {
+        options.push("balancer: haproxy (write `quorate`)".to_owned());
+    }
+    if spec.balancer_as == quorate_spec::RunAs::StaticPod {
+        options.push("the agent as a static Pod (write `unit`)".to_owned());
+    }
+    options
 }
 
 /// The certificate inventory of a cluster file.

@@ -15,6 +15,10 @@ fn every_example_plans_by_the_rules() {
         }
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let spec = load(&std::fs::read_to_string(&path).unwrap());
+        if !quorate_plan::not_deployable(&spec).is_empty() {
+            eprintln!("skipped: {name}: {}", quorate_plan::not_deployable(&spec).join(", "));
+            continue;
+        }
         let made = plan(&spec, &fresh(&spec));
         assert_eq!(lint(&made), [], "{name}");
         insta::with_settings!({snapshot_suffix => name}, { insta::assert_snapshot!(outline(&made)) });

@@ -2,7 +2,7 @@
 
 use quorate_facts::Feature;
 use quorate_pki::inventory::Ca;
-use quorate_spec::{Access, Balancer};
+use quorate_spec::Access;
 
 use crate::components::agent;
 use crate::model::*;
@@ -16,10 +16,6 @@ const ENDPOINT_TIMEOUT_MS: u64 = 30_000;
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "endpoint", "the API answers at its stable address, wherever it is asked");
     let mut notes = Vec::new();
-    if context.spec.balancer == Balancer::Haproxy {
-        notes.push(Note { machine: None, message: "balancer haproxy is not deployed by this version".into(), hint: Some("use `balancer: quorate`".into()) });
-        return Planned { stage: draft.stage, notes };
-    }
     let holders: Vec<&str> = context.spec.vip_holders().iter().map(|holder| holder.name.as_str()).collect();
     // Holders change one at a time, so that the VIP always has somewhere to go.
     let mut chain: Vec<String> = Vec::new();
