@@ -159,13 +159,17 @@ impl World {
 
     /// Connections that have said one byte and stay.
     pub(crate) fn idle(&mut self, n: usize) -> io::Result<Vec<TcpStream>> {
-        (0..n)
-            .map(|_| {
-                let mut s = TcpStream::connect(self.target)?;
-                s.write_all(b"I")?;
-                Ok(s)
-            })
-            .collect()
+        let mut held = Vec::with_capacity(n);
+        while held.len() < n {
+            let mut s = TcpStream::connect(self.target)?;
+            s.write_all(b"I")?;
+            held.push(s);
+            if held.len() % 64 == 0 {
+                self.turn(Duration::from_millis(10))?;
+            }
+        }
+        self.turn(Duration::from_millis(200))?;
+        Ok(held)
     }
 
     /// Serves for a while.

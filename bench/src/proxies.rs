@@ -129,7 +129,7 @@ fn agent_config(dir: &Path, addr: SocketAddr, backends: &[SocketAddr], checks: C
 
 fn haproxy_config(addr: SocketAddr, backends: &[SocketAddr], checks: Checks) -> String {
     let mut text = format!(
-        "global\n  nbthread 1\n  maxconn {MAX_CONNECTIONS}\ndefaults\n  mode tcp\n  option splice-auto\n  option clitcpka\n  \
+        "global\n  nbthread 1\n  maxconn {MAX_CONNECTIONS}\n  maxpipes 64\ndefaults\n  mode tcp\n  option splice-auto\n  option clitcpka\n  \
          option srvtcpka\n  option redispatch\n  retries 3\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n  \
          timeout queue 5s\n  timeout check 500ms\n\
          listen api\n  bind {addr}\n  balance leastconn\n{}  default-server inter 1s fastinter 100ms fall 3 rise 2 \

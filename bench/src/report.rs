@@ -1,0 +1,145 @@
+//! Samples, their medians, what was promised, and the files that say so.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::proxies::Kind;
+
+/// What was promised.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Goal {
+    None,
+    /// Of quorate's value divided by the peer's.
+    AtLeast(f64),
+    AtMost(f64),
+    /// Of quorate's value itself.
+    Below(f64),
+}
+
+#[derive(Default)]
+pub(crate) struct Results {
+    order: Vec<String>,
+    samples: BTreeMap<String, (String, Goal, [Vec<f64>; 2])>,
+    notes: Vec<String>,
+}
+
+/// One line of `results.json`.
+#[derive(Serialize)]
+pub(crate) struct Line {
+    name: String,
+    unit: String,
+    quorate: f64,
+    peer: &'static str,
+    peer_value: Option<f64>,
+    ratio: Option<f64>,
+    /// Half the range of quorate's samples, as a part of their median.
+    spread: f64,
+    goal: String,
+    met: Option<bool>,
+}
+
+impl Results {
+    pub(crate) fn sample(&mut self, name: &str, unit: &str, kind: Kind, value: f64, goal: Goal) {
+        let name = name.to_owned();
+        let entry = self.samples.entry(name.clone()).or_insert_with(|| {
+            self.order.push(name);
+            (unit.to_owned(), goal, Default::default())
+        });
+        entry.2[usize::from(kind == Kind::Haproxy)].push(value);
+    }
+
+    pub(crate) fn note(&mut self, text: String) {
+        self.notes.push(text);
+    }
+
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        self.order
+            .iter()
+            .filter_map(|name| {
+                let (unit, goal, [ours, theirs]) = self.samples.get(name)?;
+                let quorate = median(ours)?;
+                let peer_value = median(theirs);
+                let ratio = peer_value.filter(|p| *p != 0.0).map(|p| quorate / p);
+                let (min, max) = ours.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+                Some(Line {
+                    name: name.clone(),
+                    unit: unit.clone(),
+                    quorate,
+                    peer: "haproxy",
+                    peer_value,
+                    ratio,
+                    spread: if quorate == 0.0 { 0.0 } else { (max - min) / 2.0 / quorate },
+                    goal: match goal {
+                        Goal::None => String::new(),
+                        Goal::AtLeast(x) => format!("≥ {x} × haproxy"),
+                        Goal::AtMost(x) => format!("≤ {x} × haproxy"),
+                        Goal::Below(x) => format!("≤ {x} {unit}"),
+                    },
+                    met: match goal {
+                        Goal::None => None,
+                        Goal::AtLeast(x) => ratio.map(|r| r >= *x),
+                        Goal::AtMost(x) => ratio.map(|r| r <= *x),
+                        Goal::Below(x) => Some(quorate <= *x),
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// Writes raw samples and `results.json` below `out`.
+    pub(crate) fn write(&self, out: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(out.join("raw"))?;
+        let raw: BTreeMap<_, _> = self
+            .samples
+            .iter()
+            .map(|(n, (unit, _, [q, h]))| (n, serde_json::json!({"unit": unit, "quorate": q, "haproxy": h})))
+            .collect();
+        std::fs::write(out.join("raw/proxy.json"), serde_json::to_vec_pretty(&raw)?)?;
+        std::fs::write(out.join("results.json"), serde_json::to_vec_pretty(&self.lines())?)?;
+        Ok(())
+    }
+
+    /// The table, as Markdown.
+    pub(crate) fn table(&self) -> String {
+        let mut t = "| what | unit | quorate | haproxy | ratio | spread | goal | met |\n|---|---|---:|---:|---:|---:|---|---|\n"
+            .to_owned();
+        for l in self.lines() {
+            let number = |v: f64| {
+                if v == 0.0 || v.abs() >= 100.0 { format!("{v:.0}") } else if v.abs() >= 1.0 { format!("{v:.2}") } else { format!("{v:.3}") }
+            };
+            let _ = writeln!(
+                t,
+                "| {} | {} | {} | {} | {} | ±{:.0} % | {} | {} |",
+                l.name,
+                l.unit,
+                number(l.quorate),
+                l.peer_value.map_or_else(String::new, number),
+                l.ratio.map_or_else(String::new, |r| format!("{r:.2}")),
+                l.spread.abs() * 100.0,
+                l.goal,
+                match l.met {
+                    Some(true) => "yes",
+                    Some(false) => "**no**",
+                    None => "",
+                }
+            );
+        }
+        for n in &self.notes {
+            let _ = writeln!(t, "\n{n}");
+        }
+        t
+    }
+}
+
+fn median(v: &[f64]) -> Option<f64> {
+    let mut v = v.to_vec();
+    v.sort_by(f64::total_cmp);
+    match v.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(v[n / 2]),
+        n => Some((v[n / 2 - 1] + v[n / 2]) / 2.0),
+    }
+}
