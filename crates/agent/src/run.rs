@@ -106,6 +106,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .block_on(serve(options, config, open_files))
 }
 
+/// What the service manager takes for the service: the supervisor where there is one, since the agent proper may die and
+/// come back without the service having ended.
+fn main_process() -> u32 {
+    if crate::supervise::is_supervised() { std::os::unix::process::parent_id() } else { std::process::id() }
+}
+
 async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyhow::Result<()> {
     // Before anything that can be interrupted: a signal during the start is served after it.
     let mut hup = signal(SignalKind::hangup())?;
@@ -151,7 +157,7 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         Inheritance::accept(stream);
     }
     let sites = sites(&config, &core)?;
-    notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+    notify(&format!("READY=1\nMAINPID={}", main_process()));
     tracing::info!(node = config.node, open_files, frontends = config.frontends.len(), vrrp = config.vrrp.len(), "ready");
 
     let mut beat = watchdog().map(tokio::time::interval);

@@ -240,11 +240,26 @@ pub enum Undo {
     Manual { hint: String },
 }
 
+struct Hashing(Sha256);
+
+impl std::io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Plan {
     /// SHA-256 (hex) over the plan's JSON: the journal's first line, the thing one confirms.
     pub fn hash(&self) -> String {
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect()
+        // Without a copy of the whole: a plan for a thousand machines has tens of megabytes.
+        let mut sink = Hashing(Sha256::new());
+        let _ = serde_json::to_writer(&mut sink, self);
+        sink.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     pub fn steps(&self) -> impl Iterator<Item = &Step> {

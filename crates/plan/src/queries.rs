@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use quorate_pki::inventory::Place;
+use quorate_pki::inventory::{Inventory, Place};
 use quorate_spec::{Machine, Spec};
 
 use crate::components::{agent, coredns, objects, probe};
@@ -44,11 +44,11 @@ pub(crate) const DIRECTORIES: [&str; 13] = [
     paths::KUBELET,
 ];
 
-pub fn machine(spec: &Spec, machine: &Machine) -> MachineQuery {
+/// `inventory`: [`crate::certificates`], made once for all machines.
+pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> MachineQuery {
     let mut paths_: BTreeSet<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
     let mut texts: BTreeSet<String> = BTreeSet::new();
     let mut keys = BTreeSet::new();
-    let inventory = crate::certificates(spec);
     for row in inventory.on(&machine.name) {
         if let Place::Files { certificate, key } = &row.place {
             texts.insert(certificate.clone());

@@ -28,6 +28,14 @@ impl<'a> Context<'a> {
         machines.into_iter().filter(|machine| self.facts.reachable(&machine.name)).collect()
     }
 
+    /// Cheap, unlike a look through [`Spec::etcd_members`] for each of a thousand machines.
+    pub(crate) fn runs_etcd(&self, machine: &Machine) -> bool {
+        match self.spec.etcd.topology {
+            quorate_spec::EtcdTopology::Stacked => machine.is_control_plane(),
+            quorate_spec::EtcdTopology::External => machine.roles.contains(&quorate_spec::Role::Etcd),
+        }
+    }
+
     pub(crate) fn profile(&self, machine: &str) -> &Profile {
         &self.profiles[machine]
     }

@@ -113,6 +113,11 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
     }
 }
 
+/// Whether this process is the child of [`supervised`].
+pub(crate) fn is_supervised() -> bool {
+    sys::is_supervised()
+}
+
 /// To be called by the agent proper at its start; done by the VRRP thread.
 pub(crate) fn keep_lifeline() {
     sys::keep_lifeline();

@@ -146,6 +146,11 @@ pub(super) fn look(lifeline: &OwnedFd) -> Life {
     if entry.revents & libc::POLLIN != 0 { Life::Released } else { Life::Ended }
 }
 
+/// The environment of a supervised child names its lifeline.
+pub(super) fn is_supervised() -> bool {
+    std::env::var_os(LIFELINE_VARIABLE).is_some()
+}
+
 /// In the child: finds the lifeline, and keeps it from being inherited by children, which may outlive this process.
 pub(super) fn keep_lifeline() {
     KEPT.get_or_init(|| {

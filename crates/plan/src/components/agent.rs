@@ -105,8 +105,8 @@ pub(crate) fn unit(profile: &Profile) -> String {
         notify: true,
         service: vec![
             // A VIP must not outlive the process that announces it, however that process ended.
-            format!("ExecStartPre={} agent purge --config={CONFIG}", paths::bin("quorate")),
-            format!("ExecStopPost={} agent purge --config={CONFIG}", paths::bin("quorate")),
+            format!("ExecStartPre=-{} agent purge --config={CONFIG}", paths::bin("quorate")),
+            format!("ExecStopPost=-{} agent purge --config={CONFIG}", paths::bin("quorate")),
             format!("ExecReload=/bin/kill -HUP $MAINPID"),
             "RuntimeDirectory=quorate".into(),
             "RuntimeDirectoryPreserve=yes".into(),

@@ -21,6 +21,7 @@ const HOSTS_MARKER: &str = "quorate";
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "prepare", "machines are ready for the cluster's programs");
     let mut notes = Vec::new();
+    let hosts = hosts_block(context);
     for machine in context.reached(context.spec.machines.iter().collect()) {
         let Some(mut wanted) = draft.machine(machine) else { continue };
         directories(&mut wanted);
@@ -39,7 +40,6 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             .collect();
         let host = wanted.host;
         let name = machine.name.clone();
-        let hosts = hosts_block(context);
         let first: Vec<String> = before.iter().map(|step| step.id.clone()).collect();
         draft.stage.steps.extend(before);
         let needs: Vec<String> = draft.add(wanted, &first).map_or(first, |last| vec![last]);
@@ -82,7 +82,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     "hosts",
                     "name the machines in /etc/hosts",
                     vec!["the managed block in /etc/hosts differs".into()],
-                    Action::Block { path: "/etc/hosts".into(), marker: HOSTS_MARKER.into(), content: hosts, before: block_of(found, HOSTS_MARKER) },
+                    Action::Block { path: "/etc/hosts".into(), marker: HOSTS_MARKER.into(), content: hosts.clone(), before: block_of(found, HOSTS_MARKER) },
                     Undo::Kept,
                 ));
             }
@@ -110,7 +110,7 @@ fn directories(wanted: &mut Wanted<'_>) {
             wanted.directory(path, "root", mode);
         }
     }
-    if spec.etcd_members().iter().any(|member| member.name == machine.name) {
+    if wanted.context.runs_etcd(machine) {
         wanted.user("etcd", &spec.etcd.data_dir);
         wanted.directory(paths::ETCD, "etcd", 0o700);
         wanted.directory(&format!("{}/pki", paths::ETCD), "etcd", 0o700);

@@ -70,7 +70,7 @@ fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
     if machine.is_control_plane() {
         names.extend(["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"]);
     }
-    if spec.etcd_members().iter().any(|member| member.name == machine.name) {
+    if context.runs_etcd(machine) {
         names.extend(["etcd", "etcdctl", "etcdutl"]);
     }
     if machine.is_node() {
