@@ -1,4 +1,5 @@
 //! The proxy against real sockets on loopback: what clients see when backends behave and when they do not.
+#![allow(clippy::print_stderr)]
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

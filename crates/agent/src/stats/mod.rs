@@ -127,7 +127,7 @@ async fn respond(request: &str, site: &Site) -> Vec<u8> {
         ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"quorate\", charset=\"UTF-8\"", TEXT, "log in\n".to_owned())
     } else {
         let page = site.page;
-        let render: Option<(&str, fn(&Status) -> String)> = match path {
+        let render: Option<(&str, Render)> = match path {
             "/metrics" => Some(("text/plain; version=0.0.4; charset=utf-8", metrics::render)),
             "/" if page => Some(("text/html; charset=utf-8", html::render)),
             "/stats.json" if page => Some(("application/json", |s| serde_json::to_string(s).unwrap_or_default())),
@@ -152,6 +152,8 @@ async fn respond(request: &str, site: &Site) -> Vec<u8> {
     }
     answer.into_bytes()
 }
+
+type Render = fn(&Status) -> String;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
