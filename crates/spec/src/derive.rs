@@ -94,11 +94,7 @@ impl Spec {
 
     /// The `n`-th address of each Service range, `n` ≥ 1, in the order of `network.services`; `None` beyond its end.
     pub fn service_ip(&self, n: u128) -> Option<Vec<IpAddr>> {
-        self.network
-            .services
-            .iter()
-            .map(|net| nth_address(*net, n))
-            .collect()
+        self.network.services.iter().map(|net| nth_address(*net, n)).collect()
     }
 
     /// The address of the `kubernetes` Service, per family.
@@ -136,10 +132,7 @@ impl Spec {
             Access::Proxy { listen } => {
                 sans.ips.insert(listen.ip());
             }
-            Access::Ipvs {
-                virtual_address,
-                name,
-            } => {
+            Access::Ipvs { virtual_address, name } => {
                 sans.ips.insert(virtual_address.ip());
                 sans.dns.insert(name.clone());
             }
@@ -170,13 +163,8 @@ impl Spec {
         match &self.access {
             Access::Endpoint => self.admin_url(),
             Access::Proxy { listen } => url(&host_of(listen.ip()), listen.port()),
-            Access::Ipvs {
-                virtual_address,
-                name,
-            } => url(name, virtual_address.port()),
-            Access::Ebpf { virtual_address } => {
-                url(&host_of(virtual_address.ip()), virtual_address.port())
-            }
+            Access::Ipvs { virtual_address, name } => url(name, virtual_address.port()),
+            Access::Ebpf { virtual_address } => url(&host_of(virtual_address.ip()), virtual_address.port()),
         }
     }
 
@@ -191,9 +179,7 @@ impl Spec {
                     .iter()
                     .find(|m| !m.maintenance)
                     .or(control_planes.first());
-                first
-                    .map(|m| url(&host_of(m.address), API_PORT))
-                    .unwrap_or_default()
+                first.map(|m| url(&host_of(m.address), API_PORT)).unwrap_or_default()
             }
         }
     }
@@ -203,13 +189,8 @@ impl Spec {
         let via = match &self.access {
             Access::Endpoint => self.admin_url(),
             Access::Proxy { listen } => url(&host_of(listen.ip()), listen.port()),
-            Access::Ipvs {
-                virtual_address,
-                name,
-            } => url(name, virtual_address.port()),
-            Access::Ebpf { virtual_address } => {
-                url(&host_of(virtual_address.ip()), virtual_address.port())
-            }
+            Access::Ipvs { virtual_address, name } => url(name, virtual_address.port()),
+            Access::Ebpf { virtual_address } => url(&host_of(virtual_address.ip()), virtual_address.port()),
         };
         via.trim_start_matches("https://").to_owned()
     }
@@ -236,8 +217,7 @@ impl Spec {
         let range = self.network.node_ports;
         Capacity {
             nodes: least(|f| f.nodes),
-            pods_per_node: least(|f| f.pod_addresses_per_node)
-                .min(u128::from(self.kubernetes.kubelet.max_pods)),
+            pods_per_node: least(|f| f.pod_addresses_per_node).min(u128::from(self.kubernetes.kubelet.max_pods)),
             services: least(|f| f.service_addresses),
             node_ports: u32::from(range.last - range.first) + 1,
             nodes_used: self.nodes().len() as u128,
@@ -246,10 +226,7 @@ impl Spec {
     }
 
     fn with_role(&self, role: Role) -> Vec<&Machine> {
-        self.machines
-            .iter()
-            .filter(|m| m.roles.contains(&role))
-            .collect()
+        self.machines.iter().filter(|m| m.roles.contains(&role)).collect()
     }
 }
 
@@ -386,14 +363,7 @@ mod tests {
 
     #[test]
     fn majorities() {
-        for (members, needed, tolerates) in [
-            (1, 1, 0),
-            (2, 2, 0),
-            (3, 2, 1),
-            (4, 3, 1),
-            (5, 3, 2),
-            (7, 4, 3),
-        ] {
+        for (members, needed, tolerates) in [(1, 1, 0), (2, 2, 0), (3, 2, 1), (4, 3, 1), (5, 3, 2), (7, 4, 3)] {
             assert_eq!(
                 Quorum::of(members),
                 Quorum {
@@ -417,10 +387,7 @@ mod tests {
         assert_eq!(nth_address(net("10.96.0.0/16"), 10), Some(ip("10.96.0.10")));
         assert_eq!(nth_address(net("10.96.0.0/28"), 16), None);
         assert_eq!(nth_address(net("255.255.255.0/24"), 1 << 40), None);
-        assert_eq!(
-            nth_address(net("fd00:10:96::/112"), 10),
-            Some(ip("fd00:10:96::a"))
-        );
+        assert_eq!(nth_address(net("fd00:10:96::/112"), 10), Some(ip("fd00:10:96::a")));
     }
 
     #[test]
@@ -433,10 +400,7 @@ mod tests {
         let (spec, findings) = crate::load(text, "v6.yaml").unwrap();
         assert_eq!(findings, []);
         assert_eq!(spec.admin_url(), "https://[fd00:77::11]:6443");
-        assert_eq!(
-            spec.endpoint_url_for(&spec.machines[3]),
-            "https://[::1]:7443"
-        );
+        assert_eq!(spec.endpoint_url_for(&spec.machines[3]), "https://[::1]:7443");
         assert_eq!(spec.api_service_ips()[0].to_string(), "fd00:10:96::1");
         assert_eq!(spec.capacity().pods_per_node, 110);
     }

@@ -33,21 +33,11 @@ pub(crate) struct Document<'a> {
 }
 
 impl Document<'_> {
-    pub(crate) fn error(
-        &mut self,
-        code: &'static str,
-        at: &Path,
-        message: impl Into<String>,
-    ) -> &mut Finding {
+    pub(crate) fn error(&mut self, code: &'static str, at: &Path, message: impl Into<String>) -> &mut Finding {
         self.find(Severity::Error, code, at, message.into())
     }
 
-    pub(crate) fn warn(
-        &mut self,
-        code: &'static str,
-        at: &Path,
-        message: impl Into<String>,
-    ) -> &mut Finding {
+    pub(crate) fn warn(&mut self, code: &'static str, at: &Path, message: impl Into<String>) -> &mut Finding {
         self.find(Severity::Warning, code, at, message.into())
     }
 
@@ -63,13 +53,7 @@ impl Document<'_> {
         self.findings.push_mut(finding)
     }
 
-    fn find(
-        &mut self,
-        severity: Severity,
-        code: &'static str,
-        at: &Path,
-        message: String,
-    ) -> &mut Finding {
+    fn find(&mut self, severity: Severity, code: &'static str, at: &Path, message: String) -> &mut Finding {
         let finding = self.finding(severity, code, at, self.span(at), message);
         self.findings.push_mut(finding)
     }
@@ -109,13 +93,8 @@ impl Document<'_> {
                     let Some((key, value)) = node.entry(step) else {
                         return span;
                     };
-                    let scalar = !matches!(value.value, Value::Map(_) | Value::List(_))
-                        && !value.span.is_empty();
-                    span = if scalar {
-                        value.span.clone()
-                    } else {
-                        key.span.clone()
-                    };
+                    let scalar = !matches!(value.value, Value::Map(_) | Value::List(_)) && !value.span.is_empty();
+                    span = if scalar { value.span.clone() } else { key.span.clone() };
                     node = value;
                 }
                 Value::List(items) => {
@@ -143,17 +122,15 @@ impl Document<'_> {
     }
 
     pub(crate) fn node(&self, at: &Path) -> Option<&Node> {
-        at.0.iter()
-            .try_fold(&self.root, |node, step| match &node.value {
-                Value::Map(_) => node.get(step),
-                Value::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)),
-                _ => None,
-            })
+        at.0.iter().try_fold(&self.root, |node, step| match &node.value {
+            Value::Map(_) => node.get(step),
+            Value::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)),
+            _ => None,
+        })
     }
 
     pub(crate) fn is_written(&self, at: &Path) -> bool {
-        self.node(at)
-            .is_some_and(|n| !matches!(n.value, Value::Null))
+        self.node(at).is_some_and(|n| !matches!(n.value, Value::Null))
     }
 
     /// A scalar as it stands in the file, so that `1.10` keeps its zero.

@@ -63,12 +63,7 @@ impl Finding {
         self
     }
 
-    pub(crate) fn also(
-        &mut self,
-        text: &str,
-        span: Range<usize>,
-        label: impl Into<String>,
-    ) -> &mut Self {
+    pub(crate) fn also(&mut self, text: &str, span: Range<usize>, label: impl Into<String>) -> &mut Self {
         let (line, _) = line_column(text, span.start);
         self.related.push(Related {
             line,
@@ -82,21 +77,14 @@ impl Finding {
 /// The findings as people read them: each with the lines of `text` it is about, its reason and its fix, and a count at
 /// the end. Empty for no findings.
 pub fn render(findings: &[Finding], text: &str, color: bool) -> String {
-    let renderer = if color {
-        Renderer::styled()
-    } else {
-        Renderer::plain()
-    };
+    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
     let mut out = String::new();
     for finding in findings {
         out.push_str(&render_one(finding, text, &renderer));
         out.push_str("\n\n");
     }
     if !findings.is_empty() {
-        let errors = findings
-            .iter()
-            .filter(|f| f.severity == Severity::Error)
-            .count();
+        let errors = findings.iter().filter(|f| f.severity == Severity::Error).count();
         let warnings = findings.len() - errors;
         let counts: Vec<String> = [(errors, "error"), (warnings, "warning")]
             .iter()
@@ -150,10 +138,7 @@ fn render_one(finding: &Finding, text: &str, renderer: &Renderer) -> String {
                 .label(&related.label),
         );
     }
-    let mut group = level
-        .primary_title(&finding.message)
-        .id(finding.code)
-        .element(snippet);
+    let mut group = level.primary_title(&finding.message).id(finding.code).element(snippet);
     if let Some(reason) = &finding.reason {
         group = group.element(Level::NOTE.with_name("why").message(reason));
     }

@@ -25,9 +25,7 @@ pub fn load(text: &str, file_name: &str) -> Result<(Spec, Vec<Finding>), Vec<Fin
     };
     let spec = read(&mut document);
     let mut findings = document.findings;
-    findings.sort_by(|a, b| {
-        (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code))
-    });
+    findings.sort_by(|a, b| (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code)));
     findings.dedup();
     // The graver finding about the same address says it all.
     let in_range: Vec<String> = findings
@@ -37,9 +35,7 @@ pub fn load(text: &str, file_name: &str) -> Result<(Spec, Vec<Finding>), Vec<Fin
         .collect();
     findings.retain(|f| f.code != "vip-in-other-network" || !in_range.contains(&f.path));
     match spec {
-        Some(spec) if findings.iter().all(|f| f.severity == Severity::Warning) => {
-            Ok((spec, findings))
-        }
+        Some(spec) if findings.iter().all(|f| f.severity == Severity::Warning) => Ok((spec, findings)),
         _ => Err(findings),
     }
 }
@@ -135,15 +131,13 @@ fn syntax(document: &mut Document<'_>, error: yaml::SyntaxError) {
         SyntaxErrorKind::SeveralDocuments => (
             "several-documents",
             "there is more than one document in the file".to_owned(),
-            "a cluster file describes one cluster; which document counts must not be a guess"
-                .to_owned(),
+            "a cluster file describes one cluster; which document counts must not be a guess".to_owned(),
             "keep one document per file, without a second `---`",
         ),
         SyntaxErrorKind::Limits => (
             "yaml-limits",
             "the file's anchors and aliases, or its nesting, go beyond all reason".to_owned(),
-            "written out in full it would be enormous, and reading it would exhaust this computer"
-                .to_owned(),
+            "written out in full it would be enormous, and reading it would exhaust this computer".to_owned(),
             "write the values out; a cluster file needs no aliases",
         ),
     };

@@ -66,10 +66,7 @@ fn section(page: &mut String, schema: &Value, path: &str) {
     };
     page.push_str(&format!("\n## {title}\n\n"));
     if !path.is_empty() {
-        page.push_str(&format!(
-            "{}\n\n",
-            schema["description"].as_str().unwrap_or_default()
-        ));
+        page.push_str(&format!("{}\n\n", schema["description"].as_str().unwrap_or_default()));
     }
     page.push_str("| field | type | default | meaning |\n|---|---|---|---|\n");
     for (name, field) in fields {
@@ -78,18 +75,8 @@ fn section(page: &mut String, schema: &Value, path: &str) {
             .unwrap_or_default()
             .split_once(" Default: ")
             .map_or_else(
-                || {
-                    (
-                        field["description"].as_str().unwrap_or_default().to_owned(),
-                        None,
-                    )
-                },
-                |(meaning, default)| {
-                    (
-                        meaning.to_owned(),
-                        Some(default.trim_end_matches('.').to_owned()),
-                    )
-                },
+                || (field["description"].as_str().unwrap_or_default().to_owned(), None),
+                |(meaning, default)| (meaning.to_owned(), Some(default.trim_end_matches('.').to_owned())),
             );
         let default = match field.get("default") {
             _ if required.contains(&name.as_str()) => "**required**".to_owned(),
@@ -104,10 +91,7 @@ fn section(page: &mut String, schema: &Value, path: &str) {
             .flatten()
             .map(|w| {
                 let meaning = w["description"].as_str().unwrap_or_default();
-                format!(
-                    "<br>`{}`: {meaning}",
-                    w["const"].as_str().unwrap_or_default()
-                )
+                format!("<br>`{}`: {meaning}", w["const"].as_str().unwrap_or_default())
             })
             .collect();
         page.push_str(&format!(
@@ -182,9 +166,10 @@ fn tidy(schema: &mut Value) {
                 }
             }
             // Defaults of whole sections are empty objects with nulls: noise.
-            if object.get("default").is_some_and(|d| {
-                d.is_object() || d.is_null() || d.as_array().is_some_and(Vec::is_empty)
-            }) {
+            if object
+                .get("default")
+                .is_some_and(|d| d.is_object() || d.is_null() || d.as_array().is_some_and(Vec::is_empty))
+            {
                 object.remove("default");
             }
             if let Some(Value::String(description)) = object.get_mut("description") {

@@ -73,10 +73,7 @@ impl Shape<'_, '_> {
             } else {
                 "string"
             };
-            let choice = choices
-                .iter()
-                .find(|c| c["type"] == wanted)
-                .unwrap_or(schema);
+            let choice = choices.iter().find(|c| c["type"] == wanted).unwrap_or(schema);
             return self.value(node, choice, at);
         }
         match schema["type"].as_str().unwrap_or_default() {
@@ -99,10 +96,7 @@ impl Shape<'_, '_> {
             return self.wrong_type(node, "a mapping", schema, at);
         };
         let empty = Map::new();
-        let fields = schema
-            .get("properties")
-            .and_then(Json::as_object)
-            .unwrap_or(&empty);
+        let fields = schema.get("properties").and_then(Json::as_object).unwrap_or(&empty);
         let rest = schema.get("additionalProperties").filter(|s| s.is_object());
         let mut seen = BTreeMap::new();
         let mut out = Map::new();
@@ -212,11 +206,7 @@ impl Shape<'_, '_> {
         } else {
             last(at)
         };
-        let list = known
-            .iter()
-            .map(|w| format!("`{w}`"))
-            .collect::<Vec<_>>()
-            .join(", ");
+        let list = known.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
         let fix = match closest(&text, known.iter().copied()) {
             Some(close) => format!("did you mean `{close}`? Possible are {list}"),
             None => format!("write one of {list}"),
@@ -242,10 +232,7 @@ impl Shape<'_, '_> {
         } else {
             "wrong-api-version"
         };
-        let reason = if text.contains("kubeadm")
-            || text.contains("k8s.io")
-            || text == "ClusterConfiguration"
-        {
+        let reason = if text.contains("kubeadm") || text.contains("k8s.io") || text == "ClusterConfiguration" {
             "this looks like a file for another program; Quorate renders kubeadm's and the components' files itself"
         } else {
             "this program reads exactly this kind of file, so that a newer format is never half understood"
@@ -268,18 +255,12 @@ impl Shape<'_, '_> {
         let text = self.document.raw_text(node);
         let found = match &node.value {
             Value::Text(_) | Value::Bool(_) | Value::Int(_) | Value::Float => {
-                format!(
-                    "{} `{}`",
-                    node.value.kind(),
-                    text.lines().next().unwrap_or_default()
-                )
+                format!("{} `{}`", node.value.kind(), text.lines().next().unwrap_or_default())
             }
             other => other.kind().to_owned(),
         };
         let (field, of) = match at.0.last() {
-            Some(index) if index.parse::<usize>().is_ok() && at.0.len() > 1 => {
-                (&at.0[at.0.len() - 2], "an item of ")
-            }
+            Some(index) if index.parse::<usize>().is_ok() && at.0.len() > 1 => (&at.0[at.0.len() - 2], "an item of "),
             Some(field) => (field, ""),
             None => {
                 self.document
@@ -290,22 +271,15 @@ impl Shape<'_, '_> {
         };
         let message = format!("{of}`{field}` must be {wanted}, found {found}");
         let field = field.clone();
-        let finding = self
-            .document
-            .error("wrong-type", at, message)
-            .reason(sentence(schema));
+        let finding = self.document.error("wrong-type", at, message).reason(sentence(schema));
         let unquoted = match (&node.value, wanted) {
-            (Value::Text(t), "a whole number") => {
-                t.trim().parse::<i64>().ok().map(|n| n.to_string())
-            }
+            (Value::Text(t), "a whole number") => t.trim().parse::<i64>().ok().map(|n| n.to_string()),
             (Value::Text(t), "true or false") => match t.to_lowercase().as_str() {
                 "yes" | "on" | "true" | "y" => Some("true".to_owned()),
                 "no" | "off" | "false" | "n" => Some("false".to_owned()),
                 _ => None,
             },
-            (Value::Text(_) | Value::Int(_) | Value::Float | Value::Bool(_), "a list") => {
-                Some(format!("[{text}]"))
-            }
+            (Value::Text(_) | Value::Int(_) | Value::Float | Value::Bool(_), "a list") => Some(format!("[{text}]")),
             _ => None,
         };
         finding.fix(match unquoted {
@@ -315,13 +289,7 @@ impl Shape<'_, '_> {
         None
     }
 
-    fn unknown(
-        &mut self,
-        name: &str,
-        span: std::ops::Range<usize>,
-        fields: &Map<String, Json>,
-        at: &Path,
-    ) {
+    fn unknown(&mut self, name: &str, span: std::ops::Range<usize>, fields: &Map<String, Json>, at: &Path) {
         let here = at.join(name);
         let known = fields.keys().map(String::as_str);
         let plain = name.to_lowercase().replace(['-', '_'], "");
@@ -350,14 +318,16 @@ impl Shape<'_, '_> {
         } else {
             format!(
                 "known here are {}",
-                known
-                    .map(|k| format!("`{k}`"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                known.map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
             )
         };
         self.document
-            .error_at("unknown-field", &here, span, format!("there is no field `{name}` {place}"))
+            .error_at(
+                "unknown-field",
+                &here,
+                span,
+                format!("there is no field `{name}` {place}"),
+            )
             .reason("a field that is not understood is never passed over, since it was written for a purpose")
             .fix(fix);
     }
@@ -389,12 +359,7 @@ impl Shape<'_, '_> {
 
 /// Paths of all fields called `name`, except directly at the top.
 fn find_field(schema: &Json, name: &str, at: &str, out: &mut Vec<String>) {
-    for (key, field) in schema
-        .get("properties")
-        .and_then(Json::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (key, field) in schema.get("properties").and_then(Json::as_object).into_iter().flatten() {
         let here = if at.is_empty() {
             key.clone()
         } else {
@@ -417,11 +382,7 @@ fn last(at: &Path) -> &str {
 /// The field's own description as the reason.
 fn sentence(schema: &Json) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
-    let text = text
-        .split(" Default: ")
-        .next()
-        .unwrap_or(text)
-        .trim_end_matches('.');
+    let text = text.split(" Default: ").next().unwrap_or(text).trim_end_matches('.');
     if text.is_empty() {
         String::new()
     } else {
@@ -445,12 +406,8 @@ fn example(field: &str) -> String {
         "apiVersion" => "write `apiVersion: quorate.dev/v1`".to_owned(),
         "kind" => "write `kind: Cluster`".to_owned(),
         "spec" => "write `spec:` and below it at least `machines:`".to_owned(),
-        "machines" => {
-            "write a list such as `- {address: 10.0.0.11, roles: [control-plane]}`".to_owned()
-        }
-        "address" => {
-            "write `address: 10.0.0.11`, the address the others reach this machine at".to_owned()
-        }
+        "machines" => "write a list such as `- {address: 10.0.0.11, roles: [control-plane]}`".to_owned(),
+        "address" => "write `address: 10.0.0.11`, the address the others reach this machine at".to_owned(),
         "roles" => "write `roles: [control-plane]`, or worker, etcd, load-balancer".to_owned(),
         "taints" => "write `taints: [\"key=value:NoSchedule\"]`".to_owned(),
         "labels" => "write `labels: {zone: a}`".to_owned(),

@@ -130,10 +130,7 @@ pub enum Access {
     /// A proxy on every node.
     Proxy { listen: SocketAddr },
     /// A virtual address realised by the kernel's IPVS on every node, under a name in the hosts files.
-    Ipvs {
-        virtual_address: SocketAddr,
-        name: String,
-    },
+    Ipvs { virtual_address: SocketAddr, name: String },
     /// A virtual address rewritten at connect(2) by BPF on every node.
     Ebpf { virtual_address: SocketAddr },
 }

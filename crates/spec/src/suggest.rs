@@ -1,18 +1,13 @@
 //! "Did you mean …".
 
 /// The candidate closest to `word`, if close enough to be a slip: letters swapped, left out, doubled, or the case.
-pub(crate) fn closest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let normal = |s: &str| s.to_lowercase().replace(['-', '_'], "");
     let word = normal(word);
     candidates
         .into_iter()
         .map(|candidate| (distance(&word, &normal(candidate)), candidate))
-        .filter(|(d, candidate)| {
-            *d <= (candidate.len().min(word.len()) / 3).max(1) && *d < word.len()
-        })
+        .filter(|(d, candidate)| *d <= (candidate.len().min(word.len()) / 3).max(1) && *d < word.len())
         .min_by_key(|(d, _)| *d)
         .map(|(_, candidate)| candidate)
 }
@@ -45,14 +40,7 @@ mod tests {
 
     #[test]
     fn slips_are_found_and_other_words_are_not() {
-        let fields = [
-            "version",
-            "bootstrap",
-            "podsPerNodeMask",
-            "vip",
-            "on",
-            "extraArgs",
-        ];
+        let fields = ["version", "bootstrap", "podsPerNodeMask", "vip", "on", "extraArgs"];
         for (word, found) in [
             ("verison", Some("version")),
             ("Version", Some("version")),

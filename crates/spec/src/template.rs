@@ -34,10 +34,7 @@ impl Template {
         let mut out = String::new();
         let mut line = |text: &str| {
             // Comments after a value begin in one column.
-            match text
-                .split_once("  # ")
-                .filter(|(value, _)| !value.trim().is_empty())
-            {
+            match text.split_once("  # ").filter(|(value, _)| !value.trim().is_empty()) {
                 Some((value, comment)) => {
                     let _ = writeln!(out, "{:<29} # {comment}", value.trim_end());
                 }
@@ -50,9 +47,7 @@ impl Template {
         line(
             "# A Kubernetes cluster for Quorate. Everything that is not written here has a default; lines with a leading # show",
         );
-        line(
-            "# it, or what else is possible. `quorate plan` shows what would be done, `quorate apply` does it, and",
-        );
+        line("# it, or what else is possible. `quorate plan` shows what would be done, `quorate apply` does it, and");
         line("# `quorate schema` prints all fields.");
         line("apiVersion: quorate.dev/v1");
         line("kind: Cluster");
@@ -63,10 +58,7 @@ impl Template {
         ));
         line("spec:");
         line("  kubernetes:");
-        line(&format!(
-            "    version: {}",
-            or(&self.kubernetes, DEFAULT_VERSION)
-        ));
+        line(&format!("    version: {}", or(&self.kubernetes, DEFAULT_VERSION)));
         line(&format!(
             "    bootstrap: {}  # binary: systemd units | kubeadm: static Pods, by upstream kubeadm",
             or(&self.bootstrap, "binary")
@@ -90,9 +82,7 @@ impl Template {
                         quote(name)
                     ));
                 } else {
-                    line(
-                        "    # name: api.prod.internal  # a DNS name for it, written to hosts files and certificates",
-                    );
+                    line("    # name: api.prod.internal  # a DNS name for it, written to hosts files and certificates");
                 }
                 line(&format!(
                     "    vip: {}  # unused, in the holders' own network",
@@ -118,11 +108,10 @@ impl Template {
             }
         }
         line("");
-        let access = self.access.as_deref().unwrap_or(if self.vip.is_some() {
-            "endpoint"
-        } else {
-            "proxy"
-        });
+        let access = self
+            .access
+            .as_deref()
+            .unwrap_or(if self.vip.is_some() { "endpoint" } else { "proxy" });
         line(
             "  # How a node's kubelet reaches the API: endpoint (the VIP) | proxy (on the node itself) | ipvs | ebpf (in its kernel)",
         );
@@ -139,13 +128,9 @@ impl Template {
         line("");
         line("  etcd:");
         if self.etcd.is_empty() {
-            line(
-                "    topology: stacked  # on the control planes | external: on machines with the role etcd",
-            );
+            line("    topology: stacked  # on the control planes | external: on machines with the role etcd");
         } else {
-            line(
-                "    topology: external  # on machines with the role etcd | stacked: on the control planes",
-            );
+            line("    topology: external  # on machines with the role etcd | stacked: on the control planes");
         }
         line("    # dataDir: /var/lib/etcd  # a fast disk of its own is best");
         line("");
@@ -175,14 +160,10 @@ impl Template {
                 "  ssh: {{user: {}}}  # root, or one who may use sudo",
                 quote(user)
             )),
-            None => line(
-                "  # ssh: {user: admin, port: 22, identity: ~/.ssh/id_ed25519, jump: bastion.example.com}",
-            ),
+            None => line("  # ssh: {user: admin, port: 22, identity: ~/.ssh/id_ed25519, jump: bastion.example.com}"),
         }
         line("");
-        line(
-            "  # Nothing on the machines is changed beyond what `quorate plan` shows; these say how far it may go.",
-        );
+        line("  # Nothing on the machines is changed beyond what `quorate plan` shows; these say how far it may go.");
         line("  # host: {swap: off, firewall: auto, hosts: true, hostname: false}");
         line("  # drill: {allowed: false}  # whether `quorate drill` may break things here");
         line("");
@@ -224,9 +205,7 @@ impl Template {
 
 /// As it is where YAML cannot take it for anything but this text, else in quotes.
 fn quote(text: &str) -> String {
-    let plain = text
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b))
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && !matches!(
             text.to_lowercase().as_str(),
@@ -289,15 +268,10 @@ mod tests {
         ];
         for template in templates {
             let text = template.render();
-            let (spec, findings) = load(&text, "cluster.yaml")
-                .unwrap_or_else(|f| panic!("{}\n{text}", render(&f, &text, false)));
+            let (spec, findings) =
+                load(&text, "cluster.yaml").unwrap_or_else(|f| panic!("{}\n{text}", render(&f, &text, false)));
             assert!(findings.is_empty(), "{}", render(&findings, &text, false));
-            let count = |role| {
-                spec.machines
-                    .iter()
-                    .filter(|m| m.roles.contains(&role))
-                    .count()
-            };
+            let count = |role| spec.machines.iter().filter(|m| m.roles.contains(&role)).count();
             assert_eq!(count(Role::ControlPlane), template.control_planes.len());
             assert_eq!(count(Role::Worker), template.workers.len());
             assert_eq!(spec.endpoint.map(|e| e.vip.to_string()), template.vip);
@@ -307,8 +281,7 @@ mod tests {
     #[test]
     fn text_stays_text() {
         for text in [
-            "10.0.0.1", "prod", "a: b", "fd00::1", "no", "", "\"", "#", "- x", "null", "${x}",
-            "a\nb: c",
+            "10.0.0.1", "prod", "a: b", "fd00::1", "no", "", "\"", "#", "- x", "null", "${x}", "a\nb: c",
         ] {
             let yaml = format!("x: {}\n", quote(text));
             let root = crate::yaml::parse(&yaml).unwrap();

@@ -203,9 +203,7 @@ impl Offsets<'_> {
             Raw::Int(v) => Value::Int(v),
             Raw::Float => Value::Float,
             Raw::Text(v) => Value::Text(v),
-            Raw::List(items) => {
-                Value::List(items.into_iter().map(|item| self.node(item)).collect())
-            }
+            Raw::List(items) => Value::List(items.into_iter().map(|item| self.node(item)).collect()),
             Raw::Map(entries) => Value::Map(
                 entries
                     .into_iter()
@@ -224,11 +222,7 @@ impl Offsets<'_> {
         if matches!(value, Value::List(_) | Value::Map(_)) {
             span.end = (span.start + 1).min(self.text.len()).max(span.start);
         }
-        Node {
-            span,
-            defined,
-            value,
-        }
+        Node { span, defined, value }
     }
 
     /// The byte range of a location, within the text and on character boundaries whatever the parser says.
@@ -246,12 +240,7 @@ impl Offsets<'_> {
     fn start_of(&self, location: Location) -> usize {
         let line = usize::try_from(location.line()).unwrap_or(1).max(1);
         let column = usize::try_from(location.column()).unwrap_or(1).max(1);
-        let before: usize = self
-            .text
-            .split_inclusive('\n')
-            .take(line - 1)
-            .map(str::len)
-            .sum();
+        let before: usize = self.text.split_inclusive('\n').take(line - 1).map(str::len).sum();
         let in_line = self.text[before.min(self.text.len())..]
             .chars()
             .take(column - 1)
@@ -285,9 +274,7 @@ impl Offsets<'_> {
             other if other.to_string().contains("recursion limit") => SyntaxErrorKind::Limits,
             _ => SyntaxErrorKind::Syntax,
         };
-        let span = error
-            .location()
-            .map_or(0..0, |location| self.range(location));
+        let span = error.location().map_or(0..0, |location| self.range(location));
         SyntaxError {
             kind,
             span,
@@ -306,7 +293,8 @@ mod tests {
 
     #[test]
     fn every_value_and_key_knows_its_bytes() {
-        let text = "# Größe\na: {b: 'x y', c: [1, 2.50, off]}\nd: \"ü\"\ne:\n  - 1.36\n  -\n  - yes\nf: |\n  x\n  y\ng: 1\n";
+        let text =
+            "# Größe\na: {b: 'x y', c: [1, 2.50, off]}\nd: \"ü\"\ne:\n  - 1.36\n  -\n  - yes\nf: |\n  x\n  y\ng: 1\n";
         let root = parse(text).unwrap();
         let a = root.get("a").unwrap();
         assert_eq!(text_at(text, a.get("b").unwrap()), "'x y'");

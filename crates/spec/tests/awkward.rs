@@ -1,10 +1,7 @@
 //! Cluster files as people get them wrong. Each file of `awkward/` is read, and what the user would see is compared
 //! with the snapshot beside it; every finding code must be seen at least once.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests read their files; the library does not"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests read their files; the library does not")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,18 +27,8 @@ fn files() -> Vec<(String, String)> {
 fn made() -> Vec<(String, String)> {
     let bomb = {
         let mut text = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
-        for (now, last) in [
-            ("b", "a"),
-            ("c", "b"),
-            ("d", "c"),
-            ("e", "d"),
-            ("f", "e"),
-            ("g", "f"),
-        ] {
-            text.push_str(&format!(
-                "{now}: &{now} [{}]\n",
-                vec![format!("*{last}"); 9].join(",")
-            ));
+        for (now, last) in [("b", "a"), ("c", "b"), ("d", "c"), ("e", "d"), ("f", "e"), ("g", "f")] {
+            text.push_str(&format!("{now}: &{now} [{}]\n", vec![format!("*{last}"); 9].join(",")));
         }
         text
     };
@@ -72,10 +59,7 @@ fn made() -> Vec<(String, String)> {
         ("made-300-workers".to_owned(), many(300, "worker")),
         ("made-9-load-balancers".to_owned(), many(9, "load-balancer")),
         ("made-9-etcd-members".to_owned(), many(9, "etcd")),
-        (
-            "made-binary".to_owned(),
-            "\u{0}\u{1}\u{2}PK\u{3}".to_owned(),
-        ),
+        ("made-binary".to_owned(), "\u{0}\u{1}\u{2}PK\u{3}".to_owned()),
     ]
 }
 
@@ -93,20 +77,13 @@ fn every_awkward_file_is_explained() {
         seen.extend(findings.iter().map(|f| f.code));
         for finding in &findings {
             assert!(finding.fix.is_some(), "{name}: {} has no fix", finding.code);
-            assert!(
-                text.get(finding.span.clone()).is_some(),
-                "{name}: {:?}",
-                finding.span
-            );
+            assert!(text.get(finding.span.clone()).is_some(), "{name}: {:?}", finding.span);
         }
         let rendered = quorate_spec::render(&findings, text, false);
         insta::with_settings!({snapshot_path => "awkward", prepend_module_to_snapshot => false, omit_expression => true}, {
             insta::assert_snapshot!(name.as_str(), format!("{verdict}\n\n{rendered}"));
         });
     }
-    let unseen: Vec<_> = quorate_spec::CODES
-        .iter()
-        .filter(|c| !seen.contains(*c))
-        .collect();
+    let unseen: Vec<_> = quorate_spec::CODES.iter().filter(|c| !seen.contains(*c)).collect();
     assert!(unseen.is_empty(), "no awkward file shows {unseen:?}");
 }

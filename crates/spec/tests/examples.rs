@@ -1,9 +1,6 @@
 //! The files of examples/ are read without a finding, become the `Spec` of the snapshot, and survive being written.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests read their files; the library does not"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests read their files; the library does not")]
 
 use std::path::Path;
 
@@ -25,8 +22,7 @@ fn example(name: &str) -> Spec {
         .join(name)
         .with_extension("yaml");
     let text = std::fs::read_to_string(path).unwrap();
-    let (spec, findings) =
-        load(&text, name).unwrap_or_else(|findings| panic!("{}", render(&findings, &text, false)));
+    let (spec, findings) = load(&text, name).unwrap_or_else(|findings| panic!("{}", render(&findings, &text, false)));
     assert!(findings.is_empty(), "{}", render(&findings, &text, false));
     spec
 }
@@ -42,30 +38,17 @@ fn every_example_is_a_spec() {
         });
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    let files = std::fs::read_dir(folder).unwrap().filter(|f| {
-        f.as_ref()
-            .unwrap()
-            .path()
-            .extension()
-            .is_some_and(|e| e == "yaml")
-    });
-    assert_eq!(
-        files.count(),
-        EXAMPLES.len(),
-        "an example is not in this test's list"
-    );
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "yaml"));
+    assert_eq!(files.count(), EXAMPLES.len(), "an example is not in this test's list");
 }
 
 #[test]
 fn what_follows_from_an_example() {
     let spec = example("one-click");
-    let names = |machines: Vec<&quorate_spec::Machine>| {
-        machines
-            .iter()
-            .map(|m| m.name.clone())
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let names =
+        |machines: Vec<&quorate_spec::Machine>| machines.iter().map(|m| m.name.clone()).collect::<Vec<_>>().join(" ");
     assert_eq!(names(spec.control_planes()), "m1 m2 m3");
     assert_eq!(names(spec.etcd_members()), "e1 e2 e3");
     assert_eq!(names(spec.vip_holders()), "lb1 lb2");
@@ -100,17 +83,8 @@ fn what_follows_from_an_example() {
         "https://apiserver.cluster.local:6443"
     );
     let sans = spec.api_server_sans();
-    assert!(
-        sans.dns.contains("apiserver.cluster.local")
-            && sans.dns.contains("kubernetes.default.svc.cluster.local")
-    );
-    for ip in [
-        "10.103.97.2",
-        "10.96.0.1",
-        "127.0.0.1",
-        "10.77.0.11",
-        "10.77.0.13",
-    ] {
+    assert!(sans.dns.contains("apiserver.cluster.local") && sans.dns.contains("kubernetes.default.svc.cluster.local"));
+    for ip in ["10.103.97.2", "10.96.0.1", "127.0.0.1", "10.77.0.11", "10.77.0.13"] {
         assert!(sans.ips.contains(&ip.parse().unwrap()), "{ip}");
     }
     assert_eq!(

@@ -1,9 +1,6 @@
 //! The schema and the reference page in docs/ are what the types say. `INSTA_UPDATE=always` writes them anew.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests read their files; the library does not"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests read their files; the library does not")]
 
 use std::path::Path;
 
@@ -25,10 +22,7 @@ fn compare(file: &str, wanted: &str) {
 fn the_schema_is_up_to_date() {
     compare(
         "cluster.schema.json",
-        &format!(
-            "{}\n",
-            serde_json::to_string_pretty(quorate_spec::schema()).unwrap()
-        ),
+        &format!("{}\n", serde_json::to_string_pretty(quorate_spec::schema()).unwrap()),
     );
 }
 
@@ -42,9 +36,7 @@ fn the_reference_page_is_up_to_date() {
 fn documented_defaults_are_the_real_ones() {
     let machines = "machines:\n    - {address: 10.77.0.11, roles: [control-plane]}\n    - {address: 10.77.0.12, roles: [control-plane]}\n    - {address: 10.77.0.13, roles: [control-plane]}\n";
     let head = "apiVersion: quorate.dev/v1\nkind: Cluster\n";
-    let text = format!(
-        "{head}metadata: {{}}\nspec:\n  endpoint: {{vip: 10.77.0.100, statistics: {{}}}}\n  {machines}"
-    );
+    let text = format!("{head}metadata: {{}}\nspec:\n  endpoint: {{vip: 10.77.0.100, statistics: {{}}}}\n  {machines}");
     let (plain, _) = quorate_spec::load(&text, "plain.yaml").unwrap();
 
     let mut full = defaults(quorate_spec::schema());

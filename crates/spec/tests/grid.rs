@@ -5,14 +5,7 @@ use std::fmt::Write as _;
 
 use quorate_spec::{Severity, load};
 
-fn file(
-    bootstrap: &str,
-    on: &str,
-    access: &str,
-    balancer: &str,
-    run_as: &str,
-    etcd: &str,
-) -> String {
+fn file(bootstrap: &str, on: &str, access: &str, balancer: &str, run_as: &str, etcd: &str) -> String {
     let vip = if on == "none" {
         String::new()
     } else {
@@ -52,10 +45,8 @@ fn every_combination_works_or_is_refused_with_a_reason() {
                 for balancer in ["quorate", "haproxy"] {
                     for run_as in ["unit", "static-pod"] {
                         for etcd in ["stacked", "external"] {
-                            let verdict = match load(
-                                &file(bootstrap, on, access, balancer, run_as, etcd),
-                                "grid.yaml",
-                            ) {
+                            let verdict = match load(&file(bootstrap, on, access, balancer, run_as, etcd), "grid.yaml")
+                            {
                                 Ok((_, findings)) => {
                                     assert!(findings.is_empty(), "{findings:?}");
                                     good += 1;
@@ -63,15 +54,9 @@ fn every_combination_works_or_is_refused_with_a_reason() {
                                 }
                                 Err(findings) => {
                                     bad += 1;
-                                    let errors: Vec<_> = findings
-                                        .iter()
-                                        .filter(|f| f.severity == Severity::Error)
-                                        .collect();
-                                    assert!(
-                                        errors
-                                            .iter()
-                                            .all(|f| f.reason.is_some() && f.fix.is_some())
-                                    );
+                                    let errors: Vec<_> =
+                                        findings.iter().filter(|f| f.severity == Severity::Error).collect();
+                                    assert!(errors.iter().all(|f| f.reason.is_some() && f.fix.is_some()));
                                     errors.iter().map(|f| f.code).collect::<Vec<_>>().join(" ")
                                 }
                             };

@@ -1,9 +1,6 @@
 //! Damaged files: whatever stands in the text, it is read without a panic, in time, and every finding can be shown.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "tests read their files; the library does not"
-)]
+#![allow(clippy::disallowed_methods, reason = "tests read their files; the library does not")]
 
 use std::path::Path;
 
@@ -25,11 +22,7 @@ fn texts() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths: Vec<_> = [root.join("tests/awkward"), root.join("../../examples")]
         .iter()
-        .flat_map(|folder| {
-            std::fs::read_dir(folder)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-        })
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()))
         .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
         .collect();
     paths.sort();
@@ -93,10 +86,7 @@ fn damaged_files_are_explained_too() {
         let findings = match load(&text, "damaged.yaml") {
             Ok((_, warnings)) => warnings,
             Err(findings) => {
-                assert!(
-                    !findings.is_empty(),
-                    "seed {seed}: refused without a finding\n{text}"
-                );
+                assert!(!findings.is_empty(), "seed {seed}: refused without a finding\n{text}");
                 findings
             }
         };
@@ -120,8 +110,7 @@ fn two_thousand_machines_are_read_quickly() {
         ));
     }
     let started = std::time::Instant::now();
-    let (spec, findings) =
-        load(&text, "large.yaml").unwrap_or_else(|f| panic!("{}", render(&f, &text, false)));
+    let (spec, findings) = load(&text, "large.yaml").unwrap_or_else(|f| panic!("{}", render(&f, &text, false)));
     assert_eq!((spec.nodes().len(), findings.len()), (2000, 0));
     // A tenth of that with optimisation; quadratic work would take minutes.
     assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());

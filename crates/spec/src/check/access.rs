@@ -29,16 +29,19 @@ pub(super) fn access(
     });
     unused(document, file, mode);
     let control_planes = drafts.iter().filter(|d| d.has(Role::ControlPlane)).count();
-    let v6 = drafts
-        .iter()
-        .find_map(|d| d.address)
-        .is_some_and(|a| a.is_ipv6());
+    let v6 = drafts.iter().find_map(|d| d.address).is_some_and(|a| a.is_ipv6());
     let options = at!["spec", "accessOptions"];
     match mode {
         AccessMode::Endpoint => {
             if !has_endpoint && control_planes > 1 {
                 document
-                    .error("access-without-endpoint", &at, format!("`access: endpoint`, but there is no VIP in front of the {control_planes} control planes"))
+                    .error(
+                        "access-without-endpoint",
+                        &at,
+                        format!(
+                            "`access: endpoint`, but there is no VIP in front of the {control_planes} control planes"
+                        ),
+                    )
                     .reason("each node would know one of them only, and be lost with it")
                     .fix("add `endpoint: {vip: …}`, or write `access: proxy`, which needs no VIP");
             }
@@ -56,7 +59,11 @@ pub(super) fn access(
             let listen = address::socket(document, &here, text, "the proxy's address")?;
             if !listen.ip().is_loopback() {
                 document
-                    .error("proxy-not-local", &here, format!("the proxy's address {listen} is not a loopback address"))
+                    .error(
+                        "proxy-not-local",
+                        &here,
+                        format!("the proxy's address {listen} is not a loopback address"),
+                    )
                     .reason("it is the node's own way to the API; elsewhere it would let others in past the firewall")
                     .fix(format!("write `127.0.0.1:{}`", listen.port()));
             }
@@ -75,13 +82,7 @@ pub(super) fn access(
             let name = given
                 .and_then(|i| i.name.clone())
                 .unwrap_or_else(|| format!("apiserver.{domain}"));
-            virtual_name(
-                document,
-                &here.join("name"),
-                &name,
-                endpoint.ok().flatten(),
-                drafts,
-            );
+            virtual_name(document, &here.join("name"), &name, endpoint.ok().flatten(), drafts);
             Some(Access::Ipvs {
                 virtual_address: virtual_address?,
                 name,
@@ -93,13 +94,7 @@ pub(super) fn access(
                 .ebpf
                 .as_ref()
                 .and_then(|e| e.virtual_address.as_deref());
-            let virtual_address = virtual_address(
-                document,
-                &options.join("ebpf").join("virtual"),
-                given,
-                v6,
-                drafts,
-            )?;
+            let virtual_address = virtual_address(document, &options.join("ebpf").join("virtual"), given, v6, drafts)?;
             Some(Access::Ebpf { virtual_address })
         }
     }
@@ -116,8 +111,7 @@ pub(super) fn pairs(
 ) -> (Balancer, RunAs) {
     let balancer: Balancer = file.balancer.map_or(Balancer::Quorate, Into::into);
     let run_as: RunAs = file.agent.run_as.map_or(RunAs::Unit, Into::into);
-    let proxies =
-        endpoint.is_some() || matches!(access, Access::Proxy { .. }) || etcd.vip.is_some();
+    let proxies = endpoint.is_some() || matches!(access, Access::Proxy { .. }) || etcd.vip.is_some();
     if balancer == Balancer::Haproxy && !proxies {
         let at = at!["spec", "balancer"];
         let finding = document.error(
@@ -133,7 +127,9 @@ pub(super) fn pairs(
                     "ebpf"
                 };
                 finding
-                    .reason(format!("`access: {mode}` is kernel work that only `quorate agent` does, and there is no VIP"))
+                    .reason(format!(
+                        "`access: {mode}` is kernel work that only `quorate agent` does, and there is no VIP"
+                    ))
                     .fix("write `balancer: quorate`, or `access: proxy`, or add `endpoint: {vip: …}`");
             }
             _ => {
@@ -161,7 +157,11 @@ pub(super) fn pairs(
                 String::new()
             };
             document
-                .error("static-pod-without-kubelet", &at, format!("`as: static-pod`, but machine `{}`{more} runs no kubelet", first.name))
+                .error(
+                    "static-pod-without-kubelet",
+                    &at,
+                    format!("`as: static-pod`, but machine `{}`{more} runs no kubelet", first.name),
+                )
                 .reason("static Pods are started by kubelet, which only control planes and workers have")
                 .fix("write `as: unit`, or `endpoint: {on: control-planes}`, or add the role `worker` there")
                 .also(text, span, "holds a VIP without being a node");
@@ -190,13 +190,8 @@ pub(super) fn ports(
     drafts: &[Draft<'_>],
 ) {
     let mut ours: Vec<(Path, u16, &str, Vec<usize>)> = Vec::new();
-    let all = |wanted: &dyn Fn(&Draft<'_>) -> bool| {
-        drafts
-            .iter()
-            .filter(|d| wanted(d))
-            .map(|d| d.index)
-            .collect::<Vec<_>>()
-    };
+    let all =
+        |wanted: &dyn Fn(&Draft<'_>) -> bool| drafts.iter().filter(|d| wanted(d)).map(|d| d.index).collect::<Vec<_>>();
     let nodes = all(&|d| d.is_node());
     if let Some(endpoint) = endpoint {
         let role = match endpoint.on {
@@ -294,7 +289,14 @@ pub(super) fn ports(
         let range = network.node_ports;
         if (range.first..=range.last).contains(port) && shared(&nodes).is_some() {
             document
-                .error("port-clash", at, format!("{what}'s port {port} is in the range of node ports, {}-{}", range.first, range.last))
+                .error(
+                    "port-clash",
+                    at,
+                    format!(
+                        "{what}'s port {port} is in the range of node ports, {}-{}",
+                        range.first, range.last
+                    ),
+                )
                 .reason("a Service that is given this node port would take its connections away on every node")
                 .fix("choose a port outside of that range");
         }
@@ -322,9 +324,7 @@ fn unused(document: &mut Document<'_>, file: &SpecFile, mode: AccessMode) {
                     format!("`accessOptions.{word}` is not used with `access: {current}`"),
                 )
                 .reason("each access mode has its own options")
-                .fix(format!(
-                    "write `access: {word}`, or leave these options out"
-                ));
+                .fix(format!("write `access: {word}`, or leave these options out"));
         }
     }
 }
@@ -336,38 +336,29 @@ fn virtual_address(
     v6: bool,
     drafts: &[Draft<'_>],
 ) -> Option<SocketAddr> {
-    let default = if v6 {
-        "[fd67:7561::2]:6443"
-    } else {
-        "10.103.97.2:6443"
-    };
-    let socket = address::socket(
-        document,
-        at,
-        given.unwrap_or(default),
-        "the virtual address",
-    )?;
-    address::host(
-        document,
-        at,
-        &socket.ip().to_string(),
-        "the virtual address",
-    )?;
+    let default = if v6 { "[fd67:7561::2]:6443" } else { "10.103.97.2:6443" };
+    let socket = address::socket(document, at, given.unwrap_or(default), "the virtual address")?;
+    address::host(document, at, &socket.ip().to_string(), "the virtual address")?;
     if socket.is_ipv6() != v6 && drafts.iter().any(|d| d.address.is_some()) {
-        let (this, that) = (
-            address::family(socket.ip()),
-            if v6 { "IPv6" } else { "IPv4" },
-        );
+        let (this, that) = (address::family(socket.ip()), if v6 { "IPv6" } else { "IPv4" });
         document
-            .error("vip-family", at, format!("the virtual address {} is {this}, the machines' addresses are {that}", socket.ip()))
-            .reason("connections are forwarded to the API servers as they are, and cannot change their family on the way")
+            .error(
+                "vip-family",
+                at,
+                format!(
+                    "the virtual address {} is {this}, the machines' addresses are {that}",
+                    socket.ip()
+                ),
+            )
+            .reason(
+                "connections are forwarded to the API servers as they are, and cannot change their family on the way",
+            )
             .fix(format!("write an {that} address, or leave it out to get {default}"));
     }
-    if let Some(draft) = drafts.iter().find(|d| {
-        d.all_addresses()
-            .iter()
-            .any(|a| neighbours(*a, socket.ip()))
-    }) {
+    if let Some(draft) = drafts
+        .iter()
+        .find(|d| d.all_addresses().iter().any(|a| neighbours(*a, socket.ip())))
+    {
         let (text, span) = (document.text, document.span(&draft.at().join("address")));
         document
             .warn("virtual-near-machines", at, format!("the virtual address {} seems to be in the machines' own network", socket.ip()))
@@ -378,13 +369,7 @@ fn virtual_address(
     Some(socket)
 }
 
-fn virtual_name(
-    document: &mut Document<'_>,
-    at: &Path,
-    name: &str,
-    endpoint: Option<&Endpoint>,
-    drafts: &[Draft<'_>],
-) {
+fn virtual_name(document: &mut Document<'_>, at: &Path, name: &str, endpoint: Option<&Endpoint>, drafts: &[Draft<'_>]) {
     if let Some(why) = names::why_no_hostname(name) {
         document
             .error(
@@ -394,9 +379,7 @@ fn virtual_name(
             )
             .reason(why)
             .fix("write a DNS name such as `apiserver.cluster.local`");
-    } else if drafts.iter().any(|d| d.name == name)
-        || endpoint.is_some_and(|e| e.name.as_deref() == Some(name))
-    {
+    } else if drafts.iter().any(|d| d.name == name) || endpoint.is_some_and(|e| e.name.as_deref() == Some(name)) {
         document
             .error("reserved-name", at, format!("`{name}` already has another meaning"))
             .reason("it is the name of a machine or of the endpoint, and a hosts file cannot say which is meant")

@@ -7,12 +7,7 @@ use ipnet::IpNet;
 use crate::document::{Document, Path};
 
 /// An address a machine or VIP can have. `what` as in "the VIP".
-pub(super) fn host(
-    document: &mut Document<'_>,
-    at: &Path,
-    text: &str,
-    what: &str,
-) -> Option<IpAddr> {
+pub(super) fn host(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Option<IpAddr> {
     let address = plain(document, at, text, what)?;
     usable(document, at, address, what).then_some(address)
 }
@@ -21,15 +16,8 @@ fn plain(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Opti
     if let Ok(address) = text.parse() {
         return Some(address);
     }
-    let finding = document.error(
-        "bad-address",
-        at,
-        format!("{what} `{text}` is no IP address"),
-    );
-    if let Some((address, _)) = text
-        .split_once('/')
-        .filter(|(a, _)| a.parse::<IpAddr>().is_ok())
-    {
+    let finding = document.error("bad-address", at, format!("{what} `{text}` is no IP address"));
+    if let Some((address, _)) = text.split_once('/').filter(|(a, _)| a.parse::<IpAddr>().is_ok()) {
         finding
             .reason("a single address is wanted, not a range")
             .fix(format!("write `{address}`"));
@@ -41,18 +29,13 @@ fn plain(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Opti
         finding
             .reason("addresses go into certificates, etcd's members and routes, and must not depend on DNS being up")
             .fix("write the address this name stands for, e.g. 10.0.0.11");
-    } else if text
-        .split('.')
-        .any(|part| part.len() > 1 && part.starts_with('0'))
-    {
+    } else if text.split('.').any(|part| part.len() > 1 && part.starts_with('0')) {
         finding
             .reason("a number with a leading zero is octal to some programs and decimal to others")
             .fix("leave the leading zeros out");
     } else {
         finding
-            .reason(
-                "an IPv4 address has four numbers up to 255, an IPv6 address groups of hex digits",
-            )
+            .reason("an IPv4 address has four numbers up to 255, an IPv6 address groups of hex digits")
             .fix("write e.g. 10.0.0.11 or fd00::11");
     }
     None
@@ -61,22 +44,13 @@ fn plain(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Opti
 /// Whether other machines can reach it.
 fn usable(document: &mut Document<'_>, at: &Path, address: IpAddr, what: &str) -> bool {
     let (kind, reason) = match address {
-        _ if address.is_unspecified() => (
-            "unspecified",
-            "it means \"any address\" and cannot be connected to",
-        ),
+        _ if address.is_unspecified() => ("unspecified", "it means \"any address\" and cannot be connected to"),
         _ if address.is_loopback() => (
             "a loopback address",
             "every machine has it for itself, so no other machine can reach it",
         ),
-        _ if address.is_multicast() => (
-            "a multicast address",
-            "it stands for a group, not for one machine",
-        ),
-        IpAddr::V4(a) if a.is_broadcast() => (
-            "the broadcast address",
-            "it stands for all machines, not for one",
-        ),
+        _ if address.is_multicast() => ("a multicast address", "it stands for a group, not for one machine"),
+        IpAddr::V4(a) if a.is_broadcast() => ("the broadcast address", "it stands for all machines, not for one"),
         IpAddr::V4(a) if a.is_link_local() => (
             "a link-local address",
             "it is made up at boot and valid on one link only; it does not stay the same",
@@ -95,31 +69,18 @@ fn usable(document: &mut Document<'_>, at: &Path, address: IpAddr, what: &str) -
         _ => return true,
     };
     document
-        .error(
-            "unusable-address",
-            at,
-            format!("{what} {address} is {kind}"),
-        )
+        .error("unusable-address", at, format!("{what} {address} is {kind}"))
         .reason(reason)
         .fix("write the address by which the other machines reach it");
     false
 }
 
 /// `address:port` with a specific port.
-pub(super) fn socket(
-    document: &mut Document<'_>,
-    at: &Path,
-    text: &str,
-    what: &str,
-) -> Option<SocketAddr> {
+pub(super) fn socket(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Option<SocketAddr> {
     match text.parse::<SocketAddr>() {
         Ok(socket) if socket.port() != 0 => Some(socket),
         _ => {
-            let finding = document.error(
-                "bad-address",
-                at,
-                format!("{what} `{text}` is no address and port"),
-            );
+            let finding = document.error("bad-address", at, format!("{what} `{text}` is no address and port"));
             finding.reason("an IP address, a colon and a port from 1 to 65535 are wanted; IPv6 goes in brackets");
             finding.fix(match text.parse::<IpAddr>() {
                 Ok(a) if a.is_loopback() => {
@@ -134,18 +95,9 @@ pub(super) fn socket(
 }
 
 /// A range for Pods or Services.
-pub(super) fn range(
-    document: &mut Document<'_>,
-    at: &Path,
-    text: &str,
-    what: &str,
-) -> Option<IpNet> {
+pub(super) fn range(document: &mut Document<'_>, at: &Path, text: &str, what: &str) -> Option<IpNet> {
     let Ok(net) = text.parse::<IpNet>() else {
-        let finding = document.error(
-            "bad-cidr",
-            at,
-            format!("{what} `{text}` is no address range"),
-        );
+        let finding = document.error("bad-cidr", at, format!("{what} `{text}` is no address range"));
         finding.reason("a range is an address and a prefix length (CIDR)");
         finding.fix(match text.parse::<IpAddr>() {
             Ok(address) => format!("add the prefix length, e.g. `{address}/16`"),
@@ -165,10 +117,7 @@ pub(super) fn range(
                 net.prefix_len(),
                 net.network()
             ))
-            .fix(format!(
-                "write `{}`, or choose another prefix length",
-                net.trunc()
-            ));
+            .fix(format!("write `{}`, or choose another prefix length", net.trunc()));
         return None;
     }
     let special: &[(&str, &str)] = &[
@@ -182,12 +131,13 @@ pub(super) fn range(
         ("ff00::/8", "multicast"),
     ];
     for (block, kind) in special {
-        if block
-            .parse::<IpNet>()
-            .is_ok_and(|block| overlap(block, net))
-        {
+        if block.parse::<IpNet>().is_ok_and(|block| overlap(block, net)) {
             document
-                .error("unusable-range", at, format!("{what} {net} reaches into {kind} ({block})"))
+                .error(
+                    "unusable-range",
+                    at,
+                    format!("{what} {net} reaches into {kind} ({block})"),
+                )
                 .reason("packets to such addresses are not routed between machines (RFC 6890)")
                 .fix("choose a private range, e.g. from 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or fd00::/8");
             return None;

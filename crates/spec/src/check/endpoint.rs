@@ -77,13 +77,7 @@ pub(super) fn interface(document: &mut Document<'_>, at: &Path, name: &str) {
 
 /// Whether a VIP can be on the holders' network at all: its family, and (a guess, for masks are not known here) its
 /// neighbourhood.
-pub(super) fn vip_near(
-    document: &mut Document<'_>,
-    at: &Path,
-    vip: IpAddr,
-    holders: &[&Draft<'_>],
-    what: &str,
-) {
+pub(super) fn vip_near(document: &mut Document<'_>, at: &Path, vip: IpAddr, holders: &[&Draft<'_>], what: &str) {
     let text = document.text;
     let addresses: Vec<(&Draft<'_>, IpAddr)> = holders
         .iter()
@@ -101,7 +95,14 @@ pub(super) fn vip_near(
         let span = document.span(&draft.at().join("address"));
         let family = address::family(vip);
         document
-            .error("vip-family", at, format!("{what} {vip} is {family}, but machine `{}`, which is to hold it, has no {family} address", draft.name))
+            .error(
+                "vip-family",
+                at,
+                format!(
+                    "{what} {vip} is {family}, but machine `{}`, which is to hold it, has no {family} address",
+                    draft.name
+                ),
+            )
             .reason("a machine can hold an address of a family only where it speaks that family")
             .fix("choose a VIP of the machines' family, or add the other address under the machines' `addresses`")
             .also(text, span, "this machine");
@@ -118,11 +119,7 @@ pub(super) fn vip_near(
         .min()
         .unwrap_or(128)
         .min(usual);
-    let (least, unlikely) = if vip.is_ipv4() {
-        (16, "/16")
-    } else {
-        (48, "/48")
-    };
+    let (least, unlikely) = if vip.is_ipv4() { (16, "/16") } else { (48, "/48") };
     if apart < least {
         let (draft, other) = addresses
             .iter()
@@ -130,8 +127,14 @@ pub(super) fn vip_near(
             .unwrap_or(&addresses[0]);
         let span = document.span(&draft.at().join("address"));
         document
-            .warn("vip-holders-apart", at, format!("the machines that are to hold {what} seem to be in different networks ({first}, {other})"))
-            .reason(format!("a VIP moves within one Ethernet segment, and few of those are larger than {unlikely}"))
+            .warn(
+                "vip-holders-apart",
+                at,
+                format!("the machines that are to hold {what} seem to be in different networks ({first}, {other})"),
+            )
+            .reason(format!(
+                "a VIP moves within one Ethernet segment, and few of those are larger than {unlikely}"
+            ))
             .fix("put the holders into one network, or do without a VIP: `access: proxy`")
             .also(text, span, "far from the others");
     } else if common_prefix(*first, vip) < apart {
@@ -155,12 +158,7 @@ pub(super) fn priorities(
             let span = document.key_span(&here);
             let names: Vec<String> = holders.iter().map(|h| format!("`{}`", h.name)).collect();
             document
-                .error_at(
-                    "unknown-holder",
-                    &here,
-                    span,
-                    format!("`{name}` holds no VIP"),
-                )
+                .error_at("unknown-holder", &here, span, format!("`{name}` holds no VIP"))
                 .reason("a priority counts only among the machines that may hold it")
                 .fix(format!("the holders are {}", names.join(", ")));
         }
@@ -186,10 +184,7 @@ pub(super) fn priorities(
                 .error(
                     "same-priority",
                     &shown,
-                    format!(
-                        "`{other}` and `{}` have the same priority {priority}",
-                        holder.name
-                    ),
+                    format!("`{other}` and `{}` have the same priority {priority}", holder.name),
                 )
                 .reason("then the larger address decides, which nobody remembers at night")
                 .fix("give each holder its own priority");
@@ -240,7 +235,11 @@ fn on(
                 "load-balancers"
             };
             document
-                .error("endpoint-without-vip", &at.join("on"), format!("`on: {word}` without a VIP"))
+                .error(
+                    "endpoint-without-vip",
+                    &at.join("on"),
+                    format!("`on: {word}` without a VIP"),
+                )
                 .reason("without an address that moves between the machines there is nothing for them to hold")
                 .fix("add `vip:` with an unused address of the machines' network, or write `on: none`");
             Err(())
@@ -267,7 +266,11 @@ fn on(
             ];
             if let Some(field) = written.iter().find(|f| document.is_written(&at.join(f))) {
                 document
-                    .error("endpoint-without-vip", &at.join(field), format!("`endpoint.{field}` is given, but no `endpoint.vip`"))
+                    .error(
+                        "endpoint-without-vip",
+                        &at.join(field),
+                        format!("`endpoint.{field}` is given, but no `endpoint.vip`"),
+                    )
                     .reason("without a VIP there is no endpoint that this could be about")
                     .fix("add `vip:` with an unused address of the machines' network, or leave `endpoint` out");
             }
@@ -276,16 +279,8 @@ fn on(
     }
 }
 
-fn load_balancers(
-    document: &mut Document<'_>,
-    at: &Path,
-    on: Option<EndpointOn>,
-    drafts: &[Draft<'_>],
-) {
-    let machines: Vec<&Draft<'_>> = drafts
-        .iter()
-        .filter(|d| d.has(Role::LoadBalancer))
-        .collect();
+fn load_balancers(document: &mut Document<'_>, at: &Path, on: Option<EndpointOn>, drafts: &[Draft<'_>]) {
+    let machines: Vec<&Draft<'_>> = drafts.iter().filter(|d| d.has(Role::LoadBalancer)).collect();
     if on != Some(EndpointOn::LoadBalancers) {
         if let Some(first) = machines.first() {
             let why = if on.is_none() {
@@ -334,7 +329,11 @@ fn load_balancers(
         }
         many if many.len() > MANY_HOLDERS => {
             document
-                .warn("many-load-balancers", &at.join("on"), format!("{} load balancers are more than any cluster needs", many.len()))
+                .warn(
+                    "many-load-balancers",
+                    &at.join("on"),
+                    format!("{} load balancers are more than any cluster needs", many.len()),
+                )
                 .reason("one holds the VIP, one takes over; each of the others adds VRRP messages to all the rest")
                 .fix("two or three are enough");
         }
@@ -388,11 +387,7 @@ fn interval(document: &mut Document<'_>, at: &Path, text: &str) -> Option<u32> {
     let millis = parsed.filter(|ms| (10.0..=40950.0).contains(ms) && (ms / 10.0).fract() == 0.0);
     if millis.is_none() {
         document
-            .error(
-                "bad-interval",
-                at,
-                format!("`{text}` is no advertisement interval"),
-            )
+            .error("bad-interval", at, format!("`{text}` is no advertisement interval"))
             .reason("VRRP counts in hundredths of a second, from 10ms to 40.95s")
             .fix("write e.g. `100ms` or `1s`");
     }
@@ -407,7 +402,11 @@ fn statistics(document: &mut Document<'_>, at: &Path, file: &StatisticsFile) -> 
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
     {
         document
-            .error("bad-user", &at.join("user"), format!("`{user}` cannot be the statistics page's user"))
+            .error(
+                "bad-user",
+                &at.join("user"),
+                format!("`{user}` cannot be the statistics page's user"),
+            )
             .reason("HTTP's login separates user and password by a colon, and haproxy's file by white space")
             .fix("use letters, digits, `-`, `_` and `.`; the password is made by Quorate and not written here");
     }

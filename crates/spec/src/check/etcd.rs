@@ -32,10 +32,7 @@ pub(super) fn etcd(
     let topology = file.topology.map_or(default, Into::into);
     let members: Vec<&Draft<'_>> = match topology {
         EtcdTopology::External => with_role.clone(),
-        EtcdTopology::Stacked => drafts
-            .iter()
-            .filter(|d| d.has(Role::ControlPlane))
-            .collect(),
+        EtcdTopology::Stacked => drafts.iter().filter(|d| d.has(Role::ControlPlane)).collect(),
     };
     if topology == EtcdTopology::External && members.is_empty() {
         document
@@ -50,7 +47,14 @@ pub(super) fn etcd(
     if topology == EtcdTopology::Stacked {
         for draft in with_role {
             document
-                .warn("etcd-role-unused", &draft.at().join("roles"), format!("machine `{}` has the role `etcd`, which is not used with `topology: stacked`", draft.name))
+                .warn(
+                    "etcd-role-unused",
+                    &draft.at().join("roles"),
+                    format!(
+                        "machine `{}` has the role `etcd`, which is not used with `topology: stacked`",
+                        draft.name
+                    ),
+                )
                 .reason("with stacked etcd the members are the control planes")
                 .fix("write `topology: external`, or leave the role out");
         }
@@ -60,10 +64,7 @@ pub(super) fn etcd(
         .version
         .as_deref()
         .and_then(|text| version(document, &at.join("version"), text));
-    let data_dir = file
-        .data_dir
-        .clone()
-        .unwrap_or_else(|| "/var/lib/etcd".to_owned());
+    let data_dir = file.data_dir.clone().unwrap_or_else(|| "/var/lib/etcd".to_owned());
     data_directory(document, &at.join("dataDir"), &data_dir);
     let vip = vip(document, &at, file, topology, endpoint, &members);
     Some(Etcd {
@@ -83,10 +84,7 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
         tolerates,
     } = Quorum::of(members.len());
     let (code, what) = match topology {
-        EtcdTopology::Stacked => (
-            "even-control-planes",
-            "control planes, each with an etcd member,",
-        ),
+        EtcdTopology::Stacked => ("even-control-planes", "control planes, each with an etcd member,"),
         EtcdTopology::External => ("even-etcd-members", "etcd members"),
     };
     let failures = |n: usize| match n {
@@ -103,8 +101,16 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
         };
         document
             .warn(code, &last, message)
-            .reason(format!("etcd needs a majority, {needed} of {n}; the last member adds work and risk, but no safety"))
-            .fix(format!("use {} or {}, which tolerate {} and {}", n - 1, n + 1, failures(Quorum::of(n - 1).tolerates), failures(Quorum::of(n + 1).tolerates)));
+            .reason(format!(
+                "etcd needs a majority, {needed} of {n}; the last member adds work and risk, but no safety"
+            ))
+            .fix(format!(
+                "use {} or {}, which tolerate {} and {}",
+                n - 1,
+                n + 1,
+                failures(Quorum::of(n - 1).tolerates),
+                failures(Quorum::of(n + 1).tolerates)
+            ));
     }
     if n == 1 && topology == EtcdTopology::External {
         document
@@ -118,8 +124,14 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
     }
     if n > MANY_MEMBERS {
         document
-            .warn("many-etcd-members", &members[MANY_MEMBERS].at(), format!("{n} etcd members are more than etcd advises"))
-            .reason(format!("every write waits for {needed} of them; beyond {MANY_MEMBERS} it gets slower, not safer"))
+            .warn(
+                "many-etcd-members",
+                &members[MANY_MEMBERS].at(),
+                format!("{n} etcd members are more than etcd advises"),
+            )
+            .reason(format!(
+                "every write waits for {needed} of them; beyond {MANY_MEMBERS} it gets slower, not safer"
+            ))
             .fix("use 5 (2 may fail), or 7 (3 may fail)");
     }
     let away: Vec<&str> = members
@@ -129,20 +141,35 @@ fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdT
         .collect();
     if n > 1 && away.len() > tolerates && away.len() < n {
         document
-            .error("maintenance-breaks-quorum", &at, format!("{} of {n} etcd members are under maintenance ({})", away.len(), away.join(", ")))
-            .reason(format!("etcd needs {needed} members; with {} it accepts no writes, and nothing can be changed", n - away.len()))
-            .fix("remove `maintenance: true` from those that are back; to give members up for good, remove the machines");
+            .error(
+                "maintenance-breaks-quorum",
+                &at,
+                format!(
+                    "{} of {n} etcd members are under maintenance ({})",
+                    away.len(),
+                    away.join(", ")
+                ),
+            )
+            .reason(format!(
+                "etcd needs {needed} members; with {} it accepts no writes, and nothing can be changed",
+                n - away.len()
+            ))
+            .fix(
+                "remove `maintenance: true` from those that are back; to give members up for good, remove the machines",
+            );
     }
 }
 
 fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version> {
     let version = Version::parse(text.strip_prefix('v').unwrap_or(text)).ok();
-    let known = version.filter(|v| {
-        v.major == 3 && matches!(v.minor, 6 | 7) && v.pre.is_empty() && v.build.is_empty()
-    });
+    let known = version.filter(|v| v.major == 3 && matches!(v.minor, 6 | 7) && v.pre.is_empty() && v.build.is_empty());
     if known.is_none() {
         document
-            .error("bad-etcd-version", at, format!("etcd `{text}` is not one that this program can run"))
+            .error(
+                "bad-etcd-version",
+                at,
+                format!("etcd `{text}` is not one that this program can run"),
+            )
             .reason("Kubernetes from 1.34 on is built for etcd 3.6; 3.5 has other flags and health checks")
             .fix("write an exact version of 3.6 or 3.7, e.g. `3.6.11`, or leave it out for the bundle's");
     }
@@ -150,22 +177,13 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
 }
 
 fn data_directory(document: &mut Document<'_>, at: &Path, dir: &str) {
-    let odd =
-        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\' | '$' | '%');
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\' | '$' | '%');
     let why = if !dir.starts_with('/') {
         Some("an absolute path is wanted")
     } else if dir.split('/').any(|part| part == "..") || dir.contains(odd) {
         Some("`..`, white space and quoting characters do not survive unit files and manifests")
-    } else if dir
-        .trim_matches('/')
-        .split('/')
-        .filter(|p| !p.is_empty())
-        .count()
-        < 2
-    {
-        Some(
-            "a directory of etcd's own is wanted: Quorate sets its owner and mode, and `reset` empties it",
-        )
+    } else if dir.trim_matches('/').split('/').filter(|p| !p.is_empty()).count() < 2 {
+        Some("a directory of etcd's own is wanted: Quorate sets its owner and mode, and `reset` empties it")
     } else if ["/tmp/", "/run/", "/dev/", "/proc/", "/sys/", "/etc/"]
         .iter()
         .any(|p| dir.starts_with(p))
@@ -176,11 +194,7 @@ fn data_directory(document: &mut Document<'_>, at: &Path, dir: &str) {
     };
     if let Some(why) = why {
         document
-            .error(
-                "bad-data-dir",
-                at,
-                format!("`{dir}` cannot be etcd's directory"),
-            )
+            .error("bad-data-dir", at, format!("`{dir}` cannot be etcd's directory"))
             .reason(why)
             .fix("write e.g. `/var/lib/etcd`");
     }
@@ -213,8 +227,14 @@ fn vip(
     };
     if topology == EtcdTopology::Stacked {
         document
-            .error("etcd-vip-with-stacked", &vip_at, "a VIP in front of etcd needs `topology: external`")
-            .reason("with stacked etcd each API server talks to the member on its own machine, so that both fail together")
+            .error(
+                "etcd-vip-with-stacked",
+                &vip_at,
+                "a VIP in front of etcd needs `topology: external`",
+            )
+            .reason(
+                "with stacked etcd each API server talks to the member on its own machine, so that both fail together",
+            )
             .fix("leave `etcd.vip` out, or use machines with the role `etcd`");
     }
     let address = address::host(document, &vip_at, vip, "etcd's VIP")?;
@@ -224,7 +244,11 @@ fn vip(
         if endpoint.vip == address {
             let span = document.span(&at!["spec", "endpoint", "vip"]);
             document
-                .error("same-vip", &vip_at, format!("the endpoint and etcd have the same VIP {address}"))
+                .error(
+                    "same-vip",
+                    &vip_at,
+                    format!("the endpoint and etcd have the same VIP {address}"),
+                )
                 .reason("each is held by the machine that can serve it, and they move at different times")
                 .fix("choose another unused address")
                 .also(text, span, "the endpoint's");
@@ -238,8 +262,7 @@ fn vip(
                 .also(text, span, "the endpoint's");
         }
     }
-    let priorities =
-        endpoint::priorities(document, &at.join("priorities"), &file.priorities, members);
+    let priorities = endpoint::priorities(document, &at.join("priorities"), &file.priorities, members);
     Some(EtcdVip {
         address,
         port: file.vip_port.unwrap_or(2379),

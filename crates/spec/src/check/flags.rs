@@ -124,26 +124,14 @@ const KUBELET: &[(&str, &str)] = &[
     ("cluster-dns", "dns.clusterIp"),
     ("cluster-domain", "kubernetes.domain"),
     ("config", ""),
-    (
-        "container-log-max-files",
-        "kubernetes.kubelet.containerLogMaxFiles",
-    ),
-    (
-        "container-log-max-size",
-        "kubernetes.kubelet.containerLogMaxMiB",
-    ),
+    ("container-log-max-files", "kubernetes.kubelet.containerLogMaxFiles"),
+    ("container-log-max-size", "kubernetes.kubelet.containerLogMaxMiB"),
     ("container-runtime-endpoint", ""),
     ("fail-swap-on", "host.swap"),
     ("feature-gates", "kubernetes.kubelet.featureGates"),
     ("hostname-override", "machines[].name"),
-    (
-        "image-gc-high-threshold",
-        "kubernetes.kubelet.imageGcHighPercent",
-    ),
-    (
-        "image-gc-low-threshold",
-        "kubernetes.kubelet.imageGcLowPercent",
-    ),
+    ("image-gc-high-threshold", "kubernetes.kubelet.imageGcHighPercent"),
+    ("image-gc-low-threshold", "kubernetes.kubelet.imageGcLowPercent"),
     ("kubeconfig", ""),
     ("max-pods", "kubernetes.kubelet.maxPods"),
     ("node-ip", "machines[].address"),
@@ -178,16 +166,8 @@ const API_SERVER_REMOVED: &[(&str, u64, &str)] = &[
         33,
         "cloud integration is a program of its own now: deploy your provider's cloud-controller-manager",
     ),
-    (
-        "insecure-port",
-        24,
-        "the API is served with TLS on 6443 only",
-    ),
-    (
-        "insecure-bind-address",
-        24,
-        "the API is served with TLS on 6443 only",
-    ),
+    ("insecure-port", 24, "the API is served with TLS on 6443 only"),
+    ("insecure-bind-address", 24, "the API is served with TLS on 6443 only"),
     ("address", 24, "the API is served with TLS on 6443 only"),
     (
         "basic-auth-file",
@@ -195,11 +175,7 @@ const API_SERVER_REMOVED: &[(&str, u64, &str)] = &[
         "use client certificates or service account tokens",
     ),
     ("kubelet-https", 22, "kubelets are always reached over TLS"),
-    (
-        "service-account-api-audiences",
-        25,
-        "its name is api-audiences",
-    ),
+    ("service-account-api-audiences", 25, "its name is api-audiences"),
 ];
 
 const CONTROLLER_MANAGER_REMOVED: &[(&str, u64, &str)] = &[
@@ -248,38 +224,14 @@ const KUBELET_REMOVED: &[(&str, u64, &str)] = &[
         35,
         "the pause image is containerd's setting, and Quorate writes it",
     ),
-    (
-        "cloud-config",
-        34,
-        "cloud integration is a program of its own now",
-    ),
+    ("cloud-config", 34, "cloud integration is a program of its own now"),
     ("register-schedulable", 34, "use machines[].taints"),
-    (
-        "container-runtime",
-        27,
-        "there is only one kind of runtime left",
-    ),
-    (
-        "network-plugin",
-        24,
-        "the container runtime has the network plugins",
-    ),
-    (
-        "cni-bin-dir",
-        24,
-        "the container runtime has the network plugins",
-    ),
-    (
-        "cni-conf-dir",
-        24,
-        "the container runtime has the network plugins",
-    ),
+    ("container-runtime", 27, "there is only one kind of runtime left"),
+    ("network-plugin", 24, "the container runtime has the network plugins"),
+    ("cni-bin-dir", 24, "the container runtime has the network plugins"),
+    ("cni-conf-dir", 24, "the container runtime has the network plugins"),
     ("docker-endpoint", 24, "there is no dockershim any more"),
-    (
-        "dynamic-config-dir",
-        24,
-        "change the cluster file and apply it",
-    ),
+    ("dynamic-config-dir", 24, "change the cluster file and apply it"),
 ];
 
 /// klog's flags, removed from every component in 1.26 (KEP-2845).
@@ -322,10 +274,7 @@ pub(super) fn check(
                 .fix(fix);
         };
         let bare = flag.trim_start_matches('-');
-        if bare != flag
-            || flag.is_empty()
-            || !flag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        {
+        if bare != flag || flag.is_empty() || !flag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             let fix = if bare != flag && !bare.contains(['=', ' ']) {
                 format!("write `{bare}: {value}`")
             } else {
@@ -370,11 +319,8 @@ pub(super) fn check(
         } else if program == Program::ApiServer && flag.starts_with(OIDC) {
             error(
                 "managed-flag",
-                format!(
-                    "`--{flag}` cannot be combined with the way Quorate limits anonymous access"
-                ),
-                "kube-apiserver refuses oidc flags beside an authentication configuration file"
-                    .to_owned(),
+                format!("`--{flag}` cannot be combined with the way Quorate limits anonymous access"),
+                "kube-apiserver refuses oidc flags beside an authentication configuration file".to_owned(),
                 "leave it out; OpenID Connect is not offered by this version".to_owned(),
             );
         } else if program == Program::KubeProxy && bootstrap == Bootstrap::Kubeadm {
@@ -382,8 +328,7 @@ pub(super) fn check(
                 "kube-proxy-flags",
                 format!("kubeadm has no way to give kube-proxy `--{flag}`"),
                 "it runs kube-proxy as a DaemonSet with a configuration file only".to_owned(),
-                "leave it out, use `featureGates` or `proxyMode`, or `bootstrap: binary`"
-                    .to_owned(),
+                "leave it out, use `featureGates` or `proxyMode`, or `bootstrap: binary`".to_owned(),
             );
         } else if program == Program::KubeProxy && !KUBE_PROXY_ALLOWED.contains(&flag.as_str()) {
             error(

@@ -24,10 +24,7 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
         file.version.as_deref().unwrap_or(DEFAULT_VERSION),
     );
     let bootstrap = file.bootstrap.map_or(Bootstrap::Binary, Into::into);
-    let domain = file
-        .domain
-        .clone()
-        .unwrap_or_else(|| "cluster.local".to_owned());
+    let domain = file.domain.clone().unwrap_or_else(|| "cluster.local".to_owned());
     check_domain(document, &at.join("domain"), &domain);
     let proxy_mode = file.proxy_mode.map_or(ProxyMode::Auto, Into::into);
     let minor = version.as_ref().map_or(NEWEST_MINOR, |v| v.minor);
@@ -46,19 +43,8 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
         feature_gates: file.api_server.feature_gates.clone(),
     };
     let mut component = |field: &str, program: flags::Program, file: &ComponentFile| {
-        flags::check(
-            document,
-            &at.join(field),
-            program,
-            bootstrap,
-            minor,
-            &file.extra_args,
-        );
-        check_gates(
-            document,
-            &at.join(field).join("featureGates"),
-            &file.feature_gates,
-        );
+        flags::check(document, &at.join(field), program, bootstrap, minor, &file.extra_args);
+        check_gates(document, &at.join(field).join("featureGates"), &file.feature_gates);
         Component {
             extra_args: file.extra_args.clone(),
             feature_gates: file.feature_gates.clone(),
@@ -78,11 +64,7 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
         feature_gates: file.kubelet.feature_gates.clone(),
     };
     let kubelet = component("kubelet", flags::Program::Kubelet, &kubelet_file);
-    api_server.sans = sans(
-        document,
-        &at.join("apiServer").join("sans"),
-        &file.api_server.sans,
-    );
+    api_server.sans = sans(document, &at.join("apiServer").join("sans"), &file.api_server.sans);
 
     let (high, low) = (
         file.kubelet.image_gc_high_percent.unwrap_or(85),
@@ -116,10 +98,7 @@ pub(super) fn kubernetes(document: &mut Document<'_>, file: &KubernetesFile) -> 
             extra_args: kubelet.extra_args,
             feature_gates: kubelet.feature_gates,
             // Completed by the network's check, which knows a node's share.
-            max_pods: file
-                .kubelet
-                .max_pods
-                .unwrap_or(super::network::DEFAULT_MAX_PODS),
+            max_pods: file.kubelet.max_pods.unwrap_or(super::network::DEFAULT_MAX_PODS),
             image_gc_high_percent: high,
             image_gc_low_percent: low,
             container_log_max_mib: file.kubelet.container_log_max_mib.unwrap_or(10),
@@ -132,11 +111,7 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
     let bare = text.strip_prefix('v').unwrap_or(text);
     let Ok(version) = Version::parse(bare) else {
         let parts: Vec<&str> = bare.split('.').collect();
-        let finding = document.error(
-            "bad-version",
-            at,
-            format!("`{text}` is no exact Kubernetes version"),
-        );
+        let finding = document.error("bad-version", at, format!("`{text}` is no exact Kubernetes version"));
         finding.reason("every machine must get the same patch release, today and when a machine is added in a year");
         finding.fix(match parts.as_slice() {
             ["1", "36"] | ["1"] => format!("write `{DEFAULT_VERSION}`"),
@@ -150,14 +125,8 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
     let range = format!("1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}");
     if !version.pre.is_empty() || !version.build.is_empty() {
         document
-            .error(
-                "version-not-released",
-                at,
-                format!("{text} is not an upstream release"),
-            )
-            .reason(
-                "pre-releases and vendors' builds behave in ways that nothing here was tested with",
-            )
+            .error("version-not-released", at, format!("{text} is not an upstream release"))
+            .reason("pre-releases and vendors' builds behave in ways that nothing here was tested with")
             .fix(format!("write the release, e.g. `{DEFAULT_VERSION}`"));
         return None;
     }
@@ -169,9 +138,7 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
                 format!("this program does not know Kubernetes {text}"),
             )
             .reason("flags and file formats change with each minor version")
-            .fix(format!(
-                "use {range}, e.g. `{DEFAULT_VERSION}`, or a newer Quorate"
-            ));
+            .fix(format!("use {range}, e.g. `{DEFAULT_VERSION}`, or a newer Quorate"));
         return None;
     }
     if version.minor < OLDEST_MINOR {
@@ -193,9 +160,7 @@ fn version(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Version
                 format!("Kubernetes {text} no longer gets fixes upstream"),
             )
             .reason("1.37 has taken its place among the three maintained minor versions")
-            .fix(format!(
-                "use `{DEFAULT_VERSION}`; from 1.34, upgrade by way of 1.35"
-            ));
+            .fix(format!("use `{DEFAULT_VERSION}`; from 1.34, upgrade by way of 1.35"));
     }
     Some(version)
 }
@@ -216,12 +181,13 @@ fn check_domain(document: &mut Document<'_>, at: &Path, domain: &str) {
             )
             .reason(why)
             .fix("write e.g. `cluster.local`");
-    } else if matches!(
-        domain,
-        "local" | "localhost" | "svc" | "com" | "net" | "org"
-    ) {
+    } else if matches!(domain, "local" | "localhost" | "svc" | "com" | "net" | "org") {
         document
-            .error("bad-domain", at, format!("`{domain}` cannot be the cluster's DNS domain"))
+            .error(
+                "bad-domain",
+                at,
+                format!("`{domain}` cannot be the cluster's DNS domain"),
+            )
             .reason("the cluster's DNS answers for everything below it and would hide all other hosts there")
             .fix("write e.g. `cluster.local`, or a subdomain of your own");
     }
@@ -229,8 +195,7 @@ fn check_domain(document: &mut Document<'_>, at: &Path, domain: &str) {
 
 fn check_gates(document: &mut Document<'_>, at: &Path, gates: &BTreeMap<String, bool>) {
     for gate in gates.keys() {
-        let ok = gate.starts_with(|c: char| c.is_ascii_uppercase())
-            && gate.bytes().all(|b| b.is_ascii_alphanumeric());
+        let ok = gate.starts_with(|c: char| c.is_ascii_uppercase()) && gate.bytes().all(|b| b.is_ascii_alphanumeric());
         if !ok {
             let here = at.join(gate);
             let span = document.key_span(&here);
@@ -248,11 +213,7 @@ fn sans(document: &mut Document<'_>, at: &Path, sans: &[String]) -> BTreeSet<Str
         let is_address = san.parse::<std::net::IpAddr>().is_ok();
         if let Some(why) = names::why_no_hostname(host).filter(|_| !is_address) {
             document
-                .error(
-                    "bad-san",
-                    &at.join(i),
-                    format!("`{san}` cannot be in a certificate"),
-                )
+                .error("bad-san", &at.join(i), format!("`{san}` cannot be in a certificate"))
                 .reason(why)
                 .fix("write an IP address or a DNS name, without scheme and port");
         }

@@ -39,11 +39,7 @@ impl Draft<'_> {
     }
 
     pub(super) fn all_addresses(&self) -> Vec<IpAddr> {
-        self.address
-            .iter()
-            .chain(&self.addresses)
-            .copied()
-            .collect()
+        self.address.iter().chain(&self.addresses).copied().collect()
     }
 }
 
@@ -107,11 +103,7 @@ fn draft<'f>(document: &mut Document<'_>, index: usize, file: &'f MachineFile) -
 fn hostname(document: &mut Document<'_>, at: &Path, name: &str) {
     if let Some(why) = names::why_no_hostname(name) {
         document
-            .error(
-                "bad-machine-name",
-                at,
-                format!("`{name}` cannot be a machine's name"),
-            )
+            .error("bad-machine-name", at, format!("`{name}` cannot be a machine's name"))
             .reason(format!("it becomes the node's name: {why}"))
             .fix("write a name such as `m1` or `node-a.example.internal`");
     } else if matches!(
@@ -143,20 +135,23 @@ fn unique(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
                 " (its default, by its place in the list)"
             };
             document
-                .error("duplicate-name", &at, format!("two machines are called `{}`{given}", draft.name))
+                .error(
+                    "duplicate-name",
+                    &at,
+                    format!("two machines are called `{}`{given}", draft.name),
+                )
                 .reason("the name is the node's name, the etcd member's name and the certificate's subject")
                 .fix("give each machine its own name")
                 .also(text, span, "the other one");
         }
-        let written = std::iter::once((draft.file.address.as_ref(), draft.at().join("address")))
-            .chain(
-                draft
-                    .file
-                    .addresses
-                    .iter()
-                    .enumerate()
-                    .map(|(i, a)| (Some(a), draft.at().join("addresses").join(i))),
-            );
+        let written = std::iter::once((draft.file.address.as_ref(), draft.at().join("address"))).chain(
+            draft
+                .file
+                .addresses
+                .iter()
+                .enumerate()
+                .map(|(i, a)| (Some(a), draft.at().join("addresses").join(i))),
+        );
         for (address, at) in written {
             let Some(address) = address.and_then(|a| a.parse::<IpAddr>().ok()) else {
                 continue;
@@ -189,15 +184,9 @@ fn families(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
         return;
     };
     for draft in drafts {
-        if draft
-            .address
-            .is_some_and(|a| a.is_ipv4() != address.is_ipv4())
-        {
+        if draft.address.is_some_and(|a| a.is_ipv4() != address.is_ipv4()) {
             let span = document.span(&first.at().join("address"));
-            let (this, that) = (
-                draft.address.map_or("", address::family),
-                address::family(address),
-            );
+            let (this, that) = (draft.address.map_or("", address::family), address::family(address));
             document
                 .error(
                     "mixed-families",
@@ -218,23 +207,14 @@ fn families(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
 
 fn roles(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
     let at = at!["spec", "machines"];
-    let control_planes: Vec<&Draft<'_>> = drafts
-        .iter()
-        .filter(|d| d.has(Role::ControlPlane))
-        .collect();
+    let control_planes: Vec<&Draft<'_>> = drafts.iter().filter(|d| d.has(Role::ControlPlane)).collect();
     // Roles that could not be read were reported already; what follows from their absence would only confuse.
     let unread = drafts.iter().any(|d| d.roles.is_empty());
     if control_planes.is_empty() && !drafts.is_empty() && !unread {
         document
-            .error(
-                "no-control-plane",
-                &at,
-                "no machine has the role `control-plane`",
-            )
+            .error("no-control-plane", &at, "no machine has the role `control-plane`")
             .reason("nothing would run the API server")
-            .fix(
-                "give three machines `roles: [control-plane]`, or one for a cluster that may fail",
-            );
+            .fix("give three machines `roles: [control-plane]`, or one for a cluster that may fail");
     }
     if control_planes.len() == 1 && !unread {
         document
@@ -259,23 +239,15 @@ fn roles(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
 }
 
 /// The finished machines; `None` if any of them has no address.
-pub(super) fn finish(
-    document: &mut Document<'_>,
-    drafts: &[Draft<'_>],
-    ssh: &Ssh,
-) -> Option<Vec<Machine>> {
+pub(super) fn finish(document: &mut Document<'_>, drafts: &[Draft<'_>], ssh: &Ssh) -> Option<Vec<Machine>> {
     let has_workers = drafts.iter().any(|d| d.has(Role::Worker));
     let machines: Vec<Option<Machine>> = drafts
         .iter()
         .map(|d| finish_one(document, d, ssh, has_workers))
         .collect();
     let nowhere = |m: &Option<Machine>| {
-        m.as_ref().is_some_and(|m| {
-            !m.is_node()
-                || m.taints
-                    .iter()
-                    .any(|t| t.effect != TaintEffect::PreferNoSchedule)
-        })
+        m.as_ref()
+            .is_some_and(|m| !m.is_node() || m.taints.iter().any(|t| t.effect != TaintEffect::PreferNoSchedule))
     };
     if drafts.iter().any(Draft::is_node) && machines.iter().all(nowhere) {
         document
@@ -290,12 +262,7 @@ pub(super) fn finish(
     machines.into_iter().collect()
 }
 
-fn finish_one(
-    document: &mut Document<'_>,
-    draft: &Draft<'_>,
-    ssh: &Ssh,
-    has_workers: bool,
-) -> Option<Machine> {
+fn finish_one(document: &mut Document<'_>, draft: &Draft<'_>, ssh: &Ssh, has_workers: bool) -> Option<Machine> {
     let (file, at) = (draft.file, draft.at());
     let labels = labels(document, draft);
     let taints = taints(document, draft, has_workers);
@@ -351,11 +318,7 @@ fn labels(document: &mut Document<'_>, draft: &Draft<'_>) -> BTreeMap<String, St
         ];
         if managed.contains(&key.as_str()) {
             document
-                .error(
-                    "managed-label",
-                    &here,
-                    format!("the label `{key}` is not yours to set"),
-                )
+                .error("managed-label", &here, format!("the label `{key}` is not yours to set"))
                 .reason("it is written by kubelet or follows from the machine's role")
                 .fix("leave it out");
         }
@@ -371,10 +334,7 @@ fn labels(document: &mut Document<'_>, draft: &Draft<'_>) -> BTreeMap<String, St
                 .warn(
                     "no-node",
                     &draft.at().join(what),
-                    format!(
-                        "machine `{}` runs no kubelet, so its {what} go nowhere",
-                        draft.name
-                    ),
+                    format!("machine `{}` runs no kubelet, so its {what} go nowhere", draft.name),
                 )
                 .reason("only control planes and workers are nodes")
                 .fix(format!("leave the {what} out, or add the role `worker`"));
@@ -426,11 +386,7 @@ fn taints(document: &mut Document<'_>, draft: &Draft<'_>, has_workers: bool) -> 
                     .reason("Kubernetes puts it on and takes it off by the node's conditions")
                     .fix("use a key of your own");
             }
-            Ok(taint)
-                if taints
-                    .iter()
-                    .any(|t| t.key == taint.key && t.effect == taint.effect) =>
-            {
+            Ok(taint) if taints.iter().any(|t| t.key == taint.key && t.effect == taint.effect) => {
                 document
                     .error(
                         "duplicate-taint",
@@ -447,9 +403,7 @@ fn taints(document: &mut Document<'_>, draft: &Draft<'_>, has_workers: bool) -> 
 }
 
 fn taint(text: &str) -> Result<Taint, &'static str> {
-    let (rest, effect) = text
-        .rsplit_once(':')
-        .ok_or("there is no `:Effect` at its end")?;
+    let (rest, effect) = text.rsplit_once(':').ok_or("there is no `:Effect` at its end")?;
     let effect = match effect {
         "NoSchedule" => TaintEffect::NoSchedule,
         "PreferNoSchedule" => TaintEffect::PreferNoSchedule,
@@ -469,12 +423,7 @@ fn taint(text: &str) -> Result<Taint, &'static str> {
 
 fn ssh_host(document: &mut Document<'_>, draft: &Draft<'_>) -> Option<String> {
     let host = draft.file.ssh.address.clone()?;
-    argument(
-        document,
-        &draft.at().join("ssh").join("address"),
-        &host,
-        "the host",
-    );
+    argument(document, &draft.at().join("ssh").join("address"), &host, "the host");
     Some(host)
 }
 
@@ -509,11 +458,7 @@ fn argument(document: &mut Document<'_>, at: &Path, value: &str, what: &str) {
         } else {
             "bad-ssh-setting"
         };
-        let shown = value
-            .lines()
-            .next()
-            .filter(|_| code != "secret-in-file")
-            .unwrap_or("…");
+        let shown = value.lines().next().filter(|_| code != "secret-in-file").unwrap_or("…");
         // A key is not shown again, neither here nor in the lines beside the finding.
         let span = if code == "secret-in-file" {
             document.key_span(at)
@@ -521,12 +466,7 @@ fn argument(document: &mut Document<'_>, at: &Path, value: &str, what: &str) {
             document.span(at)
         };
         document
-            .error_at(
-                code,
-                at,
-                span,
-                format!("{what} `{shown}` cannot be given to ssh"),
-            )
+            .error_at(code, at, span, format!("{what} `{shown}` cannot be given to ssh"))
             .reason(why)
             .fix("correct it, or leave it out and set it in ~/.ssh/config");
     }

@@ -61,9 +61,7 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
             add(at!["spec", "etcd", "vip"], "etcd's VIP", vip.address);
         }
         match &access {
-            Some(Access::Ipvs {
-                virtual_address, ..
-            }) => {
+            Some(Access::Ipvs { virtual_address, .. }) => {
                 add(
                     at!["spec", "accessOptions", "ipvs", "virtual"],
                     "the virtual address",
@@ -82,16 +80,8 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
         overlaps::check(document, &ranges, &drafts, &virtuals);
     }
     let (network, endpoint, access, etcd) = (network?, endpoint.ok()?, access?, etcd?);
-    let (balancer, balancer_as) =
-        access::pairs(document, file, endpoint.as_ref(), &access, &etcd, &drafts);
-    access::ports(
-        document,
-        endpoint.as_ref(),
-        &access,
-        &network,
-        &etcd,
-        &drafts,
-    );
+    let (balancer, balancer_as) = access::pairs(document, file, endpoint.as_ref(), &access, &etcd, &drafts);
+    access::ports(document, endpoint.as_ref(), &access, &network, &etcd, &drafts);
     let mut kubernetes = kubernetes?;
     kubernetes.kubelet.max_pods = network::max_pods(document, &file.kubernetes.kubelet, &network);
     Some(Spec {

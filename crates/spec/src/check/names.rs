@@ -36,7 +36,8 @@ pub(super) fn why_no_hostname(name: &str) -> Option<&'static str> {
     if name.bytes().any(|b| b.is_ascii_uppercase()) {
         return Some("upper-case letters are not allowed: Kubernetes compares names byte by byte");
     }
-    (!is_subdomain(name)).then_some("only a-z, 0-9, `-` and `.` are allowed, beginning and ending with a letter or digit (RFC 1123)")
+    (!is_subdomain(name))
+        .then_some("only a-z, 0-9, `-` and `.` are allowed, beginning and ending with a letter or digit (RFC 1123)")
 }
 
 /// A label or taint key: `[prefix/]name`.
@@ -65,19 +66,14 @@ fn is_word(word: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = word.as_bytes();
-    bytes.len() <= 63
-        && bytes.iter().all(|b| inner(*b))
-        && ends(bytes.first())
-        && ends(bytes.last())
+    bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && ends(bytes.first()) && ends(bytes.last())
 }
 
 /// Linux' IFNAMSIZ is 16 with the final zero; `/` and white space are refused by the kernel.
 pub(super) fn is_interface(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !matches!(name, "." | "..")
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'))
+        && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'))
 }
 
 /// Something that may be handed to ssh or another program as an argument of its own: no option, no control characters.
@@ -86,9 +82,7 @@ pub(super) fn why_no_argument(text: &str) -> Option<&'static str> {
         return Some("it is empty");
     }
     if text.contains("PRIVATE KEY") || text.lines().count() > 1 {
-        return Some(
-            "this looks like a key; a cluster file holds no secrets, only the path to one",
-        );
+        return Some("this looks like a key; a cluster file holds no secrets, only the path to one");
     }
     if text.starts_with('-') {
         return Some("a program that gets it would take it for an option");
@@ -104,25 +98,10 @@ mod tests {
 
     #[test]
     fn keys_and_values_follow_kubernetes() {
-        for key in [
-            "zone",
-            "a.b/c",
-            "node-role.kubernetes.io/control-plane",
-            "A_b-c.1",
-        ] {
+        for key in ["zone", "a.b/c", "node-role.kubernetes.io/control-plane", "A_b-c.1"] {
             assert_eq!(why_no_key(key), None, "{key}");
         }
-        for key in [
-            "",
-            "/",
-            "a/",
-            "A/b",
-            "a/b/c",
-            "-a",
-            "a-",
-            "ä",
-            &"x".repeat(64),
-        ] {
+        for key in ["", "/", "a/", "A/b", "a/b/c", "-a", "a-", "ä", &"x".repeat(64)] {
             assert!(why_no_key(key).is_some(), "{key}");
         }
         for value in ["", "a", "1.10", "A_b"] {
@@ -137,10 +116,7 @@ mod tests {
     fn interfaces_are_what_linux_accepts() {
         assert!(is_interface("eth0") && is_interface("bond0.100"));
         assert!(
-            !is_interface("a-name-too-long-x")
-                && !is_interface("a/b")
-                && !is_interface("")
-                && !is_interface("eth0:1")
+            !is_interface("a-name-too-long-x") && !is_interface("a/b") && !is_interface("") && !is_interface("eth0:1")
         );
     }
 }

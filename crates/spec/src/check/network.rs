@@ -20,16 +20,9 @@ const MIN_SERVICE_BITS: u8 = 4;
 /// A share below 16 addresses holds fewer Pods than a node's own system Pods and a rolling update need.
 const MIN_NODE_BITS: u8 = 4;
 
-pub(super) fn network(
-    document: &mut Document<'_>,
-    file: &NetworkFile,
-    drafts: &[Draft<'_>],
-) -> Option<Network> {
+pub(super) fn network(document: &mut Document<'_>, file: &NetworkFile, drafts: &[Draft<'_>]) -> Option<Network> {
     let at = at!["spec", "network"];
-    let machines_v6 = drafts
-        .iter()
-        .find_map(|d| d.address)
-        .is_some_and(|a| a.is_ipv6());
+    let machines_v6 = drafts.iter().find_map(|d| d.address).is_some_and(|a| a.is_ipv6());
     // A range of the wrong family would be a second finding about what the user never wrote: follow what is given.
     let first_is_v6 = |given: &Option<OneOrMany>| {
         given
@@ -44,22 +37,14 @@ pub(super) fn network(
         document,
         &at.join("pods"),
         file.pods.as_ref(),
-        if v6 {
-            "fd00:10:244::/56"
-        } else {
-            "10.244.0.0/16"
-        },
+        if v6 { "fd00:10:244::/56" } else { "10.244.0.0/16" },
         "the Pod range",
     );
     let services = ranges(
         document,
         &at.join("services"),
         file.services.as_ref(),
-        if v6 {
-            "fd00:10:96::/112"
-        } else {
-            "10.96.0.0/16"
-        },
+        if v6 { "fd00:10:96::/112" } else { "10.96.0.0/16" },
         "the Service range",
     );
     let node_mask_v4 = file.pods_per_node_mask.unwrap_or(24);
@@ -74,11 +59,7 @@ pub(super) fn network(
         shares(document, &at.join(field), &range_at, *net, mask, drafts);
     }
     for (i, net) in services.iter().flatten().enumerate() {
-        service_size(
-            document,
-            &item(&at.join("services"), file.services.as_ref(), i),
-            *net,
-        );
+        service_size(document, &item(&at.join("services"), file.services.as_ref(), i), *net);
     }
     if let (Some(pods), Some(services)) = (&pods, &services) {
         families(document, &at, pods, services, drafts);
@@ -116,10 +97,7 @@ pub(super) fn dns(
             .iter()
             .filter_map(|net| nth_address(*net, 10))
             .collect();
-        return Some(Dns {
-            replicas,
-            cluster_ips,
-        });
+        return Some(Dns { replicas, cluster_ips });
     };
     let mut cluster_ips = Vec::new();
     for (i, text) in given.as_slice().iter().enumerate() {
@@ -133,19 +111,13 @@ pub(super) fn dns(
             Some(net) if nth_address(*net, 1) == Some(address) => {
                 Some("the first address is the `kubernetes` Service's".to_owned())
             }
-            Some(net)
-                if address == net.network()
-                    || (address.is_ipv4() && address == net.broadcast()) =>
-            {
+            Some(net) if address == net.network() || (address.is_ipv4() && address == net.broadcast()) => {
                 Some("the range's network and broadcast addresses are not given out".to_owned())
             }
             Some(_) => None,
         };
         if let Some(why) = why {
-            let tenth = network
-                .services
-                .iter()
-                .find_map(|net| nth_address(*net, 10));
+            let tenth = network.services.iter().find_map(|net| nth_address(*net, 10));
             document
                 .error(
                     "bad-dns-address",
@@ -175,10 +147,7 @@ pub(super) fn dns(
             .reason("DNS is reached over every family that the Services have")
             .fix("give one address per range, in the order of `network.services`, or leave it out");
     }
-    Some(Dns {
-        replicas,
-        cluster_ips,
-    })
+    Some(Dns { replicas, cluster_ips })
 }
 
 /// kubelet's `maxPods`, which may be no more than a node's share.
@@ -198,10 +167,14 @@ pub(super) fn max_pods(document: &mut Document<'_>, file: &KubeletFile, network:
                     .error(
                         "pods-do-not-fit",
                         &at!["spec", "kubernetes", "kubelet", "maxPods"],
-                        format!("{wanted} Pods do not fit on a node, whose share of the Pod range has {room} addresses"),
+                        format!(
+                            "{wanted} Pods do not fit on a node, whose share of the Pod range has {room} addresses"
+                        ),
                     )
                     .reason("the Pods beyond that would hang in ContainerCreating, with no address")
-                    .fix(format!("write at most {room}, or make the node's share larger: a smaller `network.podsPerNodeMask`"));
+                    .fix(format!(
+                        "write at most {room}, or make the node's share larger: a smaller `network.podsPerNodeMask`"
+                    ));
             }
             wanted
         }
@@ -231,18 +204,11 @@ fn ranges(
         && text.contains(',')
     {
         document
-            .error(
-                "bad-cidr",
-                at,
-                format!("{what} `{text}` is no address range"),
-            )
+            .error("bad-cidr", at, format!("{what} `{text}` is no address range"))
             .reason("two ranges are written as a list here")
             .fix(format!(
                 "write `[\"{}\"]`",
-                text.split(',')
-                    .map(str::trim)
-                    .collect::<Vec<_>>()
-                    .join("\", \"")
+                text.split(',').map(str::trim).collect::<Vec<_>>().join("\", \"")
             ));
         return None;
     }
@@ -262,10 +228,7 @@ fn ranges(
         return None;
     }
     if nets.len() > 2 || (nets.len() == 2 && nets[0].addr().is_ipv4() == nets[1].addr().is_ipv4()) {
-        let message = format!(
-            "{what} is given {} times, not once per address family",
-            nets.len()
-        );
+        let message = format!("{what} is given {} times, not once per address family", nets.len());
         document
             .error("family-mismatch", at, message)
             .reason("Kubernetes has at most one range of each family")
@@ -275,14 +238,7 @@ fn ranges(
     Some(nets)
 }
 
-fn shares(
-    document: &mut Document<'_>,
-    mask_at: &Path,
-    range_at: &Path,
-    net: IpNet,
-    mask: u8,
-    drafts: &[Draft<'_>],
-) {
+fn shares(document: &mut Document<'_>, mask_at: &Path, range_at: &Path, net: IpNet, mask: u8, drafts: &[Draft<'_>]) {
     let machines = at!["spec", "machines"];
     let at = [mask_at, range_at]
         .into_iter()
@@ -325,29 +281,22 @@ fn shares(
                 format!("{net} in shares of /{mask} makes more than 65536 shares"),
             )
             .reason("kube-controller-manager refuses to count so many")
-            .fix(format!(
-                "use a mask of at most /{}",
-                net.prefix_len() + MAX_SHARE_BITS
-            ));
+            .fix(format!("use a mask of at most /{}", net.prefix_len() + MAX_SHARE_BITS));
         return;
     }
     let (room, nodes) = (
         share_count(net, mask),
         drafts.iter().filter(|d| d.is_node()).count() as u128,
     );
-    let wider = (0..net.prefix_len()).rev().find(|p| {
-        1u128
-            .checked_shl(u32::from(mask - p))
-            .is_none_or(|n| n >= nodes)
-    });
+    let wider = (0..net.prefix_len())
+        .rev()
+        .find(|p| 1u128.checked_shl(u32::from(mask - p)).is_none_or(|n| n >= nodes));
     if nodes > room {
         document
             .error(
                 "nodes-do-not-fit",
                 at,
-                format!(
-                    "{nodes} nodes do not fit: {net} in shares of /{mask} is enough for {room}"
-                ),
+                format!("{nodes} nodes do not fit: {net} in shares of /{mask} is enough for {room}"),
             )
             .reason("the nodes beyond that get no Pod addresses and never become Ready")
             .fix(match wider {
@@ -356,7 +305,11 @@ fn shares(
             });
     } else if nodes == room && room > 1 {
         document
-            .warn("no-room-to-grow", at, format!("{net} in shares of /{mask} is enough for {room} nodes, and there are {nodes} already"))
+            .warn(
+                "no-room-to-grow",
+                at,
+                format!("{net} in shares of /{mask} is enough for {room} nodes, and there are {nodes} already"),
+            )
             .reason("a Pod range cannot be changed later, so not one node could be added")
             .fix("use a larger Pod range or a longer mask now");
     }
@@ -386,38 +339,20 @@ fn service_size(document: &mut Document<'_>, at: &Path, net: IpNet) {
             .reason(format!(
                 "Kubernetes keeps a bitmap of it and accepts at most 2^{MAX_SERVICE_BITS} addresses"
             ))
-            .fix(format!(
-                "use /{} or longer",
-                net.max_prefix_len() - MAX_SERVICE_BITS
-            ));
+            .fix(format!("use /{} or longer", net.max_prefix_len() - MAX_SERVICE_BITS));
     }
 }
 
-fn families(
-    document: &mut Document<'_>,
-    at: &Path,
-    pods: &[IpNet],
-    services: &[IpNet],
-    drafts: &[Draft<'_>],
-) {
+fn families(document: &mut Document<'_>, at: &Path, pods: &[IpNet], services: &[IpNet], drafts: &[Draft<'_>]) {
     let text = document.text;
-    let spell = |nets: &[IpNet]| {
-        nets.iter()
-            .map(|n| family(n.addr()))
-            .collect::<Vec<_>>()
-            .join(" and ")
-    };
+    let spell = |nets: &[IpNet]| nets.iter().map(|n| family(n.addr())).collect::<Vec<_>>().join(" and ");
     if spell(pods) != spell(services) {
         let span = document.span(&at.join("pods"));
         document
             .error(
                 "family-mismatch",
                 &at.join("services"),
-                format!(
-                    "Services have {}, Pods have {}",
-                    spell(services),
-                    spell(pods)
-                ),
+                format!("Services have {}, Pods have {}", spell(services), spell(pods)),
             )
             .reason("a Service of one family cannot lead to Pods of the other")
             .fix("give `pods` and `services` the same families in the same order")
@@ -431,7 +366,11 @@ fn families(
         let (machine, pod) = (family(address), family(pods[0].addr()));
         let span = document.span(&first.at().join("address"));
         document
-            .error("family-mismatch", &at.join("pods"), format!("the first Pod range is {pod}, the machines' addresses are {machine}"))
+            .error(
+                "family-mismatch",
+                &at.join("pods"),
+                format!("the first Pod range is {pod}, the machines' addresses are {machine}"),
+            )
             .reason("the API server's own Service has the first family, and leads to the control planes' addresses")
             .fix(if pods.len() == 2 {
                 format!("put the {machine} ranges first")
@@ -443,11 +382,9 @@ fn families(
         for draft in drafts.iter().filter(|d| d.is_node()) {
             let addresses = draft.all_addresses();
             if !addresses.is_empty()
-                && pods.iter().any(|net| {
-                    addresses
-                        .iter()
-                        .all(|a| a.is_ipv4() != net.addr().is_ipv4())
-                })
+                && pods
+                    .iter()
+                    .any(|net| addresses.iter().all(|a| a.is_ipv4() != net.addr().is_ipv4()))
             {
                 let missing = if address.is_ipv4() { "IPv6" } else { "IPv4" };
                 document
@@ -462,11 +399,7 @@ fn families(
                     .reason("a node needs an address of each family that its Pods have")
                     .fix(format!(
                         "add `addresses: [\"{}\"]`",
-                        if missing == "IPv6" {
-                            "fd00::11"
-                        } else {
-                            "10.0.0.11"
-                        }
+                        if missing == "IPv6" { "fd00::11" } else { "10.0.0.11" }
                     ));
             }
         }
@@ -526,15 +459,9 @@ fn node_ports(document: &mut Document<'_>, at: &Path, text: &str) -> Option<Port
     let range = text
         .split_once('-')
         .and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-    let Some((first, last)) =
-        range.filter(|(first, last): &(u16, u16)| first <= last && *first > 0)
-    else {
+    let Some((first, last)) = range.filter(|(first, last): &(u16, u16)| first <= last && *first > 0) else {
         document
-            .error(
-                "bad-port-range",
-                at,
-                format!("`{text}` is no range of ports"),
-            )
+            .error("bad-port-range", at, format!("`{text}` is no range of ports"))
             .reason("two ports from 1 to 65535 are wanted, the smaller one first")
             .fix("write e.g. `30000-32767`");
         return None;

@@ -17,17 +17,21 @@ pub(super) fn name(document: &mut Document<'_>, file: &Metadata) -> String {
     let name = file.name.clone().unwrap_or_else(|| "kubernetes".to_owned());
     if !names::is_label(&name) {
         document
-            .error("bad-cluster-name", &at!["metadata", "name"], format!("`{name}` cannot be the cluster's name"))
-            .reason("it names a folder, a kubeconfig context and a flag: a-z, 0-9 and `-`, at most 63, no `-` at the ends")
+            .error(
+                "bad-cluster-name",
+                &at!["metadata", "name"],
+                format!("`{name}` cannot be the cluster's name"),
+            )
+            .reason(
+                "it names a folder, a kubeconfig context and a flag: a-z, 0-9 and `-`, at most 63, no `-` at the ends",
+            )
             .fix("write e.g. `prod`");
     }
     name
 }
 
 pub(super) fn security(document: &mut Document<'_>, file: &SecurityFile) -> Security {
-    let level = |given: Option<crate::file::PodSecurityLevelFile>, default| {
-        given.map_or(default, Into::into)
-    };
+    let level = |given: Option<crate::file::PodSecurityLevelFile>, default| given.map_or(default, Into::into);
     let at = at!["spec", "security", "podSecurity", "exemptNamespaces"];
     for (i, namespace) in file.pod_security.exempt_namespaces.iter().enumerate() {
         if !names::is_label(namespace) {
@@ -49,17 +53,11 @@ pub(super) fn security(document: &mut Document<'_>, file: &SecurityFile) -> Secu
                 &at!["spec", "security", "encryption"],
                 "Secrets are stored in etcd as plain text",
             )
-            .reason(
-                "whoever reads etcd's files or a backup of them has all the cluster's passwords",
-            )
+            .reason("whoever reads etcd's files or a backup of them has all the cluster's passwords")
             .fix("leave `encryption` out to get secretbox");
     }
-    let mut exempt_namespaces: std::collections::BTreeSet<String> = file
-        .pod_security
-        .exempt_namespaces
-        .iter()
-        .cloned()
-        .collect();
+    let mut exempt_namespaces: std::collections::BTreeSet<String> =
+        file.pod_security.exempt_namespaces.iter().cloned().collect();
     exempt_namespaces.insert("kube-system".to_owned());
     Security {
         encryption,
@@ -86,9 +84,7 @@ pub(super) fn host(document: &mut Document<'_>, file: &HostFile) -> Host {
         let span = document.key_span(&here);
         let named = !key.is_empty()
             && key.contains('.')
-            && key
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
         if !named || value.is_empty() || value.contains('\n') || key.contains("..") {
             document
                 .error_at(
@@ -99,9 +95,7 @@ pub(super) fn host(document: &mut Document<'_>, file: &HostFile) -> Host {
                 )
                 .reason("a name with dots and a value on one line are wanted")
                 .fix("write e.g. `vm.max_map_count: 262144`");
-        } else if let Some((_, needed)) =
-            NEEDED_SYSCTLS.iter().find(|(k, v)| k == key && v != value)
-        {
+        } else if let Some((_, needed)) = NEEDED_SYSCTLS.iter().find(|(k, v)| k == key && v != value) {
             document
                 .error(
                     "needed-sysctl",

@@ -23,26 +23,19 @@ pub(super) struct Taken {
 /// The ranges with their places, for [`check`].
 pub(super) fn taken(network: &Network, file: &NetworkFile) -> Vec<Taken> {
     let at = at!["spec", "network"];
-    let of = |(key, field): (&str, &'static str),
-              what: &str,
-              given: Option<&OneOrMany>,
-              nets: &[IpNet]|
-     -> Vec<Taken> {
-        let written = if given.is_some() {
-            ""
-        } else {
-            " (the default)"
+    let of =
+        |(key, field): (&str, &'static str), what: &str, given: Option<&OneOrMany>, nets: &[IpNet]| -> Vec<Taken> {
+            let written = if given.is_some() { "" } else { " (the default)" };
+            nets.iter()
+                .enumerate()
+                .map(|(i, net)| Taken {
+                    at: item(&at.join(key), given, i),
+                    what: format!("the {what} range {net}{written}"),
+                    field,
+                    net: *net,
+                })
+                .collect()
         };
-        nets.iter()
-            .enumerate()
-            .map(|(i, net)| Taken {
-                at: item(&at.join(key), given, i),
-                what: format!("the {what} range {net}{written}"),
-                field,
-                net: *net,
-            })
-            .collect()
-    };
     let mut all = of(
         ("pods", "`spec.network.pods`"),
         "Pod",
@@ -59,19 +52,18 @@ pub(super) fn taken(network: &Network, file: &NetworkFile) -> Vec<Taken> {
 }
 
 /// Ranges against each other, and machines' and virtual addresses against the ranges.
-pub(super) fn check(
-    document: &mut Document<'_>,
-    ranges: &[Taken],
-    drafts: &[Draft<'_>],
-    virtuals: &[Taken],
-) {
+pub(super) fn check(document: &mut Document<'_>, ranges: &[Taken], drafts: &[Draft<'_>], virtuals: &[Taken]) {
     let text = document.text;
     for (i, range) in ranges.iter().enumerate() {
         for other in &ranges[..i] {
             if overlap(range.net, other.net) {
                 let span = document.span(&other.at);
                 document
-                    .error("ranges-overlap", &range.at, format!("{} and {} overlap", other.what, range.what))
+                    .error(
+                        "ranges-overlap",
+                        &range.at,
+                        format!("{} and {} overlap", other.what, range.what),
+                    )
                     .reason("the same address would mean a Pod to some programs and a Service to others")
                     .fix("choose ranges that have no address in common, e.g. 10.244.0.0/16 and 10.96.0.0/16")
                     .also(text, span, "overlaps with this");
@@ -93,13 +85,17 @@ pub(super) fn check(
             } else {
                 draft.at().join("addresses")
             };
-            let written = document
-                .is_written(&range.at)
-                .then(|| document.span(&range.at));
+            let written = document.is_written(&range.at).then(|| document.span(&range.at));
             let name = &draft.name;
             let finding = document
-                .error("machine-in-range", &at, format!("machine `{name}`'s address {first}{others} is in {}", range.what))
-                .reason("packets to the machine would be taken for packets to a Pod or Service and never leave the node")
+                .error(
+                    "machine-in-range",
+                    &at,
+                    format!("machine `{name}`'s address {first}{others} is in {}", range.what),
+                )
+                .reason(
+                    "packets to the machine would be taken for packets to a Pod or Service and never leave the node",
+                )
                 .fix(format!("write a range that holds no machine in {}", range.field));
             if let Some(span) = written {
                 finding.also(text, span, "the range");
@@ -107,13 +103,8 @@ pub(super) fn check(
         }
     }
     for virtual_address in virtuals {
-        for range in ranges
-            .iter()
-            .filter(|r| overlap(r.net, virtual_address.net))
-        {
-            let written = document
-                .is_written(&range.at)
-                .then(|| document.span(&range.at));
+        for range in ranges.iter().filter(|r| overlap(r.net, virtual_address.net)) {
+            let written = document.is_written(&range.at).then(|| document.span(&range.at));
             let finding = document
                 .error("vip-in-range", &virtual_address.at, format!("{} is in {}", virtual_address.what, range.what))
                 .reason("kube-proxy and the Pod network own those addresses on every node and would answer for it, or drop it")
@@ -123,11 +114,7 @@ pub(super) fn check(
             }
         }
         for draft in drafts {
-            if draft
-                .all_addresses()
-                .iter()
-                .any(|a| virtual_address.net.contains(a))
-            {
+            if draft.all_addresses().iter().any(|a| virtual_address.net.contains(a)) {
                 let span = document.span(&draft.at().join("address"));
                 document
                     .error(
