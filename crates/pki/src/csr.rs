@@ -5,8 +5,7 @@
 //! Rules of the two signers: <https://kubernetes.io/docs/reference/access-authn-authz/certificate-signing-requests/>.
 
 use x509_parser::{
-    certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::Pem,
-    prelude::FromDer,
+    certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::Pem, prelude::FromDer,
 };
 
 use crate::{Error, inventory::Host, read};
@@ -56,10 +55,7 @@ pub struct Approved<'a> {
 impl Approved<'_> {
     /// The node's name.
     pub fn node(&self) -> &str {
-        self.csr
-            .common_name
-            .strip_prefix(NODE_PREFIX)
-            .unwrap_or_default()
+        self.csr.common_name.strip_prefix(NODE_PREFIX).unwrap_or_default()
     }
 
     pub fn is_serving(&self) -> bool {
@@ -74,17 +70,11 @@ pub fn parse(pem: &str) -> Result<Csr, Error> {
         .next()
         .ok_or_else(|| Error::parse(what, "no PEM block"))?
         .map_err(|error| Error::parse(what, format!("damaged PEM: {error}")))?;
-    if !matches!(
-        block.label.as_str(),
-        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
-    ) {
-        return Err(Error::parse(
-            what,
-            format!("the PEM block is a {}", block.label),
-        ));
+    if !matches!(block.label.as_str(), "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST") {
+        return Err(Error::parse(what, format!("the PEM block is a {}", block.label)));
     }
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
-        .map_err(|error| Error::parse(what, error))?;
+    let (rest, request) =
+        X509CertificationRequest::from_der(&block.contents).map_err(|error| Error::parse(what, error))?;
     if !rest.is_empty() {
         return Err(Error::parse(what, "bytes after its end"));
     }
@@ -120,11 +110,7 @@ pub fn parse(pem: &str) -> Result<Csr, Error> {
 }
 
 /// Judges a request against the machines of the inventory; all reasons when it is refused.
-pub fn judge<'a>(
-    csr: &'a Csr,
-    request: &Request<'_>,
-    nodes: &[Host],
-) -> Result<Approved<'a>, Vec<String>> {
+pub fn judge<'a>(csr: &'a Csr, request: &Request<'_>, nodes: &[Host]) -> Result<Approved<'a>, Vec<String>> {
     let serving = match request.signer {
         SERVING_SIGNER => true,
         CLIENT_SIGNER => false,
@@ -136,10 +122,7 @@ pub fn judge<'a>(
         .strip_prefix(NODE_PREFIX)
         .and_then(|name| nodes.iter().find(|node| node.name == name));
     if node.is_none() && csr.common_name.starts_with(NODE_PREFIX) {
-        reasons.push(format!(
-            "{:?} is no machine of this cluster",
-            csr.common_name
-        ));
+        reasons.push(format!("{:?} is no machine of this cluster", csr.common_name));
     }
     if serving {
         reasons.extend(serving_names(csr, node));
@@ -158,10 +141,7 @@ pub fn judge<'a>(
 fn subject(csr: &Csr) -> Vec<String> {
     let mut reasons = Vec::new();
     if !csr.common_name.starts_with(NODE_PREFIX) {
-        reasons.push(format!(
-            "common name {:?}, wanted {NODE_PREFIX}<node>",
-            csr.common_name
-        ));
+        reasons.push(format!("common name {:?}, wanted {NODE_PREFIX}<node>", csr.common_name));
     }
     if csr.organizations != [NODES_GROUP] {
         reasons.push(format!(
@@ -207,25 +187,12 @@ fn serving_names(csr: &Csr, node: Option<&Host>) -> Vec<String> {
 fn requester(csr: &Csr, request: &Request<'_>, serving: bool) -> Option<String> {
     let in_group = |group: &str| request.groups.iter().any(|own| own == group);
     let is_itself = request.username == csr.common_name && in_group(NODES_GROUP);
-    let joins =
-        !serving && request.username.starts_with("system:bootstrap:") && in_group(BOOTSTRAP_GROUP);
-    (!is_itself && !joins).then(|| {
-        format!(
-            "asked for by {:?}, not by the node itself",
-            request.username
-        )
-    })
+    let joins = !serving && request.username.starts_with("system:bootstrap:") && in_group(BOOTSTRAP_GROUP);
+    (!is_itself && !joins).then(|| format!("asked for by {:?}, not by the node itself", request.username))
 }
 
 fn usages(asked: &[String], serving: bool) -> Vec<String> {
-    let needed = [
-        "digital signature",
-        if serving {
-            "server auth"
-        } else {
-            "client auth"
-        },
-    ];
+    let needed = ["digital signature", if serving { "server auth" } else { "client auth" }];
     let mut reasons: Vec<String> = needed
         .iter()
         .filter(|usage| !asked.iter().any(|own| own == *usage))

@@ -232,9 +232,9 @@ impl Inventory {
 
     /// A row by its id and machine.
     pub fn find(&self, id: &str, machine: &str) -> Option<&CertificateWanted> {
-        self.certificates.iter().find(|row| {
-            row.id == id && matches!(&row.holder, Holder::Machine(name) if name == machine)
-        })
+        self.certificates
+            .iter()
+            .find(|row| row.id == id && matches!(&row.holder, Holder::Machine(name) if name == machine))
     }
 }
 
@@ -301,24 +301,14 @@ fn certificates(inputs: &Inputs) -> Vec<CertificateWanted> {
             Ca::Etcd,
             "kube-apiserver-etcd-client",
         ));
-        rows.push(client(
-            host,
-            "front-proxy-client",
-            Ca::FrontProxy,
-            "front-proxy-client",
-        ));
+        rows.push(client(host, "front-proxy-client", Ca::FrontProxy, "front-proxy-client"));
         rows.push(component(
             inputs,
             host,
             "controller-manager",
             "system:kube-controller-manager",
         ));
-        rows.push(component(
-            inputs,
-            host,
-            "scheduler",
-            "system:kube-scheduler",
-        ));
+        rows.push(component(inputs, host, "scheduler", "system:kube-scheduler"));
         if inputs.bootstrap == Bootstrap::Kubeadm {
             let mut admin = component(inputs, host, "admin", "kubernetes-admin");
             admin.organizations = vec![KUBEADM_ADMIN_GROUP.into()];
@@ -338,11 +328,7 @@ fn certificates(inputs: &Inputs) -> Vec<CertificateWanted> {
         Bootstrap::Kubeadm => KUBEADM_ADMIN_GROUP,
     };
     rows.push(operator("admin", "kubernetes-admin", group));
-    rows.push(operator(
-        "super-admin",
-        "kubernetes-super-admin",
-        "system:masters",
-    ));
+    rows.push(operator("super-admin", "kubernetes-super-admin", "system:masters"));
     rows
 }
 
@@ -394,12 +380,7 @@ fn etcd(inputs: &Inputs, host: &Host) -> Vec<CertificateWanted> {
             .chain([host.name.clone(), "localhost".into()])
             .collect(),
     );
-    let addresses = sorted(
-        loopback()
-            .into_iter()
-            .chain(host.addresses.iter().copied())
-            .collect(),
-    );
+    let addresses = sorted(loopback().into_iter().chain(host.addresses.iter().copied()).collect());
     ["server", "peer", "healthcheck-client"]
         .map(|file| {
             let is_client_only = file == "healthcheck-client";
@@ -480,10 +461,7 @@ fn etcd_owner(inputs: &Inputs) -> Owner {
 }
 
 fn loopback() -> Vec<IpAddr> {
-    vec![
-        IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-    ]
+    vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)]
 }
 
 fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {

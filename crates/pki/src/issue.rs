@@ -1,9 +1,8 @@
 //! Making authorities, leaf certificates and key pairs. Randomness comes from ring, the time from the caller.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use ring::{
     digest,
@@ -67,9 +66,7 @@ impl Authority {
         ];
         // Some verifiers want the authority's own name among its alternative names, as kubeadm gives it.
         params.subject_alt_names = vec![dns(&what, which.common_name())?];
-        let certificate = params
-            .self_signed(&*key)
-            .map_err(|error| Error::issue(&what, error))?;
+        let certificate = params.self_signed(&*key).map_err(|error| Error::issue(&what, error))?;
         Self::import(which, &certificate.pem(), keys::to_pem(&key), now)
     }
 
@@ -77,12 +74,7 @@ impl Authority {
     ///
     /// Refused with a reason when it could not sign what clients accept: no CA flag, no right to sign certificates,
     /// expired, a foreign key, or a name that cannot be reproduced exactly.
-    pub fn import(
-        which: Ca,
-        certificate_pem: &str,
-        key_pem: SecretText,
-        now: i64,
-    ) -> Result<Self, Error> {
+    pub fn import(which: Ca, certificate_pem: &str, key_pem: SecretText, now: i64) -> Result<Self, Error> {
         let refuse = |reason: String| Error::Authority {
             ca: which.name().into(),
             reason,
@@ -130,7 +122,9 @@ impl Authority {
             found,
         };
         authority.probe(now).map_err(|reason| {
-            refuse(format!("certificates signed by it would not verify ({reason}); use an authority with a plain name"))
+            refuse(format!(
+                "certificates signed by it would not verify ({reason}); use an authority with a plain name"
+            ))
         })?;
         Ok(authority)
     }
@@ -163,12 +157,7 @@ impl Authority {
 
     /// Issues a row of the table for a key that stays on its machine. Only the key is taken from the request: names
     /// and usages are the table's.
-    pub fn issue_for_request(
-        &self,
-        wanted: &CertificateWanted,
-        csr: &Csr,
-        now: i64,
-    ) -> Result<String, Error> {
+    pub fn issue_for_request(&self, wanted: &CertificateWanted, csr: &Csr, now: i64) -> Result<String, Error> {
         self.certify(wanted, &request_key(&wanted.id, csr)?, now)
     }
 
@@ -176,10 +165,7 @@ impl Authority {
     pub fn sign_kubelet(&self, approved: &Approved<'_>, now: i64) -> Result<String, Error> {
         let what = format!("the kubelet certificate of {}", approved.node());
         if self.which != Ca::Cluster {
-            return Err(Error::issue(
-                &what,
-                format!("asked of the {} CA", self.which.name()),
-            ));
+            return Err(Error::issue(&what, format!("asked of the {} CA", self.which.name())));
         }
         let csr = approved.csr;
         let names = csr
@@ -204,12 +190,7 @@ impl Authority {
         )
     }
 
-    fn certify(
-        &self,
-        wanted: &CertificateWanted,
-        key: &impl PublicKeyData,
-        now: i64,
-    ) -> Result<String, Error> {
+    fn certify(&self, wanted: &CertificateWanted, key: &impl PublicKeyData, now: i64) -> Result<String, Error> {
         let what = &wanted.id;
         if wanted.ca != self.which {
             let reason = format!(
@@ -269,8 +250,7 @@ impl Authority {
             .collect();
         let ca_der = read::first_der(&self.certificate_pem)?.into();
         let ca_key = keys::load(self.key_pem.expose())?;
-        let issuer = Issuer::from_ca_cert_der(&ca_der, &*ca_key)
-            .map_err(|error| Error::issue(what, error))?;
+        let issuer = Issuer::from_ca_cert_der(&ca_der, &*ca_key).map_err(|error| Error::issue(what, error))?;
         Ok(params
             .signed_by(key, &issuer)
             .map_err(|error| Error::issue(what, error))?
@@ -281,15 +261,7 @@ impl Authority {
     fn probe(&self, now: i64) -> Result<(), String> {
         let key = keys::generate("a probe").map_err(|error| error.to_string())?;
         let leaf = self
-            .leaf(
-                "a probe",
-                ("probe", &[]),
-                Vec::new(),
-                (false, true),
-                1,
-                &*key,
-                now,
-            )
+            .leaf("a probe", ("probe", &[]), Vec::new(), (false, true), 1, &*key, now)
             .map_err(|error| error.to_string())?;
         read::chain_ok(&leaf, &self.certificate_pem)
     }
@@ -345,9 +317,7 @@ fn params(
     not_after: i64,
     key: &impl PublicKeyData,
 ) -> Result<CertificateParams, Error> {
-    let at = |seconds| {
-        OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| Error::issue(what, error))
-    };
+    let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| Error::issue(what, error));
     let mut params = CertificateParams::default();
     params.not_before = at(now - BACKDATE_SECONDS)?;
     params.not_after = at(not_after)?;
@@ -359,11 +329,7 @@ fn params(
     Ok(params)
 }
 
-fn name(
-    what: &str,
-    common_name: &str,
-    organizations: &[String],
-) -> Result<DistinguishedName, Error> {
+fn name(what: &str, common_name: &str, organizations: &[String]) -> Result<DistinguishedName, Error> {
     let mut name = DistinguishedName::new();
     match organizations {
         [] => {}
@@ -389,17 +355,14 @@ fn dns(what: &str, name: &str) -> Result<SanType, Error> {
 /// 127 random bits: positive and unique (RFC 5280 4.1.2.2).
 fn serial() -> Result<SerialNumber, Error> {
     let mut bytes = [0; 16];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| Error::Random)?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
     // The first bit off for the sign, the second on so that no leading zero has to be dropped.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
 }
 
 fn request_key(what: &str, csr: &Csr) -> Result<SubjectPublicKeyInfo, Error> {
-    let (_, request) =
-        X509CertificationRequest::from_der(&csr.der).map_err(|error| Error::issue(what, error))?;
+    let (_, request) = X509CertificationRequest::from_der(&csr.der).map_err(|error| Error::issue(what, error))?;
     let spki = request.certification_request_info.subject_pki.raw;
     SubjectPublicKeyInfo::from_der(spki).map_err(|error| Error::issue(what, error))
 }

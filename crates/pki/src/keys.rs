@@ -10,8 +10,7 @@ use crate::{Error, SecretText};
 pub(crate) fn load(pem: &str) -> Result<Zeroizing<KeyPair>, Error> {
     let mut labels = Vec::new();
     for block in Pem::iter_from_buffer(pem.as_bytes()) {
-        let Pem { label, contents } =
-            block.map_err(|error| Error::Key(format!("not PEM: {error}")))?;
+        let Pem { label, contents } = block.map_err(|error| Error::Key(format!("not PEM: {error}")))?;
         let contents = Zeroizing::new(contents);
         let pkcs8 = match label.as_str() {
             "PRIVATE KEY" => contents,

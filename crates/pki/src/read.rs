@@ -99,21 +99,13 @@ pub fn chain_ok(certificate_pem: &str, ca_pem: &str) -> Result<(), String> {
         parse(&ca_der).map_err(|error| error.to_string())?,
     );
     if leaf.issuer().as_raw() != ca.subject().as_raw() {
-        return Err(format!(
-            "issued by {}, not by {}",
-            leaf.issuer(),
-            ca.subject()
-        ));
+        return Err(format!("issued by {}, not by {}", leaf.issuer(), ca.subject()));
     }
     if !ca.is_ca() {
         return Err(format!("{} is no CA", ca.subject()));
     }
-    leaf.verify_signature(Some(ca.public_key())).map_err(|_| {
-        format!(
-            "signed by another key than that of {} with the same name",
-            ca.subject()
-        )
-    })
+    leaf.verify_signature(Some(ca.public_key()))
+        .map_err(|_| format!("signed by another key than that of {} with the same name", ca.subject()))
 }
 
 /// kubeadm's `--discovery-token-ca-cert-hash`: `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo.
@@ -162,10 +154,7 @@ pub fn differences(
     );
     differ(
         found.common_name != wanted.common_name,
-        format!(
-            "common name {:?}, wanted {:?}",
-            found.common_name, wanted.common_name
-        ),
+        format!("common name {:?}, wanted {:?}", found.common_name, wanted.common_name),
     );
     let organizations = |list: &[String]| {
         if list.is_empty() {
@@ -188,31 +177,14 @@ pub fn differences(
             .chain(addresses.iter().map(ToString::to_string))
             .collect()
     };
-    let (has, wants) = (
-        names(&found.dns, &found.ips),
-        names(&wanted.dns, &wanted.ips),
-    );
-    let lacking: Vec<_> = wants
-        .iter()
-        .filter(|name| !has.contains(name))
-        .cloned()
-        .collect();
-    let surplus: Vec<_> = has
-        .iter()
-        .filter(|name| !wants.contains(name))
-        .cloned()
-        .collect();
-    differ(
-        !lacking.is_empty(),
-        format!("not valid for {}", lacking.join(", ")),
-    );
+    let (has, wants) = (names(&found.dns, &found.ips), names(&wanted.dns, &wanted.ips));
+    let lacking: Vec<_> = wants.iter().filter(|name| !has.contains(name)).cloned().collect();
+    let surplus: Vec<_> = has.iter().filter(|name| !wants.contains(name)).cloned().collect();
+    differ(!lacking.is_empty(), format!("not valid for {}", lacking.join(", ")));
     // A name that went to another machine must not stay valid here.
     differ(
         !surplus.is_empty(),
-        format!(
-            "valid for {}, which is no longer wanted",
-            surplus.join(", ")
-        ),
+        format!("valid for {}, which is no longer wanted", surplus.join(", ")),
     );
     differ(
         wanted.server && !found.server,
@@ -231,20 +203,13 @@ pub fn differences(
         "usage server authentication is not wanted".into(),
     );
     differ(found.is_ca, "it is a CA certificate".into());
-    differ(
-        found.not_before > now,
-        "not valid yet; compare the clocks".into(),
-    );
+    differ(found.not_before > now, "not valid yet; compare the clocks".into());
     reasons.extend(expiry(wanted, found, ca, now));
     reasons
 }
 
 /// Why an authority's certificate on a machine must be replaced by the operator's.
-pub fn authority_differences(
-    which: Ca,
-    wanted: &CertificateFound,
-    found: &CertificateFound,
-) -> Vec<String> {
+pub fn authority_differences(which: Ca, wanted: &CertificateFound, found: &CertificateFound) -> Vec<String> {
     if found.fingerprint == wanted.fingerprint {
         return Vec::new();
     }
@@ -260,12 +225,7 @@ pub fn authority_differences(
     }]
 }
 
-fn expiry(
-    wanted: &CertificateWanted,
-    found: &CertificateFound,
-    ca: &CertificateFound,
-    now: i64,
-) -> Option<String> {
+fn expiry(wanted: &CertificateWanted, found: &CertificateFound, ca: &CertificateFound, now: i64) -> Option<String> {
     let left = found.not_after - now;
     if left < 0 {
         return Some(format!("expired {} days ago", (-left).div_euclid(DAY)));
@@ -273,8 +233,7 @@ fn expiry(
     // A leaf never outlives its CA: near the CA's own end a new leaf would gain nothing and be re-issued forever.
     let best = (now + i64::from(wanted.days) * DAY).min(ca.not_after);
     let renew_before = i64::from(RENEW_BEFORE_DAYS.min(wanted.days / 3)) * DAY;
-    (left < renew_before && best > found.not_after + DAY)
-        .then(|| format!("expires in {} days", left / DAY))
+    (left < renew_before && best > found.not_after + DAY).then(|| format!("expires in {} days", left / DAY))
 }
 
 pub(crate) fn first_der(pem: &str) -> Result<Vec<u8>, Error> {
@@ -285,24 +244,19 @@ pub(crate) fn first_der(pem: &str) -> Result<Vec<u8>, Error> {
 fn ders(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
     let mut ders = Vec::new();
     for block in Pem::iter_from_buffer(pem.as_bytes()) {
-        let block = block
-            .map_err(|error| Error::parse("the certificate", format!("damaged PEM: {error}")))?;
+        let block = block.map_err(|error| Error::parse("the certificate", format!("damaged PEM: {error}")))?;
         if block.label == "CERTIFICATE" {
             ders.push(block.contents);
         }
     }
     if ders.is_empty() {
-        return Err(Error::parse(
-            "the certificate",
-            "no CERTIFICATE block in the PEM text",
-        ));
+        return Err(Error::parse("the certificate", "no CERTIFICATE block in the PEM text"));
     }
     Ok(ders)
 }
 
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
-    let (rest, certificate) =
-        X509Certificate::from_der(der).map_err(|error| Error::parse("the certificate", error))?;
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| Error::parse("the certificate", error))?;
     if rest.is_empty() {
         Ok(certificate)
     } else {
@@ -337,10 +291,7 @@ fn found(certificate: &X509Certificate<'_>) -> Result<CertificateFound, Error> {
                 (out.dns, out.ips) = (names.dns, names.ips);
             }
             ParsedExtension::ExtendedKeyUsage(usage) => {
-                (out.server, out.client) = (
-                    usage.server_auth || usage.any,
-                    usage.client_auth || usage.any,
-                );
+                (out.server, out.client) = (usage.server_auth || usage.any, usage.client_auth || usage.any);
             }
             ParsedExtension::SubjectKeyIdentifier(id) => out.subject_key_id = Some(hex(id.0)),
             ParsedExtension::AuthorityKeyIdentifier(id) => {

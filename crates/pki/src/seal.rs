@@ -54,15 +54,11 @@ impl Sealer {
 
     pub(crate) fn seal(&self, purpose: &str, plain: &SecretText) -> Result<String, Error> {
         let mut fresh = [0; SALT_LEN + NONCE_LEN];
-        SystemRandom::new()
-            .fill(&mut fresh)
-            .map_err(|_| Error::Random)?;
+        SystemRandom::new().fill(&mut fresh).map_err(|_| Error::Random)?;
         let (salt, nonce_bytes) = fresh.split_at(SALT_LEN);
         let nonce = Nonce::try_assume_unique_for_key(nonce_bytes).map_err(|_| Error::Random)?;
         let mut content = Zeroizing::new(plain.expose().as_bytes().to_vec());
-        let salt = self
-            .salt()
-            .unwrap_or_else(|| std::array::from_fn(|index| salt[index]));
+        let salt = self.salt().unwrap_or_else(|| std::array::from_fn(|index| salt[index]));
         let tag = self.with_key(salt, |key| {
             key.seal_in_place_separate_tag(nonce, Aad::from(purpose.as_bytes()), &mut content)
                 .map_err(|_| Error::issue(purpose, "sealing failed"))
@@ -89,9 +85,7 @@ impl Sealer {
             let plain = key
                 .open_in_place(nonce, Aad::from(purpose.as_bytes()), &mut content)
                 .ok()?;
-            std::str::from_utf8(plain)
-                .ok()
-                .map(|text| SecretText::new(text.into()))
+            std::str::from_utf8(plain).ok().map(|text| SecretText::new(text.into()))
         })
     }
 
@@ -103,11 +97,7 @@ impl Sealer {
             .map(|last| last.salt)
     }
 
-    fn with_key<T>(
-        &self,
-        salt: [u8; SALT_LEN],
-        act: impl FnOnce(&LessSafeKey) -> T,
-    ) -> Result<T, Error> {
+    fn with_key<T>(&self, salt: [u8; SALT_LEN], act: impl FnOnce(&LessSafeKey) -> T) -> Result<T, Error> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let derived = match last.take() {
             Some(derived) if derived.salt == salt => derived,
@@ -124,13 +114,7 @@ fn derive(passphrase: &SecretText, salt: &[u8]) -> Result<LessSafeKey, Error> {
     let failed = || Error::issue("a passphrase's key", "scrypt refused its parameters");
     let params = scrypt::Params::new(LOG_N, 8, 1).map_err(|_| failed())?;
     let mut key = Zeroizing::new([0; 32]);
-    scrypt::scrypt(
-        passphrase.expose().as_bytes(),
-        salt,
-        &params,
-        key.as_mut_slice(),
-    )
-    .map_err(|_| failed())?;
+    scrypt::scrypt(passphrase.expose().as_bytes(), salt, &params, key.as_mut_slice()).map_err(|_| failed())?;
     UnboundKey::new(&CHACHA20_POLY1305, key.as_slice())
         .map(LessSafeKey::new)
         .map_err(|_| failed())

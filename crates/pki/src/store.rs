@@ -66,10 +66,7 @@ pub struct Secrets {
 impl Secrets {
     /// The public part of the bootstrap token, naming its Secret `bootstrap-token-<id>`.
     pub fn bootstrap_token_id(&self) -> &str {
-        self.bootstrap_token
-            .expose()
-            .split_once('.')
-            .map_or("", |(id, _)| id)
+        self.bootstrap_token.expose().split_once('.').map_or("", |(id, _)| id)
     }
 }
 
@@ -101,22 +98,13 @@ impl Import {
             found
         };
         for ca in Ca::ALL {
-            let (certificate, key) = (
-                take(format!("{}.crt", ca.stem())),
-                take(format!("{}.key", ca.stem())),
-            );
+            let (certificate, key) = (take(format!("{}.crt", ca.stem())), take(format!("{}.key", ca.stem())));
             if let (Some(certificate), Some(key)) = (certificate, key) {
-                import
-                    .authorities
-                    .insert(ca, (certificate.expose().into(), key));
+                import.authorities.insert(ca, (certificate.expose().into(), key));
             }
         }
         import.service_account = take("sa.key".into());
-        if missing.is_empty() {
-            Ok(import)
-        } else {
-            Err(missing)
-        }
+        if missing.is_empty() { Ok(import) } else { Err(missing) }
     }
 }
 
@@ -256,11 +244,7 @@ impl Store {
     }
 
     fn fill(&self, import: &Import, now: i64) -> Result<(), Error> {
-        for dir in [
-            self.dir.clone(),
-            self.dir.join("etcd"),
-            self.dir.join("secrets"),
-        ] {
+        for dir in [self.dir.clone(), self.dir.join("etcd"), self.dir.join("secrets")] {
             make_dir(&dir)?;
         }
         for ca in Ca::ALL {
@@ -282,11 +266,7 @@ impl Store {
         self.write_secret("sa.key", &pair.private_pem)?;
         write(&self.dir.join("sa.pub"), pair.public_pem.as_bytes(), 0o644)?;
         for name in SECRET_NAMES {
-            let value = import
-                .secrets
-                .get(name)
-                .cloned()
-                .map_or_else(|| generate(name), Ok)?;
+            let value = import.secrets.get(name).cloned().map_or_else(|| generate(name), Ok)?;
             self.write_secret(&format!("secrets/{name}"), &value)?;
         }
         Ok(())
@@ -308,12 +288,9 @@ impl Store {
         let Some(sealer) = &self.sealer else {
             return Err(self.broken(path, "it is sealed; give the passphrase"));
         };
-        sealer.open(path, text.expose())?.ok_or_else(|| {
-            self.broken(
-                path,
-                "the passphrase does not open it, or the file was changed",
-            )
-        })
+        sealer
+            .open(path, text.expose())?
+            .ok_or_else(|| self.broken(path, "the passphrase does not open it, or the file was changed"))
     }
 
     fn broken(&self, path: &str, reason: &str) -> Error {

@@ -1,8 +1,6 @@
 //! Issuing, reading, judging and storing together; cross-checked with the `openssl` program where there is one.
 
-use std::{
-    collections::BTreeMap, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, process::Command,
-};
+use std::{collections::BTreeMap, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use quorate_pki::{
     DAY, SecretText, csr,
@@ -56,9 +54,7 @@ fn table() -> Inventory {
 }
 
 fn authorities() -> BTreeMap<Ca, Authority> {
-    Ca::ALL
-        .map(|ca| (ca, Authority::create(ca, NOW).unwrap()))
-        .into()
+    Ca::ALL.map(|ca| (ca, Authority::create(ca, NOW).unwrap())).into()
 }
 
 #[test]
@@ -67,22 +63,15 @@ fn every_row_is_issued_as_wanted() {
     for row in &table().certificates {
         let ca = &cas[&row.ca];
         let issued = ca.issue(row, NOW).unwrap();
-        let found =
-            read::certificate_with_key(&issued.certificate_pem, issued.key_pem.expose()).unwrap();
+        let found = read::certificate_with_key(&issued.certificate_pem, issued.key_pem.expose()).unwrap();
         assert_eq!(
             read::differences(row, &found, ca.found(), NOW),
             Vec::<String>::new(),
             "{}",
             row.id
         );
-        assert_eq!(
-            read::chain_ok(&issued.certificate_pem, ca.certificate_pem()),
-            Ok(())
-        );
-        assert_eq!(
-            (found.not_before, found.not_after),
-            (NOW - 300, NOW + 365 * DAY)
-        );
+        assert_eq!(read::chain_ok(&issued.certificate_pem, ca.certificate_pem()), Ok(()));
+        assert_eq!((found.not_before, found.not_after), (NOW - 300, NOW + 365 * DAY));
         assert_eq!(found.authority_key_id, ca.found().subject_key_id);
         assert!(found.subject_key_id.is_some() && !found.is_ca);
         for (other, authority) in &cas {
@@ -100,11 +89,7 @@ fn the_table_keeps_its_promises() {
         let table = inventory(&inputs(bootstrap));
         let mut seen = std::collections::BTreeSet::new();
         for row in &table.certificates {
-            assert!(
-                seen.insert((row.holder.clone(), row.id.clone())),
-                "{} twice",
-                row.id
-            );
+            assert!(seen.insert((row.holder.clone(), row.id.clone())), "{} twice", row.id);
             assert!(row.organizations.len() <= 1);
             if let Holder::Machine(_) = row.holder {
                 assert!(
@@ -125,10 +110,7 @@ fn the_table_keeps_its_promises() {
             assert!(api.dns.iter().any(|own| own == name), "{name}");
         }
         for address in ["10.77.0.12", "10.77.0.100", "10.96.0.1", "127.0.0.1", "::1"] {
-            assert!(
-                api.ips.contains(&address.parse::<IpAddr>().unwrap()),
-                "{address}"
-            );
+            assert!(api.ips.contains(&address.parse::<IpAddr>().unwrap()), "{address}");
         }
         assert!(
             !api.ips.contains(&"10.77.0.11".parse::<IpAddr>().unwrap()),
@@ -144,18 +126,12 @@ fn the_table_keeps_its_promises() {
     }
     let etcd = table().find("etcd-server", "m1").unwrap().clone();
     assert_eq!(etcd.owner.user, "etcd");
-    assert!(
-        matches!(etcd.place, Place::Files { ref certificate, .. } if certificate == "/etc/etcd/pki/server.crt")
-    );
+    assert!(matches!(etcd.place, Place::Files { ref certificate, .. } if certificate == "/etc/etcd/pki/server.crt"));
     assert!(etcd.server && etcd.client);
     let kubeadm = inventory(&inputs(Bootstrap::Kubeadm));
     let row = kubeadm.find("etcd-peer", "m1").unwrap();
-    assert!(
-        matches!(row.place, Place::Files { ref key, .. } if key == "/etc/kubernetes/pki/etcd/peer.key")
-    );
-    assert!(
-        kubeadm.find("kube-proxy", "m4").is_none() && table().find("kube-proxy", "m4").is_some()
-    );
+    assert!(matches!(row.place, Place::Files { ref key, .. } if key == "/etc/kubernetes/pki/etcd/peer.key"));
+    assert!(kubeadm.find("kube-proxy", "m4").is_none() && table().find("kube-proxy", "m4").is_some());
 }
 
 #[test]
@@ -168,10 +144,8 @@ fn each_difference_is_named() {
     let row = table.find("apiserver", "m1").unwrap();
     let issued = ca.issue(row, NOW).unwrap();
     let foreign = issue::key_pair().unwrap();
-    let good =
-        read::certificate_with_key(&issued.certificate_pem, issued.key_pem.expose()).unwrap();
-    let bad_key =
-        read::certificate_with_key(&issued.certificate_pem, foreign.private_pem.expose()).unwrap();
+    let good = read::certificate_with_key(&issued.certificate_pem, issued.key_pem.expose()).unwrap();
+    let bad_key = read::certificate_with_key(&issued.certificate_pem, foreign.private_pem.expose()).unwrap();
     let wanted = |change: &dyn Fn(&mut inventory::CertificateWanted)| {
         let mut row = row.clone();
         change(&mut row);
@@ -185,22 +159,10 @@ fn each_difference_is_named() {
             0,
             "signed by another cluster CA of the same name",
         ),
-        (
-            row.clone(),
-            &bad_key,
-            &ca,
-            0,
-            "its key file does not belong to it",
-        ),
+        (row.clone(), &bad_key, &ca, 0, "its key file does not belong to it"),
         (row.clone(), &good, &ca, 246 * DAY, "expires in 119 days"),
         (row.clone(), &good, &ca, 367 * DAY, "expired 2 days ago"),
-        (
-            row.clone(),
-            &good,
-            &ca,
-            -DAY,
-            "not valid yet; compare the clocks",
-        ),
+        (row.clone(), &good, &ca, -DAY, "not valid yet; compare the clocks"),
         (
             wanted(&|row| row.dns.push("new.example.com".into())),
             &good,
@@ -238,19 +200,13 @@ fn each_difference_is_named() {
         ),
     ];
     for (row, found, ca, later, reason) in cases {
-        assert_eq!(
-            read::differences(&row, found, ca.found(), NOW + later),
-            [reason]
-        );
+        assert_eq!(read::differences(&row, found, ca.found(), NOW + later), [reason]);
     }
     // Nothing outlives its CA, and near the CA's end there is no endless re-issuing.
     let late = NOW + 3600 * DAY;
     let last = read::certificate(&ca.issue(row, late).unwrap().certificate_pem).unwrap();
     assert_eq!(last.not_after, ca.found().not_after);
-    assert_eq!(
-        read::differences(row, &last, ca.found(), late),
-        Vec::<String>::new()
-    );
+    assert_eq!(read::differences(row, &last, ca.found(), late), Vec::<String>::new());
 }
 
 #[test]
@@ -265,11 +221,7 @@ fn kubelet_requests_are_judged() {
     row.organizations = vec!["system:nodes".into()];
     row.dns = vec!["m4".into()];
     row.ips = vec!["10.77.0.14".parse().unwrap()];
-    let strings = |list: &[&str]| {
-        list.iter()
-            .map(|text| (*text).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let node_groups = strings(&["system:nodes", "system:authenticated"]);
     let serving_usages = strings(&["digital signature", "server auth"]);
     let serving = csr::Request {
@@ -407,10 +359,7 @@ fn kubelet_requests_are_judged() {
     ];
     for (text, request, reason) in refused {
         let reasons = csr::judge(&text, &request, &nodes).unwrap_err();
-        assert!(
-            reasons.iter().any(|own| own == reason),
-            "{reasons:?} lacks {reason:?}"
-        );
+        assert!(reasons.iter().any(|own| own == reason), "{reasons:?} lacks {reason:?}");
     }
     let stranger = with(&|row| row.common_name = "system:node:m9".into());
     let reasons = csr::judge(
@@ -422,10 +371,7 @@ fn kubelet_requests_are_judged() {
         &nodes,
     )
     .unwrap_err();
-    assert_eq!(
-        reasons,
-        ["\"system:node:m9\" is no machine of this cluster"]
-    );
+    assert_eq!(reasons, ["\"system:node:m9\" is no machine of this cluster"]);
 
     // A request whose content was changed after signing has no valid proof of the key.
     let pem = issue::request(&row).unwrap().1;
@@ -442,9 +388,7 @@ fn kubeconfigs_and_bundles_are_read() {
         inventory(&inputs(Bootstrap::Kubeadm)),
     );
     let row = table.find("scheduler", "m1").unwrap();
-    assert!(
-        matches!(row.place, Place::Kubeconfig { ref path } if path == "/etc/kubernetes/scheduler.conf")
-    );
+    assert!(matches!(row.place, Place::Kubeconfig { ref path } if path == "/etc/kubernetes/scheduler.conf"));
     let issued = ca.issue(row, NOW).unwrap();
     let (certificate, key) = (
         STANDARD.encode(&issued.certificate_pem),
@@ -454,14 +398,10 @@ fn kubeconfigs_and_bundles_are_read() {
         "users:\n- name: x\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: \"{key}\"\n"
     );
     let found = read::kubeconfig_certificate(&text).unwrap().unwrap();
-    assert_eq!(
-        read::differences(row, &found, ca.found(), NOW),
-        Vec::<String>::new()
-    );
+    assert_eq!(read::differences(row, &found, ca.found(), NOW), Vec::<String>::new());
     assert_eq!(found.key_matches, Some(true));
     assert_eq!(
-        read::kubeconfig_certificate("    client-certificate: /etc/kubernetes/pki/x.crt\n")
-            .unwrap(),
+        read::kubeconfig_certificate("    client-certificate: /etc/kubernetes/pki/x.crt\n").unwrap(),
         None
     );
     assert!(read::kubeconfig_certificate("client-certificate-data: %%%").is_err());
@@ -504,24 +444,13 @@ fn the_folder_is_made_once_and_kept_private() {
     let store = Store::new(dir.path(), None);
     let first = store.ensure(NOW).unwrap();
     let second = store.ensure(NOW + DAY).unwrap();
-    assert_eq!(
-        first.cluster.certificate_pem(),
-        second.cluster.certificate_pem()
-    );
+    assert_eq!(first.cluster.certificate_pem(), second.cluster.certificate_pem());
     assert_eq!(
         first.secrets.encryption_key.sha256(),
         second.secrets.encryption_key.sha256()
     );
-    assert_eq!(
-        first.service_account.public_pem,
-        second.service_account.public_pem
-    );
-    let (id, secret) = first
-        .secrets
-        .bootstrap_token
-        .expose()
-        .split_once('.')
-        .unwrap();
+    assert_eq!(first.service_account.public_pem, second.service_account.public_pem);
+    let (id, secret) = first.secrets.bootstrap_token.expose().split_once('.').unwrap();
     assert_eq!(
         (id.len(), secret.len(), id),
         (6, 16, first.secrets.bootstrap_token_id())
@@ -575,27 +504,16 @@ fn the_folder_is_made_once_and_kept_private() {
 fn the_folder_can_be_sealed() {
     let dir = tempfile::tempdir().unwrap();
     let phrase = |text: &str| Some(SecretText::new(text.into()));
-    let made = Store::new(dir.path(), phrase("correct horse"))
-        .ensure(NOW)
-        .unwrap();
+    let made = Store::new(dir.path(), phrase("correct horse")).ensure(NOW).unwrap();
     let text = std::fs::read_to_string(dir.path().join("pki/ca.key")).unwrap();
     assert!(text.starts_with("quorate sealed file v1") && !text.contains("PRIVATE KEY"));
     let token = std::fs::read_to_string(dir.path().join("pki/secrets/bootstrap-token")).unwrap();
     assert!(!token.contains(made.secrets.bootstrap_token.expose()));
-    let refused = |passphrase| {
-        Store::new(dir.path(), passphrase)
-            .load(NOW)
-            .unwrap_err()
-            .to_string()
-    };
+    let refused = |passphrase| Store::new(dir.path(), passphrase).load(NOW).unwrap_err().to_string();
     assert!(refused(None).ends_with("it is sealed; give the passphrase"));
     assert!(refused(phrase("wrong")).contains("does not open it"));
     // Swapping two sealed files is noticed.
-    std::fs::copy(
-        dir.path().join("pki/etcd/ca.key"),
-        dir.path().join("pki/ca.key"),
-    )
-    .unwrap();
+    std::fs::copy(dir.path().join("pki/etcd/ca.key"), dir.path().join("pki/ca.key")).unwrap();
     assert!(refused(phrase("correct horse")).contains("does not open it"));
 }
 
@@ -617,18 +535,14 @@ fn a_lost_folder_is_fetched_back() {
         files.insert(path.to_owned(), SecretText::new(text));
     }
     let mut import = Import::from_control_plane(&files).unwrap();
-    import.secrets.insert(
-        "encryption-key".into(),
-        before.secrets.encryption_key.clone(),
-    );
+    import
+        .secrets
+        .insert("encryption-key".into(), before.secrets.encryption_key.clone());
     let after = Store::new(new.path(), None).import(&import, NOW).unwrap();
     for ca in Ca::ALL {
         assert_eq!(before.authority(ca).found(), after.authority(ca).found());
     }
-    assert_eq!(
-        before.service_account.public_pem,
-        after.service_account.public_pem
-    );
+    assert_eq!(before.service_account.public_pem, after.service_account.public_pem);
     assert_eq!(
         before.secrets.encryption_key.sha256(),
         after.secrets.encryption_key.sha256()
@@ -643,11 +557,7 @@ fn a_lost_folder_is_fetched_back() {
 }
 
 fn openssl(dir: &Path, arguments: &[&str]) -> Option<String> {
-    let output = match Command::new("openssl")
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-    {
+    let output = match Command::new("openssl").args(arguments).current_dir(dir).output() {
         Ok(output) => output,
         Err(error) => {
             #[allow(clippy::print_stdout)] // the harness shows why nothing was compared
@@ -692,19 +602,11 @@ fn openssl_agrees() {
                     purpose,
                     "leaf.crt",
                 ];
-                assert_eq!(
-                    openssl(path, &arguments).unwrap(),
-                    "leaf.crt: OK\n",
-                    "{}",
-                    row.id
-                );
+                assert_eq!(openssl(path, &arguments).unwrap(), "leaf.crt: OK\n", "{}", row.id);
             }
         }
         let public = openssl(path, &["x509", "-in", "leaf.crt", "-noout", "-pubkey"]).unwrap();
-        assert_eq!(
-            openssl(path, &["pkey", "-in", "leaf.key", "-pubout"]).unwrap(),
-            public
-        );
+        assert_eq!(openssl(path, &["pkey", "-in", "leaf.key", "-pubout"]).unwrap(), public);
         assert_eq!(
             read::public_key_spki_sha256(&public).unwrap(),
             read::key_spki_sha256(issued.key_pem.expose()).unwrap()
@@ -717,16 +619,11 @@ fn openssl_agrees() {
     .unwrap();
     openssl(
         path,
-        &[
-            "pkey", "-pubin", "-in", "ca.pub", "-outform", "DER", "-out", "ca.der",
-        ],
+        &["pkey", "-pubin", "-in", "ca.pub", "-outform", "DER", "-out", "ca.der"],
     );
     let digest = openssl(path, &["dgst", "-sha256", "-r", "ca.der"]).unwrap();
     let hash = read::ca_cert_hash(&std::fs::read_to_string(path.join("ca.crt")).unwrap()).unwrap();
-    assert_eq!(
-        hash,
-        format!("sha256:{}", digest.split(' ').next().unwrap())
-    );
+    assert_eq!(hash, format!("sha256:{}", digest.split(' ').next().unwrap()));
     let ca = openssl(path, &["x509", "-in", "ca.crt", "-noout", "-text"]).unwrap();
     for line in [
         "X509v3 Basic Constraints: critical",
@@ -762,20 +659,10 @@ fn existing_authorities_are_imported() {
                 "ca.key",
             ],
         ),
-        (
-            "RSA, PKCS#1",
-            &["genrsa", "-traditional", "-out", "ca.key", "2048"],
-        ),
+        ("RSA, PKCS#1", &["genrsa", "-traditional", "-out", "ca.key", "2048"]),
         (
             "P-256, SEC1 with parameters",
-            &[
-                "ecparam",
-                "-name",
-                "prime256v1",
-                "-genkey",
-                "-out",
-                "ca.key",
-            ],
+            &["ecparam", "-name", "prime256v1", "-genkey", "-out", "ca.key"],
         ),
         (
             "P-384, PKCS#8",
@@ -789,10 +676,7 @@ fn existing_authorities_are_imported() {
                 "ca.key",
             ],
         ),
-        (
-            "Ed25519",
-            &["genpkey", "-algorithm", "ED25519", "-out", "ca.key"],
-        ),
+        ("Ed25519", &["genpkey", "-algorithm", "ED25519", "-out", "ca.key"]),
     ];
     for (kind, generate) in keys {
         openssl(path, generate);
@@ -800,8 +684,7 @@ fn existing_authorities_are_imported() {
         openssl(
             path,
             &[
-                "req", "-x509", "-new", "-key", "ca.key", "-subj", subject, "-days", "100", "-out",
-                "ca.crt",
+                "req", "-x509", "-new", "-key", "ca.key", "-subj", subject, "-days", "100", "-out", "ca.crt",
             ],
         );
         let text = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
@@ -816,27 +699,22 @@ fn existing_authorities_are_imported() {
             "{kind}"
         );
         assert_eq!(
-            read::certificate(&issued.certificate_pem)
-                .unwrap()
-                .not_after,
+            read::certificate(&issued.certificate_pem).unwrap().not_after,
             ca.found().not_after,
             "{kind}"
         );
 
         let other = Authority::create(Ca::Cluster, now).unwrap();
-        let foreign =
-            Authority::import(Ca::Cluster, other.certificate_pem(), key.clone(), now).unwrap_err();
+        let foreign = Authority::import(Ca::Cluster, other.certificate_pem(), key.clone(), now).unwrap_err();
         assert!(
             foreign
                 .to_string()
                 .contains("the key does not belong to the certificate"),
             "{foreign}"
         );
-        let leaf = Authority::import(Ca::Cluster, &issued.certificate_pem, issued.key_pem, now)
-            .unwrap_err();
+        let leaf = Authority::import(Ca::Cluster, &issued.certificate_pem, issued.key_pem, now).unwrap_err();
         assert!(leaf.to_string().contains("is no CA certificate"), "{leaf}");
-        let expired =
-            Authority::import(Ca::Cluster, &text("ca.crt"), key, now + 101 * DAY).unwrap_err();
+        let expired = Authority::import(Ca::Cluster, &text("ca.crt"), key, now + 101 * DAY).unwrap_err();
         assert!(expired.to_string().contains("has expired"), "{expired}");
     }
     // What cannot be used says what can.
