@@ -76,10 +76,7 @@ impl Excluded {
 #[derive(Debug)]
 pub enum Pick {
     /// Dial `snapshot.members()[index]`; keep the reservation for as long as the connection lives.
-    Backend {
-        index: usize,
-        reservation: Reservation,
-    },
+    Backend { index: usize, reservation: Reservation },
     /// Every usable backend is at `maxConnections`: queue.
     Full,
     /// No backend is usable, or all were tried: reset the client.
@@ -165,20 +162,12 @@ impl Snapshot {
             Algorithm::Source => self.by_source(tier, client, free),
         };
         if chosen.is_none() {
-            *all_full = tier
-                .indices
-                .iter()
-                .any(|&i| !excluded.contains(usize::from(i)));
+            *all_full = tier.indices.iter().any(|&i| !excluded.contains(usize::from(i)));
         }
         chosen
     }
 
-    fn less_loaded_of_two(
-        &self,
-        tier: &Tier,
-        entropy: u64,
-        free: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    fn less_loaded_of_two(&self, tier: &Tier, entropy: u64, free: impl Fn(usize) -> bool) -> Option<usize> {
         let n = tier.indices.len() as u64;
         let first = (entropy & 0xffff_ffff) % n;
         let second = if n > 1 {
@@ -194,27 +183,17 @@ impl Snapshot {
             (false, true) => Some(b),
             (false, false) => {
                 let all = tier.indices.iter().map(|&i| usize::from(i));
-                all.filter(|&i| free(i))
-                    .min_by_key(|&i| self.members[i].cost())
+                all.filter(|&i| free(i)).min_by_key(|&i| self.members[i].cost())
             }
         }
     }
 
-    fn by_source(
-        &self,
-        tier: &Tier,
-        client: IpAddr,
-        free: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    fn by_source(&self, tier: &Tier, client: IpAddr, free: impl Fn(usize) -> bool) -> Option<usize> {
         let client = match client {
             IpAddr::V4(a) => fnv(&a.octets()),
             IpAddr::V6(a) => fnv(&a.octets()),
         };
-        let all = tier
-            .indices
-            .iter()
-            .map(|&i| usize::from(i))
-            .filter(|&i| free(i));
+        let all = tier.indices.iter().map(|&i| usize::from(i)).filter(|&i| free(i));
         all.max_by(|&a, &b| {
             let (a, b) = (&self.members[a], &self.members[b]);
             a.affinity(client).total_cmp(&b.affinity(client))
@@ -241,11 +220,7 @@ impl Member {
     /// drawing all traffic to one machine.
     fn cost(&self) -> u64 {
         let cost = ((u64::from(self.load.active()) + 1) << 20) / u64::from(self.view.weight.max(1));
-        if self.view.local {
-            cost - cost / 8
-        } else {
-            cost
-        }
+        if self.view.local { cost - cost / 8 } else { cost }
     }
 
     /// Weighted rendezvous score: -weight / ln(u), u uniform in (0, 1) from (client, backend).
@@ -285,10 +260,7 @@ impl Tier {
             .iter()
             .map(|&i| u64::from(members[usize::from(i)].view.weight))
             .collect();
-        let schedule = smooth_turn(&weights)
-            .into_iter()
-            .map(|k| indices[k])
-            .collect();
+        let schedule = smooth_turn(&weights).into_iter().map(|k| indices[k]).collect();
         Self {
             indices,
             schedule,
@@ -388,11 +360,10 @@ mod tests {
 
         fn pick(&mut self, client: IpAddr, excluded: &Excluded) -> Option<usize> {
             self.seed += 1;
-            match self.snapshot.pick(
-                client,
-                excluded,
-                mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            ) {
+            match self
+                .snapshot
+                .pick(client, excluded, mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            {
                 Pick::Backend { index, reservation } => {
                     self.held.push(reservation);
                     Some(index)
@@ -412,10 +383,7 @@ mod tests {
 
     #[test]
     fn least_connections_follows_weights() {
-        let mut p = Picker::new(
-            Algorithm::LeastConnections,
-            &[view(1, 100), view(2, 100), view(3, 50)],
-        );
+        let mut p = Picker::new(Algorithm::LeastConnections, &[view(1, 100), view(2, 100), view(3, 50)]);
         let shares = p.shares(1000);
         for (got, wanted) in shares.iter().zip([400, 400, 200]) {
             assert!(got.abs_diff(wanted) < 40, "{shares:?}");
@@ -432,13 +400,8 @@ mod tests {
 
     #[test]
     fn round_robin_is_exact_and_interleaved() {
-        let mut p = Picker::new(
-            Algorithm::RoundRobin,
-            &[view(1, 50), view(2, 10), view(3, 10)],
-        );
-        let order: Vec<_> = (0..7)
-            .map(|_| p.pick(CLIENT, &Excluded::default()).unwrap())
-            .collect();
+        let mut p = Picker::new(Algorithm::RoundRobin, &[view(1, 50), view(2, 10), view(3, 10)]);
+        let order: Vec<_> = (0..7).map(|_| p.pick(CLIENT, &Excluded::default()).unwrap()).collect();
         assert_eq!(order, [0, 0, 1, 0, 2, 0, 0]);
     }
 
@@ -464,18 +427,8 @@ mod tests {
 
     #[test]
     fn every_algorithm_honours_exclusion_and_tiers() {
-        for algorithm in [
-            Algorithm::LeastConnections,
-            Algorithm::RoundRobin,
-            Algorithm::Source,
-        ] {
-            let mut views = [
-                view(1, 100),
-                view(2, 100),
-                view(3, 100),
-                view(4, 100),
-                view(5, 0),
-            ];
+        for algorithm in [Algorithm::LeastConnections, Algorithm::RoundRobin, Algorithm::Source] {
+            let mut views = [view(1, 100), view(2, 100), view(3, 100), view(4, 100), view(5, 0)];
             views[1].backup = true;
             views[2].availability = Availability::LastResort;
             views[3].availability = Availability::Down;
@@ -494,17 +447,10 @@ mod tests {
         let mut views = [view(1, 100), view(2, 100)];
         views[0].max_connections = 3;
         views[1].max_connections = 2;
-        for algorithm in [
-            Algorithm::LeastConnections,
-            Algorithm::RoundRobin,
-            Algorithm::Source,
-        ] {
+        for algorithm in [Algorithm::LeastConnections, Algorithm::RoundRobin, Algorithm::Source] {
             let mut p = Picker::new(algorithm, &views);
             assert_eq!(p.shares(5), [3, 2]);
-            assert!(matches!(
-                p.snapshot.pick(CLIENT, &Excluded::default(), 7),
-                Pick::Full
-            ));
+            assert!(matches!(p.snapshot.pick(CLIENT, &Excluded::default(), 7), Pick::Full));
             p.held.pop();
             assert!(p.pick(CLIENT, &Excluded::default()).is_some());
         }
@@ -514,21 +460,11 @@ mod tests {
     fn counters_survive_a_new_set() {
         let mut p = Picker::new(Algorithm::LeastConnections, &[view(1, 100), view(2, 100)]);
         p.shares(10);
-        let next = Snapshot::new(
-            Algorithm::RoundRobin,
-            &[view(2, 100), view(3, 100)],
-            Some(&p.snapshot),
-        );
-        assert_eq!(
-            next.members[0].load.active(),
-            p.snapshot.members[1].load.active()
-        );
+        let next = Snapshot::new(Algorithm::RoundRobin, &[view(2, 100), view(3, 100)], Some(&p.snapshot));
+        assert_eq!(next.members[0].load.active(), p.snapshot.members[1].load.active());
         assert_eq!(next.members[1].load.active(), 0);
         p.held.clear();
-        assert_eq!(
-            (next.members[0].load.active(), next.members[0].load.total()),
-            (0, 5)
-        );
+        assert_eq!((next.members[0].load.active(), next.members[0].load.total()), (0, 5));
         assert!(!Snapshot::new(Algorithm::Source, &[], None).is_usable());
     }
 }

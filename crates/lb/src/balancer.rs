@@ -49,9 +49,7 @@ impl Balancer {
 
     /// Each backend set and whether it can pass connections on, once that is known.
     pub fn paths(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.sets
-            .iter()
-            .filter_map(|s| s.usable().map(|u| (s.name(), u)))
+        self.sets.iter().filter_map(|s| s.usable().map(|u| (s.name(), u)))
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -132,8 +130,7 @@ impl Balancer {
     }
 
     fn command(&mut self, now: Now, command: &Command) {
-        let (Command::SetAdmin { frontend, .. } | Command::SetWeight { frontend, .. }) = command
-        else {
+        let (Command::SetAdmin { frontend, .. } | Command::SetWeight { frontend, .. }) = command else {
             return;
         };
         let names: Vec<_> = self.sets.iter().map(BackendSet::name).collect();
@@ -145,9 +142,7 @@ impl Balancer {
                     let done = set.set_admin(now, backend, *state, &mut self.actions);
                     done.map_err(|hint| (format!("no backend is named {backend:?}"), hint))
                 }
-                Command::SetWeight {
-                    backend, weight, ..
-                } => {
+                Command::SetWeight { backend, weight, .. } => {
                     let done = set.set_weight(backend, *weight);
                     done.map_err(|hint| (format!("no backend is named {backend:?}"), hint))
                 }

@@ -62,13 +62,7 @@ enum Operation {
     Reply = 2,
 }
 
-fn arp(
-    operation: Operation,
-    sender: Mac,
-    sender_ip: Ipv4Addr,
-    target: Mac,
-    target_ip: Ipv4Addr,
-) -> Vec<u8> {
+fn arp(operation: Operation, sender: Mac, sender_ip: Ipv4Addr, target: Mac, target_ip: Ipv4Addr) -> Vec<u8> {
     let mut f = Vec::with_capacity(42);
     f.extend(BROADCAST);
     f.extend(sender);
@@ -131,11 +125,7 @@ fn parse_neighbour_advertisement(p: &[u8]) -> Option<Claim> {
     if icmp.len() < 24 || icmp[0] != NEIGHBOUR_ADVERTISEMENT || icmp[1] != 0 {
         return None;
     }
-    let address = |at: usize| {
-        <[u8; 16]>::try_from(&header[at..at + 16])
-            .map(Ipv6Addr::from)
-            .ok()
-    };
+    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).ok();
     let sum = Sum::new().pseudo_header(address(8)?.into(), address(24)?.into(), ICMPV6, icmp.len());
     if sum.bytes(icmp).checksum() != 0 {
         return None;
@@ -143,9 +133,7 @@ fn parse_neighbour_advertisement(p: &[u8]) -> Option<Claim> {
     let target = Ipv6Addr::from(<[u8; 16]>::try_from(&icmp[8..24]).ok()?);
     let mut options = &icmp[24..];
     while let [kind, units, ..] = *options {
-        let option = options
-            .get(..usize::from(units) * 8)
-            .filter(|o| !o.is_empty())?;
+        let option = options.get(..usize::from(units) * 8).filter(|o| !o.is_empty())?;
         if kind == OPTION_TARGET_LINK_ADDRESS {
             return Some(Claim {
                 address: target.into(),
@@ -168,10 +156,7 @@ mod tests {
         for ip in ["10.77.0.100", "fd00::100"] {
             let ip: IpAddr = ip.parse().unwrap();
             for frame in announcement(MAC, ip) {
-                let claim = Some(Claim {
-                    address: ip,
-                    mac: MAC,
-                });
+                let claim = Some(Claim { address: ip, mac: MAC });
                 assert_eq!(parse_claim(&frame), claim);
                 let mut tagged = frame.clone();
                 tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
@@ -185,10 +170,7 @@ mod tests {
 
     #[test]
     fn probes_claim_nothing() {
-        assert_eq!(
-            parse_claim(&arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 1))),
-            None
-        );
+        assert_eq!(parse_claim(&arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 1))), None);
     }
 
     #[test]
@@ -209,19 +191,12 @@ mod tests {
         let Some(LinkSlice::Ethernet2(link)) = packet.link else {
             panic!("no Ethernet header")
         };
-        assert_eq!(
-            (link.source(), link.destination()),
-            (MAC, [0x33, 0x33, 0, 0, 0, 1])
-        );
-        let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) =
-            (packet.net, packet.transport)
-        else {
+        assert_eq!((link.source(), link.destination()), (MAC, [0x33, 0x33, 0, 0, 0, 1]));
+        let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) = (packet.net, packet.transport) else {
             panic!("not ICMPv6")
         };
         assert_eq!(ip.header().hop_limit(), 255);
-        let check = |i: &Icmpv6Slice<'_>| {
-            i.is_checksum_valid(ip.header().source(), ip.header().destination())
-        };
+        let check = |i: &Icmpv6Slice<'_>| i.is_checksum_valid(ip.header().source(), ip.header().destination());
         assert!(check(&icmp));
         for frame in &announcement(MAC, "10.77.0.100".parse().unwrap()) {
             let packet = SlicedPacket::from_ethernet(frame).unwrap();

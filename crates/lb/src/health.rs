@@ -27,8 +27,7 @@ use member::Member;
 
 use crate::config::{BackendSetRef, Health, HealthKind, SetKind};
 use crate::io::{
-    Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome,
-    ProbeStage, Reason,
+    Action, AdminState, Availability, BackendView, DialOutcome, Event, Now, ProbeOutcome, ProbeStage, Reason,
 };
 
 /// Checks of one backend under way at most.
@@ -58,12 +57,9 @@ pub fn classify_readyz(status: u16, body: &str) -> ProbeOutcome {
             ),
         };
     }
-    let mut failing = body
-        .lines()
-        .filter_map(|l| l.trim().strip_prefix("[-]"))
-        .peekable();
-    let etcd_only = failing.peek().is_some()
-        && failing.all(|l| matches!(l.split(' ').next(), Some("etcd" | "etcd-readiness")));
+    let mut failing = body.lines().filter_map(|l| l.trim().strip_prefix("[-]")).peekable();
+    let etcd_only =
+        failing.peek().is_some() && failing.all(|l| matches!(l.split(' ').next(), Some("etcd" | "etcd-readiness")));
     ProbeOutcome::Unready { status, etcd_only }
 }
 
@@ -196,10 +192,7 @@ impl BackendSet {
 
     /// How late a wake-up must be for that.
     pub(crate) fn tolerance(&self) -> Duration {
-        self.health
-            .fast_interval
-            .get()
-            .max(Duration::from_millis(50))
+        self.health.fast_interval.get().max(Duration::from_millis(50))
     }
 
     pub(crate) fn on_time(&mut self, now: Now, out: &mut impl Extend<Action>) {
@@ -225,8 +218,7 @@ impl BackendSet {
             }
             return;
         }
-        m.pending
-            .retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
+        m.pending.retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
         // A check unanswered for so long is a doubt of its own.
         if m.oldest_pending().is_some_and(|t| now >= t + fast) {
             let soonest = m.last_probe.map_or(now, |t| t + fast);
@@ -238,10 +230,7 @@ impl BackendSet {
     }
 
     pub(crate) fn wake_at(&self, now: Now) -> Option<Now> {
-        self.members
-            .iter()
-            .filter_map(|m| self.member_wakes_at(now, m))
-            .min()
+        self.members.iter().filter_map(|m| self.member_wakes_at(now, m)).min()
     }
 
     fn member_wakes_at(&self, now: Now, m: &Member) -> Option<Now> {
@@ -250,15 +239,10 @@ impl BackendSet {
         }
         let checked = self.health.kind != HealthKind::None;
         let probe = (checked || m.availability == Availability::Down).then_some(m.next_probe);
-        let doubtful = m
-            .oldest_pending()
-            .map(|t| t + self.health.fast_interval.get());
+        let doubtful = m.oldest_pending().map(|t| t + self.health.fast_interval.get());
         let overdue = doubtful.filter(|t| checked && *t > now);
         let step = m.next_slow_start_step(now, self.slow_start);
-        [probe, overdue, step, m.reset_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [probe, overdue, step, m.reset_at].into_iter().flatten().min()
     }
 
     pub(crate) fn on_probed(
@@ -293,13 +277,9 @@ impl BackendSet {
         }
         match outcome {
             ProbeOutcome::Ready => self.ready(now, at, out),
-            ProbeOutcome::Unready { status, etcd_only } => {
-                self.unready(now, at, *status, *etcd_only, out)
-            }
+            ProbeOutcome::Unready { status, etcd_only } => self.unready(now, at, *status, *etcd_only, out),
             ProbeOutcome::Refused => self.refused(now, at, "check refused", out),
-            ProbeOutcome::Timeout { .. }
-            | ProbeOutcome::Unreachable
-            | ProbeOutcome::Broken { .. } => {
+            ProbeOutcome::Timeout { .. } | ProbeOutcome::Unreachable | ProbeOutcome::Broken { .. } => {
                 // An older check that ran out after a newer one was answered says nothing new.
                 if m.alive.last.is_none_or(|alive| sent >= alive) {
                     self.failed(now, at, sent, outcome, out);
@@ -308,13 +288,7 @@ impl BackendSet {
         }
     }
 
-    pub(crate) fn on_dial(
-        &mut self,
-        now: Now,
-        backend: &str,
-        outcome: DialOutcome,
-        out: &mut impl Extend<Action>,
-    ) {
+    pub(crate) fn on_dial(&mut self, now: Now, backend: &str, outcome: DialOutcome, out: &mut impl Extend<Action>) {
         let Some(at) = self.members.iter().position(|m| m.config.name == backend) else {
             return;
         };
@@ -333,21 +307,12 @@ impl BackendSet {
             DialOutcome::Timeout | DialOutcome::Unreachable if unchecked => {
                 if m.availability == Availability::Up {
                     m.next_probe = now + interval;
-                    self.set(
-                        now,
-                        at,
-                        Availability::Down,
-                        Reason::Silent,
-                        "connections time out",
-                        out,
-                    );
+                    self.set(now, at, Availability::Down, Reason::Silent, "connections time out", out);
                 }
             }
             DialOutcome::Slow | DialOutcome::Timeout | DialOutcome::Unreachable => {
                 if !unchecked && m.availability != Availability::Down {
-                    let soonest = m
-                        .last_probe
-                        .map_or(now, |t| t + self.health.fast_interval.get());
+                    let soonest = m.last_probe.map_or(now, |t| t + self.health.fast_interval.get());
                     m.doubt = self.health.fall;
                     m.next_probe = m.next_probe.min(soonest.max(now));
                 }
@@ -369,14 +334,7 @@ impl BackendSet {
             m.pending.clear();
             m.reset_at = None;
             out.extend([m.reset(&self.name, GENTLE_SPREAD)]);
-            self.set(
-                now,
-                at,
-                Availability::Down,
-                Reason::Admin,
-                "maintenance",
-                out,
-            );
+            self.set(now, at, Availability::Down, Reason::Admin, "maintenance", out);
         } else if before == AdminState::Maintenance && state != before {
             let fresh = Member::new(now, m.config.clone(), self.health.kind);
             let old = std::mem::replace(m, fresh);
@@ -396,14 +354,10 @@ impl BackendSet {
     pub(crate) fn publish(&mut self, now: Now, out: &mut impl Extend<Action>) {
         let slow_start = self.slow_start;
         let serving = |availability| {
-            let is =
-                move |m: &&Member| m.availability == availability && m.weight(now, slow_start) > 0;
+            let is = move |m: &&Member| m.availability == availability && m.weight(now, slow_start) > 0;
             self.members.iter().filter(is).count()
         };
-        let (up, alive) = (
-            serving(Availability::Up) > 0,
-            serving(Availability::LastResort),
-        );
+        let (up, alive) = (serving(Availability::Up) > 0, serving(Availability::LastResort));
         let fail_open = !up && alive > 0;
         let frontend = &self.name;
         if fail_open != self.fail_open {
@@ -430,15 +384,10 @@ impl BackendSet {
         // Compared in place: this runs with every input, the set seldom changes.
         let same = self.published.as_ref().is_some_and(|views| {
             let pairs = || views.iter().zip(&self.members);
-            views.len() == self.members.len()
-                && pairs().all(|(v, m)| m.looks_like(v, now, slow_start))
+            views.len() == self.members.len() && pairs().all(|(v, m)| m.looks_like(v, now, slow_start))
         });
         if !same {
-            let views: Vec<BackendView> = self
-                .members
-                .iter()
-                .map(|m| m.view(now, slow_start))
-                .collect();
+            let views: Vec<BackendView> = self.members.iter().map(|m| m.view(now, slow_start)).collect();
             self.published = Some(views.clone());
             out.extend([Action::Backends {
                 frontend: frontend.clone(),
@@ -470,14 +419,7 @@ impl BackendSet {
         }
     }
 
-    fn unready(
-        &mut self,
-        now: Now,
-        at: usize,
-        status: u16,
-        etcd_only: bool,
-        out: &mut impl Extend<Action>,
-    ) {
+    fn unready(&mut self, now: Now, at: usize, status: u16, etcd_only: bool, out: &mut impl Extend<Action>) {
         let m = &mut self.members[at];
         m.answered(now);
         m.ready.since = None;
@@ -486,22 +428,8 @@ impl BackendSet {
         let was_in_service = m.availability != Availability::Down;
         let detail = format!("answered {status}");
         match (etcd_only, was_in_service) {
-            (true, _) => self.set(
-                now,
-                at,
-                Availability::LastResort,
-                Reason::Etcd,
-                &detail,
-                out,
-            ),
-            (false, true) => self.set(
-                now,
-                at,
-                Availability::LastResort,
-                Reason::Unready,
-                &detail,
-                out,
-            ),
+            (true, _) => self.set(now, at, Availability::LastResort, Reason::Etcd, &detail, out),
+            (false, true) => self.set(now, at, Availability::LastResort, Reason::Unready, &detail, out),
             (false, false) => self.set(now, at, Availability::Down, Reason::Starting, &detail, out),
         }
     }
@@ -519,14 +447,7 @@ impl BackendSet {
         self.set(now, at, Availability::Down, Reason::Refused, detail, out);
     }
 
-    fn failed(
-        &mut self,
-        now: Now,
-        at: usize,
-        sent: Now,
-        outcome: &ProbeOutcome,
-        out: &mut impl Extend<Action>,
-    ) {
+    fn failed(&mut self, now: Now, at: usize, sent: Now, outcome: &ProbeOutcome, out: &mut impl Extend<Action>) {
         let fall = self.health.fall;
         let fast = self.health.fast_interval.get();
         if self.members[at].trouble.is_none() {
@@ -559,9 +480,7 @@ impl BackendSet {
         });
         let owed = match owed {
             // Reaching `fall` just now, on another's word; or alone, so that more proof is needed.
-            None if (silent || hung) && (in_service || unchecked) => {
-                Some(if witnessed { 0 } else { fall })
-            }
+            None if (silent || hung) && (in_service || unchecked) => Some(if witnessed { 0 } else { fall }),
             Some(left) if witnessed => Some(left.saturating_sub(1)),
             other => other,
         };
@@ -578,27 +497,13 @@ impl BackendSet {
             Availability::Down
         };
         let (to, reason, detail) = match outcome {
-            ProbeOutcome::Unreachable => (
-                Availability::Down,
-                Reason::Unreachable,
-                "unreachable".to_string(),
-            ),
+            ProbeOutcome::Unreachable => (Availability::Down, Reason::Unreachable, "unreachable".to_string()),
             // A wrong check must not take every server out of service for good.
-            ProbeOutcome::Broken { error } => {
-                (Availability::LastResort, Reason::Broken, error.clone())
-            }
-            _ if silent => (
-                Availability::Down,
-                Reason::Silent,
-                format!("{bad} checks unanswered"),
-            ),
+            ProbeOutcome::Broken { error } => (Availability::LastResort, Reason::Broken, error.clone()),
+            _ if silent => (Availability::Down, Reason::Silent, format!("{bad} checks unanswered")),
             _ => {
                 let to = if proven { Availability::Down } else { alive };
-                (
-                    to,
-                    Reason::Hung,
-                    format!("{bad} checks accepted but not answered"),
-                )
+                (to, Reason::Hung, format!("{bad} checks accepted but not answered"))
             }
         };
         self.set(now, at, to, reason, &detail, out);
@@ -652,12 +557,7 @@ impl BackendSet {
         let interval = self.spread_interval(at);
         let m = &mut self.members[at];
         let troubled = m.availability != Availability::Up && now < m.since + FAST_FOR;
-        m.next_probe = now
-            + if troubled || m.doubt > 0 {
-                fast
-            } else {
-                interval
-            };
+        m.next_probe = now + if troubled || m.doubt > 0 { fast } else { interval };
         m.doubt = m.doubt.saturating_sub(1);
         if m.pending.len() >= MOST_PROBES {
             return;
@@ -689,16 +589,8 @@ impl BackendSet {
             .iter()
             .position(|m| m.config.name == backend)
             .ok_or_else(|| {
-                let names: Vec<_> = self
-                    .members
-                    .iter()
-                    .map(|m| m.config.name.as_str())
-                    .collect();
-                format!(
-                    "frontend {} has the backends {}",
-                    self.name,
-                    names.join(", ")
-                )
+                let names: Vec<_> = self.members.iter().map(|m| m.config.name.as_str()).collect();
+                format!("frontend {} has the backends {}", self.name, names.join(", "))
             })
     }
 }

@@ -17,11 +17,7 @@ pub type Now = Duration;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "input",
-    rename_all = "kebab-case",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "input", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Input {
     /// The process is ready to carry out actions. The first answer is to remove every VIP left over.
     Start,
@@ -135,11 +131,7 @@ pub enum DialOutcome {
 
 /// Orders of `quorate agent ctl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "command",
-    rename_all = "kebab-case",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "command", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Command {
     /// Ready, draining (no new connections) or in maintenance (also no checks, connections reset).
     SetAdmin {
@@ -168,11 +160,7 @@ pub enum AdminState {
 
 /// Something to be done, in the order given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "action",
-    rename_all = "kebab-case",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "action", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Action {
     /// Add an address to an interface (IPv6: no DAD, preferred lifetime 0 for /128). Answer: `VipDone`.
     AddVip {
@@ -290,11 +278,7 @@ pub enum VrrpState {
 
 /// Transitions and findings, each with its reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "event",
-    rename_all = "kebab-case",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Event {
     VrrpState {
         instance: String,

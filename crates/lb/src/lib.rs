@@ -18,6 +18,6 @@ pub use agent::{Agent, AgentStatus};
 pub use balancer::Balancer;
 pub use config::AgentConfig;
 pub use io::{
-    Action, AdminState, Availability, BackendView, Bytes, Command, ConflictKind, DialOutcome,
-    Event, Input, Now, ProbeOutcome, ProbeStage, Reason, VipChange, VrrpState,
+    Action, AdminState, Availability, BackendView, Bytes, Command, ConflictKind, DialOutcome, Event, Input, Now,
+    ProbeOutcome, ProbeStage, Reason, VipChange, VrrpState,
 };

@@ -81,10 +81,7 @@ impl Routers {
     /// When [`Input::Tick`] is due at the latest.
     pub fn poll_timeout(&mut self) -> Option<Now> {
         let now = self.now;
-        self.instances
-            .iter_mut()
-            .filter_map(|i| i.wake_at(now))
-            .min()
+        self.instances.iter_mut().filter_map(|i| i.wake_at(now)).min()
     }
 
     /// Every virtual router has given up after [`Input::Stop`].
@@ -136,22 +133,14 @@ impl Routers {
             }
             Input::Frame { interface, frame } => {
                 if let Some(claim) = frames::parse_claim(frame) {
-                    for i in self
-                        .instances
-                        .iter_mut()
-                        .filter(|i| i.config().interface == *interface)
-                    {
+                    for i in self.instances.iter_mut().filter(|i| i.config().interface == *interface) {
                         i.on_claim(now, claim, out);
                     }
                 }
             }
             Input::Link { interface, up, mac } if !self.stopping => {
                 self.links.insert(interface.clone(), (*up, *mac));
-                for i in self
-                    .instances
-                    .iter_mut()
-                    .filter(|i| i.config().interface == *interface)
-                {
+                for i in self.instances.iter_mut().filter(|i| i.config().interface == *interface) {
                     i.on_link(now, *up, *mac, out);
                 }
             }
@@ -161,32 +150,17 @@ impl Routers {
                 change,
                 error,
             } => {
-                for i in self
-                    .instances
-                    .iter_mut()
-                    .filter(|i| i.config().name == *instance)
-                {
+                for i in self.instances.iter_mut().filter(|i| i.config().name == *instance) {
                     i.on_vip_done(now, *vip, *change, error.as_deref(), out);
                 }
             }
-            Input::VipLost { vip } => self
-                .instances
-                .iter_mut()
-                .for_each(|i| i.on_vip_lost(now, *vip, out)),
+            Input::VipLost { vip } => self.instances.iter_mut().for_each(|i| i.on_vip_lost(now, *vip, out)),
             Input::Command {
                 command: Command::Release { instance, hold },
-            } => match self
-                .instances
-                .iter_mut()
-                .find(|i| i.config().name == *instance)
-            {
+            } => match self.instances.iter_mut().find(|i| i.config().name == *instance) {
                 Some(i) => i.release(now, *hold, out),
                 None => {
-                    let names: Vec<_> = self
-                        .instances
-                        .iter()
-                        .map(|i| i.config().name.as_str())
-                        .collect();
+                    let names: Vec<_> = self.instances.iter().map(|i| i.config().name.as_str()).collect();
                     out.push_back(Action::Report {
                         event: Event::Refused {
                             what: format!("no VRRP instance is named {instance:?}"),

@@ -75,17 +75,11 @@ fn a_minimal_file_has_sensible_defaults() {
     let c = parse(MINIMAL);
     assert_eq!(c.validate(), []);
     let v = &c.vrrp[0];
-    assert_eq!(
-        (v.priority, v.interval, v.preempt),
-        (100, Span::from_millis(100), true)
-    );
+    assert_eq!((v.priority, v.interval, v.preempt), (100, Span::from_millis(100), true));
     let f = &c.frontends[0];
     assert_eq!(f.balance, Algorithm::LeastConnections);
     assert_eq!(f.hedge_after, Span::from_millis(75));
-    assert_eq!(
-        (f.health.kind, f.health.path.as_str()),
-        (HealthKind::Https, "/readyz")
-    );
+    assert_eq!((f.health.kind, f.health.path.as_str()), (HealthKind::Https, "/readyz"));
     assert_eq!(c.admin.socket.to_str(), Some("/run/quorate/agent.sock"));
 }
 
@@ -112,10 +106,7 @@ fn unknown_fields_are_refused() {
     ] {
         assert!(MINIMAL.contains(from), "{from}");
         let text = MINIMAL.replacen(from, to, 1);
-        assert!(
-            serde_saphyr::from_str::<AgentConfig>(&text).is_err(),
-            "{to}"
-        );
+        assert!(serde_saphyr::from_str::<AgentConfig>(&text).is_err(), "{to}");
     }
 }
 
@@ -142,12 +133,7 @@ fn each_mistake_has_a_code_and_a_place() {
             "vrrp.interval",
             "vrrp[0].interval",
         ),
-        (
-            "vrid: 51",
-            "vrid: 51, version: 2",
-            "vrrp.interval",
-            "vrrp[0].interval",
-        ),
+        ("vrid: 51", "vrid: 51, version: 2", "vrrp.interval", "vrrp[0].interval"),
         (
             "vrid: 51",
             "vrid: 51, multicast: true",
@@ -160,31 +146,11 @@ fn each_mistake_has_a_code_and_a_place() {
             "vrrp.peers.none",
             "vrrp[0].peers",
         ),
-        (
-            "10.77.0.13]",
-            "10.77.0.11]",
-            "vrrp.peers.self",
-            "vrrp[0].peers[1]",
-        ),
-        (
-            "10.77.0.13]",
-            "10.77.0.12]",
-            "vrrp.peers.duplicate",
-            "vrrp[0].peers[1]",
-        ),
+        ("10.77.0.13]", "10.77.0.11]", "vrrp.peers.self", "vrrp[0].peers[1]"),
+        ("10.77.0.13]", "10.77.0.12]", "vrrp.peers.duplicate", "vrrp[0].peers[1]"),
         ("10.77.0.13]", "fd00::3]", "vrrp.family", "vrrp[0].peers[1]"),
-        (
-            "10.77.0.13]",
-            "10.77.0.100]",
-            "vrrp.vip.peer",
-            "vrrp[0].vips[0]",
-        ),
-        (
-            "vips: [10.77.0.100]",
-            "vips: []",
-            "vrrp.vips.none",
-            "vrrp[0].vips",
-        ),
+        ("10.77.0.13]", "10.77.0.100]", "vrrp.vip.peer", "vrrp[0].vips[0]"),
+        ("vips: [10.77.0.100]", "vips: []", "vrrp.vips.none", "vrrp[0].vips"),
         (
             "vips: [10.77.0.100]",
             "vips: [fd00::1]",
@@ -293,12 +259,7 @@ fn each_mistake_has_a_code_and_a_place() {
             "frontend.listen.clash",
             "frontends[0].listen[1]",
         ),
-        (
-            "'0.0.0.0:8443'",
-            "",
-            "frontend.listen.none",
-            "frontends[0].listen",
-        ),
+        ("'0.0.0.0:8443'", "", "frontend.listen.none", "frontends[0].listen"),
     ] {
         assert!(MINIMAL.contains(from), "{from}");
         let found = parse(&MINIMAL.replacen(from, to, 1)).validate();

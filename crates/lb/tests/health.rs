@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quorate_lb::health::classify_readyz;
 use quorate_lb::{
-    Action, AdminState, Agent, AgentConfig, Availability, BackendView, Command, DialOutcome, Event,
-    Input, ProbeOutcome, ProbeStage, Reason,
+    Action, AdminState, Agent, AgentConfig, Availability, BackendView, Command, DialOutcome, Event, Input,
+    ProbeOutcome, ProbeStage, Reason,
 };
 
 fn ms(n: u64) -> Duration {
@@ -45,9 +45,7 @@ impl Farm {
 
     fn with(count: usize, health: &str, extra: &str) -> Self {
         let agent = Agent::new(&config(count, health, extra), Default::default(), 1, 7);
-        let servers = (1..=count)
-            .map(|n| (format!("m{n}"), Server::Ready))
-            .collect();
+        let servers = (1..=count).map(|n| (format!("m{n}"), Server::Ready)).collect();
         let mut farm = Self {
             agent,
             now: Duration::ZERO,
@@ -65,9 +63,7 @@ impl Farm {
         let mut farm = Self::new(count);
         farm.run(ms(3000));
         assert!(
-            farm.views
-                .iter()
-                .all(|v| v.availability == Availability::Up),
+            farm.views.iter().all(|v| v.availability == Availability::Up),
             "{:?}",
             farm.views
         );
@@ -159,17 +155,10 @@ impl Farm {
             _ => None,
         };
         let name = |a: &'_ Action| match a {
-            Action::ResetConnections { backend, .. } => self
-                .servers
-                .keys()
-                .find(|k| *k == backend)
-                .map(String::as_str),
+            Action::ResetConnections { backend, .. } => self.servers.keys().find(|k| *k == backend).map(String::as_str),
             _ => None,
         };
-        self.log
-            .iter()
-            .filter_map(|e| Some((name(&e.1)?, reset(e)?)))
-            .collect()
+        self.log.iter().filter_map(|e| Some((name(&e.1)?, reset(e)?))).collect()
     }
 
     fn path(&self) -> Option<bool> {
@@ -376,10 +365,7 @@ fn trouble_everywhere_kills_nothing() {
         assert_eq!(open, usable, "{server:?}");
         f.set_all(Server::Ready);
         f.run(ms(1500));
-        assert!(
-            f.views.iter().all(|v| v.availability == Availability::Up),
-            "{server:?}"
-        );
+        assert!(f.views.iter().all(|v| v.availability == Availability::Up), "{server:?}");
         assert_eq!(f.resets(), [], "{server:?}: nor on return");
     }
 }
@@ -395,11 +381,7 @@ fn the_last_live_server_stays_in_service_though_it_hangs() {
     assert_eq!(f.resets(), []);
     f.set("m1", Server::Ready);
     f.run(ms(2500));
-    assert_eq!(
-        f.view("m2"),
-        (Availability::Down, Reason::Hung),
-        "now there is another"
-    );
+    assert_eq!(f.view("m2"), (Availability::Down, Reason::Hung), "now there is another");
     assert_eq!(f.resets().len(), 1);
 }
 
@@ -491,9 +473,7 @@ fn a_starved_prober_proves_nothing() {
                 frontend: "api".into(),
                 backend: name,
                 id,
-                outcome: ProbeOutcome::Timeout {
-                    stage: ProbeStage::Tls,
-                },
+                outcome: ProbeOutcome::Timeout { stage: ProbeStage::Tls },
                 late: ms(400),
             });
         }
@@ -591,11 +571,7 @@ fn without_checks_dials_decide() {
         f.dial("m1", outcome);
         assert_eq!(f.view("m1").0, Availability::Down);
         f.run(ms(1001));
-        assert_eq!(
-            f.view("m1").0,
-            Availability::Up,
-            "tried again after the interval"
-        );
+        assert_eq!(f.view("m1").0, Availability::Up, "tried again after the interval");
     }
     f.dial("m1", DialOutcome::Slow);
     assert_eq!(f.view("m1").0, Availability::Up);
@@ -627,8 +603,7 @@ fn a_reload_keeps_the_health_of_what_stays() {
 
 #[test]
 fn readyz_bodies() {
-    let etcd =
-        "[+]ping ok\n[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n";
+    let etcd = "[+]ping ok\n[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n";
     let hooks = "[+]ping ok\n[-]poststarthook/rbac failed: reason withheld\n[-]etcd failed: reason withheld\n";
     for (status, body, expected) in [
         (200, "ok", ProbeOutcome::Ready),

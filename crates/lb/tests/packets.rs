@@ -163,20 +163,12 @@ fn every_advertisement_is_understood() {
         let status = routers.status().remove(0);
         assert_eq!(status.counters.discarded.len(), 0, "{advert:?}");
         let preempts = priority < 100;
-        assert_eq!(
-            status.master,
-            (!preempts).then_some((source, priority)),
-            "{advert:?}"
-        );
+        assert_eq!(status.master, (!preempts).then_some((source, priority)), "{advert:?}");
     }
 }
 
 fn config(own: &str, peer: &str, mode: &str) -> VrrpInstance {
-    let vip = if own.contains(':') {
-        "fd00::9"
-    } else {
-        "10.0.0.9"
-    };
+    let vip = if own.contains(':') { "fd00::9" } else { "10.0.0.9" };
     let keys = if mode == "none" {
         ""
     } else {
@@ -191,11 +183,7 @@ fn config(own: &str, peer: &str, mode: &str) -> VrrpInstance {
 
 fn start(config: VrrpInstance) -> Routers {
     let key = SecretKey::new(1, &[0xa5; 32]).unwrap();
-    let mut routers = Routers::new(
-        &[config],
-        Keyring::from([("api".to_string(), vec![key])]),
-        1,
-    );
+    let mut routers = Routers::new(&[config], Keyring::from([("api".to_string(), vec![key])]), 1);
     routers.handle(Duration::ZERO, &Input::Start);
     let link = Input::Link {
         interface: "eth0".into(),
@@ -232,13 +220,7 @@ fn first_signed(config: VrrpInstance) -> Vec<u8> {
 }
 
 fn originals(source: IpAddr, destination: IpAddr) -> Vec<Vec<u8>> {
-    let vip: IpAddr = if source.is_ipv4() {
-        "10.0.0.9"
-    } else {
-        "fd00::9"
-    }
-    .parse()
-    .unwrap();
+    let vip: IpAddr = if source.is_ipv4() { "10.0.0.9" } else { "fd00::9" }.parse().unwrap();
     let advert = |version, count| Advert {
         version,
         vrid: 51,

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use quorate_lb::{
-    Action, AdminState, Agent, AgentConfig, Bytes, Command, DialOutcome, Input, ProbeOutcome,
-    ProbeStage,
+    Action, AdminState, Agent, AgentConfig, Bytes, Command, DialOutcome, Input, ProbeOutcome, ProbeStage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -98,10 +97,7 @@ fn record() -> (Vec<Line>, Vec<Action>) {
     while now < Duration::from_secs(4) {
         let input = if let Some(answer) = answers.pop() {
             answer
-        } else if script
-            .last()
-            .is_some_and(|(at, _)| Duration::from_millis(*at) <= now)
-        {
+        } else if script.last().is_some_and(|(at, _)| Duration::from_millis(*at) <= now) {
             script.pop().unwrap().1
         } else {
             let next = script
@@ -117,18 +113,13 @@ fn record() -> (Vec<Line>, Vec<Action>) {
         agent.handle(now, input);
         while let Some(action) = agent.poll_action() {
             if let Action::Probe {
-                frontend,
-                backend,
-                id,
-                ..
+                frontend, backend, id, ..
             } = &action
             {
                 let outcome = match (backend.as_str(), now.as_millis() > 2000) {
                     (_, true) => ProbeOutcome::Refused,
                     ("m1", _) => ProbeOutcome::Ready,
-                    _ => ProbeOutcome::Timeout {
-                        stage: ProbeStage::Tls,
-                    },
+                    _ => ProbeOutcome::Timeout { stage: ProbeStage::Tls },
                 };
                 answers.push(Input::Probed {
                     frontend: frontend.clone(),
@@ -157,23 +148,11 @@ fn recorded_inputs_replay_to_the_same_actions() {
     ] {
         assert!(actions.iter().any(expected));
     }
-    let text: String = lines
-        .iter()
-        .map(|l| serde_json::to_string(l).unwrap() + "\n")
-        .collect();
-    let read: Vec<Line> = text
-        .lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect();
+    let text: String = lines.iter().map(|l| serde_json::to_string(l).unwrap() + "\n").collect();
+    let read: Vec<Line> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(play(&read), actions);
-    let written: Vec<String> = actions
-        .iter()
-        .map(|a| serde_json::to_string(a).unwrap())
-        .collect();
-    let back: Vec<Action> = written
-        .iter()
-        .map(|a| serde_json::from_str(a).unwrap())
-        .collect();
+    let written: Vec<String> = actions.iter().map(|a| serde_json::to_string(a).unwrap()).collect();
+    let back: Vec<Action> = written.iter().map(|a| serde_json::from_str(a).unwrap()).collect();
     assert_eq!(back, actions);
 }
 

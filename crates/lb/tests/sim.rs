@@ -85,10 +85,7 @@ fn no_false_failover_under_loss_and_jitter() {
             ..world.plan
         };
         let report = world.run();
-        assert!(
-            report.masters <= world_first_elections(seed),
-            "seed {seed}: {report:?}"
-        );
+        assert!(report.masters <= world_first_elections(seed), "seed {seed}: {report:?}");
     }
 }
 
@@ -140,11 +137,7 @@ fn a_clean_stop_leaves_no_gap() {
         let report = world.run();
         // First elections, the successor, and at most every other on the way to the best.
         assert!(report.masters <= 2 * nodes, "seed {seed}: {report:?}");
-        assert_eq!(
-            (report.broken, report.longest_gap),
-            (None, 0),
-            "seed {seed}"
-        );
+        assert_eq!((report.broken, report.longest_gap), (None, 0), "seed {seed}");
     }
 }
 
@@ -175,15 +168,8 @@ fn no_takeover_by_a_late_backup() {
             ..world.plan
         };
         let report = world.run();
-        assert!(
-            report.masters <= world_first_elections(seed),
-            "seed {seed}: {report:?}"
-        );
-        assert_eq!(
-            (report.broken, report.longest_gap),
-            (None, 0),
-            "seed {seed}"
-        );
+        assert!(report.masters <= world_first_elections(seed), "seed {seed}: {report:?}");
+        assert_eq!((report.broken, report.longest_gap), (None, 0), "seed {seed}");
     }
 }
 
@@ -194,10 +180,7 @@ fn world_first_elections(seed: u64) -> u64 {
 
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
-    )
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 // --- the world; all times in microseconds ---
@@ -285,41 +268,15 @@ enum Fault {
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Deliver {
-        from: usize,
-        to: usize,
-        payload: Vec<u8>,
-    },
-    Wake {
-        node: usize,
-        turn: u32,
-    },
-    Fault {
-        index: usize,
-    },
-    Restart {
-        node: usize,
-        life: u32,
-    },
-    Purge {
-        node: usize,
-        life: u32,
-    },
-    Resume {
-        node: usize,
-    },
-    Repair {
-        from: usize,
-        to: usize,
-    },
-    Link {
-        node: usize,
-        up: bool,
-    },
-    Path {
-        node: usize,
-        usable: bool,
-    },
+    Deliver { from: usize, to: usize, payload: Vec<u8> },
+    Wake { node: usize, turn: u32 },
+    Fault { index: usize },
+    Restart { node: usize, life: u32 },
+    Purge { node: usize, life: u32 },
+    Resume { node: usize },
+    Repair { from: usize, to: usize },
+    Link { node: usize, up: bool },
+    Path { node: usize, usable: bool },
     Heal,
 }
 
@@ -361,15 +318,12 @@ impl World {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5157_4f52_4154_4531);
         let count = 2 + random.below(4) as usize;
-        let interval =
-            [10_000, 50_000, 100_000, 100_000, 100_000, 1_000_000][random.below(6) as usize];
+        let interval = [10_000, 50_000, 100_000, 100_000, 100_000, 1_000_000][random.below(6) as usize];
         let authenticated = random.below(16) == 0;
         let equal = random.below(4) == 0;
         let preempt = random.below(3) != 0;
         let tracked = random.below(2) == 0;
-        let addresses: Vec<IpAddr> = (1..=count)
-            .map(|n| IpAddr::from([10, 0, 0, n as u8]))
-            .collect();
+        let addresses: Vec<IpAddr> = (1..=count).map(|n| IpAddr::from([10, 0, 0, n as u8])).collect();
         let node = |n: usize, random: &mut Random| Node {
             config: config(
                 n,
@@ -378,11 +332,7 @@ impl World {
                 preempt,
                 tracked,
                 authenticated,
-                if equal {
-                    100
-                } else {
-                    1 + random.below(254) as u8
-                },
+                if equal { 100 } else { 1 + random.below(254) as u8 },
             ),
             routers: None,
             owns: false,
@@ -419,12 +369,7 @@ impl World {
 
     /// The longest any node waits for a silent master.
     fn down_interval(&self) -> u64 {
-        let lowest = self
-            .nodes
-            .iter()
-            .map(|n| n.config.priority)
-            .min()
-            .unwrap_or(0);
+        let lowest = self.nodes.iter().map(|n| n.config.priority).min().unwrap_or(0);
         self.plan.interval * 3 + self.plan.interval * (256 - u64::from(lowest)) / 256
     }
 
@@ -441,11 +386,7 @@ impl World {
             self.at(self.plan.heal, Event::Heal);
         }
         let max_delay = self.plan.delay + self.plan.jitter;
-        let settled = self.plan.heal
-            + 2 * self.down_interval()
-            + 5 * self.plan.interval
-            + max_delay
-            + 4 * LATENCY;
+        let settled = self.plan.heal + 2 * self.down_interval() + 5 * self.plan.interval + max_delay + 4 * LATENCY;
         let end = if self.plan.heal > 0 {
             settled + 4 * self.plan.interval
         } else {
@@ -474,10 +415,7 @@ impl World {
             // The loser hears of it with the next advertisement, half an interval away.
             let limit = since.max(self.plan.heal) + interval + max_delay + 2 * LATENCY;
             if self.healed && self.now > limit {
-                self.fail(format!(
-                    "two owners since {since}, healed at {}",
-                    self.plan.heal
-                ));
+                self.fail(format!("two owners since {since}, healed at {}", self.plan.heal));
             }
         } else {
             self.both_since = None;
@@ -485,10 +423,7 @@ impl World {
         if owners == 0 {
             self.none_since.get_or_insert(self.now);
             if self.healed && self.now > settled {
-                self.fail(format!(
-                    "no owner at {}, healed at {}",
-                    self.now, self.plan.heal
-                ));
+                self.fail(format!("no owner at {}, healed at {}", self.now, self.plan.heal));
             }
         } else if let Some(since) = self.none_since.take()
             && self.report.masters > 1
@@ -509,8 +444,7 @@ impl World {
 
     fn at(&mut self, at: u64, event: Event) {
         self.sequence += 1;
-        self.queue
-            .push(Reverse((at.max(self.now), self.sequence, event)));
+        self.queue.push(Reverse((at.max(self.now), self.sequence, event)));
     }
 
     fn handle(&mut self, event: Event) {
@@ -628,13 +562,7 @@ impl World {
                 self.at(self.now + time, Event::Link { node, up: true });
             }
             Fault::PathLost { node, time } => {
-                self.at(
-                    self.now,
-                    Event::Path {
-                        node,
-                        usable: false,
-                    },
-                );
+                self.at(self.now, Event::Path { node, usable: false });
                 self.at(self.now + time, Event::Path { node, usable: true });
             }
             Fault::Release { node } => {
@@ -648,9 +576,7 @@ impl World {
     }
 
     fn boot(&mut self, node: usize) {
-        let keys = self
-            .authenticated
-            .then(|| vec![SecretKey::new(1, &[7; 32]).unwrap()]);
+        let keys = self.authenticated.then(|| vec![SecretKey::new(1, &[7; 32]).unwrap()]);
         let keys: Keyring = keys
             .map(|k| BTreeMap::from([("api".to_string(), k)]))
             .unwrap_or_default();
@@ -658,11 +584,7 @@ impl World {
         n.life += 1;
         (n.born, n.jumped, n.paused, n.suspended) = (self.now, 0, false, false);
         n.waiting.clear();
-        n.routers = Some(Routers::new(
-            std::slice::from_ref(&n.config),
-            keys,
-            u64::from(n.life),
-        ));
+        n.routers = Some(Routers::new(std::slice::from_ref(&n.config), keys, u64::from(n.life)));
         self.input(node, Input::Start);
         self.link_input(node);
         self.path_input(node);
@@ -695,19 +617,13 @@ impl World {
             .into_iter()
             .map(|(from, p)| self.vrrp_input(from, node, p))
             .collect();
-        let tick_at = if self.random.below(2) == 0 {
-            0
-        } else {
-            inputs.len()
-        };
+        let tick_at = if self.random.below(2) == 0 { 0 } else { inputs.len() };
         inputs.insert(tick_at, Input::Tick);
         for (n, input) in inputs.into_iter().enumerate() {
             self.input(node, input);
             // Others have the VIP by now: it must go before anything else is done.
             if n == 0 && slept > self.plan.interval * 3 && self.nodes[node].owns {
-                self.fail(format!(
-                    "node {node} keeps the VIP after {slept} us of sleep"
-                ));
+                self.fail(format!("node {node} keeps the VIP after {slept} us of sleep"));
             }
         }
     }
@@ -766,23 +682,16 @@ impl World {
     }
 
     fn carry_out(&mut self, node: usize) {
-        while let Some(action) = self.nodes[node]
-            .routers
-            .as_mut()
-            .and_then(Routers::poll_action)
-        {
+        while let Some(action) = self.nodes[node].routers.as_mut().and_then(Routers::poll_action) {
             match action {
                 Action::AddVip { .. } => self.own(node, true),
                 Action::RemoveVip { .. } => self.own(node, false),
                 Action::SendVrrp {
-                    destination,
-                    payload,
-                    ..
+                    destination, payload, ..
                 } => self.send(node, destination, payload.0),
                 Action::Report { event } => {
                     if let quorate_lb::Event::VrrpState {
-                        to: VrrpState::Master,
-                        ..
+                        to: VrrpState::Master, ..
                     } = event
                     {
                         self.report.masters += 1;
@@ -807,11 +716,7 @@ impl World {
     }
 
     fn send(&mut self, from: usize, destination: IpAddr, payload: Vec<u8>) {
-        let Some(to) = self
-            .nodes
-            .iter()
-            .position(|n| n.config.source == destination)
-        else {
+        let Some(to) = self.nodes.iter().position(|n| n.config.source == destination) else {
             return;
         };
         let cut = self.cuts[from * self.nodes.len() + to] > 0;
@@ -906,11 +811,7 @@ fn config(
     }))
     .unwrap();
     config.interval = Span::from_millis(interval / 1000);
-    config.peers = addresses
-        .iter()
-        .copied()
-        .filter(|a| *a != addresses[node])
-        .collect();
+    config.peers = addresses.iter().copied().filter(|a| *a != addresses[node]).collect();
     config.track.frontend = tracked.then(|| "api".to_string());
     if authenticated {
         config.auth.mode = AuthMode::Enforce;

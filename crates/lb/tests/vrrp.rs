@@ -16,7 +16,8 @@ fn ms(n: u64) -> Duration {
 }
 
 fn config(extra: &str) -> VrrpInstance {
-    let base = "{name: api, vrid: 51, interface: eth0, source: 10.0.0.1, vips: [10.0.0.100], peers: [10.0.0.2, 10.0.0.3]";
+    let base =
+        "{name: api, vrid: 51, interface: eth0, source: 10.0.0.1, vips: [10.0.0.100], peers: [10.0.0.2, 10.0.0.3]";
     serde_saphyr::from_str(&format!("{base}, {extra}}}")).unwrap()
 }
 
@@ -124,17 +125,11 @@ fn advert(source: &str, priority: u8) -> Input {
 }
 
 fn adds(actions: &[Action]) -> usize {
-    actions
-        .iter()
-        .filter(|a| matches!(a, Action::AddVip { .. }))
-        .count()
+    actions.iter().filter(|a| matches!(a, Action::AddVip { .. })).count()
 }
 
 fn removes(actions: &[Action]) -> usize {
-    actions
-        .iter()
-        .filter(|a| matches!(a, Action::RemoveVip { .. }))
-        .count()
+    actions.iter().filter(|a| matches!(a, Action::RemoveVip { .. })).count()
 }
 
 /// Priorities of advertisements sent.
@@ -165,10 +160,7 @@ fn conflicts(actions: &[Action]) -> Vec<ConflictKind> {
 fn leftover_vips_are_removed_first() {
     let mut routers = Routers::new(&[config("priority: 100")], Keyring::new(), 1);
     routers.handle(Duration::ZERO, &Input::Start);
-    assert!(matches!(
-        routers.poll_action(),
-        Some(Action::RemoveVip { .. })
-    ));
+    assert!(matches!(routers.poll_action(), Some(Action::RemoveVip { .. })));
 }
 
 #[test]
@@ -183,10 +175,7 @@ fn takes_over_after_three_intervals_and_the_skew() {
         let add = position(|a| matches!(a, Action::AddVip { .. }));
         let send = position(|a| matches!(a, Action::SendVrrp { .. }));
         let announce = position(|a| matches!(a, Action::SendFrame { .. }));
-        assert!(
-            add < send && send < announce,
-            "address, advertisement, announcement"
-        );
+        assert!(add < send && send < announce, "address, advertisement, announcement");
         assert_eq!((sent(&actions).len(), announced(&actions)), (2, 10));
     }
 }
@@ -203,11 +192,7 @@ fn a_backup_stays_while_it_hears_a_higher_master_and_leaves_on_goodbye() {
     b.run(ms(21));
     assert_eq!(b.state(), VrrpState::Backup);
     b.run(ms(2));
-    assert_eq!(
-        b.state(),
-        VrrpState::Master,
-        "skew of priority 200 is 22 ms"
-    );
+    assert_eq!(b.state(), VrrpState::Master, "skew of priority 200 is 22 ms");
 }
 
 #[test]
@@ -261,11 +246,7 @@ fn a_master_yields_to_higher_priority_and_to_a_higher_address() {
         let mut b = Bench::new(config("priority: 100")).master();
         b.run(ms(30));
         let actions = b.hear(source, priority);
-        assert_eq!(
-            removes(&actions),
-            usize::from(yields),
-            "{source} {priority}"
-        );
+        assert_eq!(removes(&actions), usize::from(yields), "{source} {priority}");
         assert_eq!(conflicts(&actions), [ConflictKind::TwoMasters]);
         if yields {
             assert_eq!(b.state(), VrrpState::Backup);
@@ -348,9 +329,7 @@ fn a_release_lets_others_keep_the_vip_for_a_while() {
         hold: ms(1),
     };
     let refused = b.input(Input::Command { command });
-    assert!(
-        matches!(&refused[..], [Action::Report { event: Event::Refused { hint, .. } }] if hint == "one of: api")
-    );
+    assert!(matches!(&refused[..], [Action::Report { event: Event::Refused { hint, .. } }] if hint == "one of: api"));
 }
 
 #[test]
@@ -416,31 +395,18 @@ fn a_master_that_slept_gives_the_vip_up_before_anything_else() {
         let mut b = Bench::new(config("priority: 100")).master();
         b.sleep(ms(500));
         let actions = b.input(first.clone());
-        let first_deed = actions
-            .iter()
-            .find(|a| !matches!(a, Action::Report { .. }))
-            .unwrap();
-        assert!(
-            matches!(first_deed, Action::RemoveVip { .. }),
-            "{first:?}: {actions:?}"
-        );
+        let first_deed = actions.iter().find(|a| !matches!(a, Action::Report { .. })).unwrap();
+        assert!(matches!(first_deed, Action::RemoveVip { .. }), "{first:?}: {actions:?}");
         assert_ne!(b.state(), VrrpState::Master);
     }
     let mut b = Bench::new(config("priority: 100")).master();
     b.sleep(ms(250));
-    assert_eq!(
-        sent(&b.input(Input::Tick)),
-        [100, 100],
-        "others still wait: go on"
-    );
+    assert_eq!(sent(&b.input(Input::Tick)), [100, 100], "others still wait: go on");
 }
 
 #[test]
 fn gratuitous_arp_comes_again_and_is_refreshed() {
-    let mut b = Bench::new(config(
-        "priority: 100, garp: {repeat: 3, delay: 1s, refresh: 10s}",
-    ))
-    .master();
+    let mut b = Bench::new(config("priority: 100, garp: {repeat: 3, delay: 1s, refresh: 10s}")).master();
     b.run(ms(300));
     assert_eq!(announced(&b.seen), 6);
     assert_eq!(announced(&b.run(ms(1000))), 6);
@@ -459,10 +425,7 @@ fn a_foreign_owner_is_reported_once_and_answered() {
     };
     let mut b = Bench::new(config("priority: 100")).master();
     assert!(b.input(claim("10.0.0.100", MAC)).is_empty(), "our own");
-    assert!(
-        b.input(claim("10.0.0.7", OTHER)).is_empty(),
-        "another address"
-    );
+    assert!(b.input(claim("10.0.0.7", OTHER)).is_empty(), "another address");
     let actions = b.input(claim("10.0.0.100", OTHER));
     assert_eq!(
         (conflicts(&actions), announced(&actions)),
@@ -470,10 +433,7 @@ fn a_foreign_owner_is_reported_once_and_answered() {
     );
     let again = b.input(claim("10.0.0.100", OTHER));
     assert!(again.is_empty(), "no storm");
-    assert_eq!(
-        b.status().counters.conflicts[&ConflictKind::ForeignOwner],
-        2
-    );
+    assert_eq!(b.status().counters.conflicts[&ConflictKind::ForeignOwner], 2);
 
     let mut b = Bench::new(config("priority: 100"));
     assert!(
@@ -536,13 +496,7 @@ fn a_vip_that_cannot_be_removed_is_tried_again() {
 
 #[test]
 fn each_discard_has_its_counter() {
-    let good = |form| {
-        message(200).encode(
-            "10.0.0.2".parse().unwrap(),
-            "10.0.0.1".parse().unwrap(),
-            form,
-        )
-    };
+    let good = |form| message(200).encode("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap(), form);
     let rfc = good(ChecksumForm::Rfc);
     let with = |at: usize, value: u8| {
         let mut p = rfc.clone();
@@ -567,22 +521,13 @@ fn each_discard_has_its_counter() {
             packet("10.0.0.2", "10.0.0.1", 255, rfc[..11].to_vec()),
             Some(Discard::Length),
         ),
-        (
-            packet("10.0.0.2", "10.0.0.1", 254, rfc.clone()),
-            Some(Discard::Ttl),
-        ),
-        (
-            packet("10.0.0.2", "10.0.0.1", 255, v2.clone()),
-            Some(Discard::Version),
-        ),
+        (packet("10.0.0.2", "10.0.0.1", 254, rfc.clone()), Some(Discard::Ttl)),
+        (packet("10.0.0.2", "10.0.0.1", 255, v2.clone()), Some(Discard::Version)),
         (
             packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x41)),
             Some(Discard::Version),
         ),
-        (
-            packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x32)),
-            Some(Discard::Type),
-        ),
+        (packet("10.0.0.2", "10.0.0.1", 255, with(0, 0x32)), Some(Discard::Type)),
         (
             packet("10.0.0.2", "10.0.0.1", 255, with(2, 201)),
             Some(Discard::Checksum),
@@ -617,10 +562,7 @@ fn each_discard_has_its_counter() {
     password[4] = 1;
     b.input(packet("10.0.0.2", "10.0.0.1", 255, password));
     let discarded = b.status().counters.discarded;
-    assert_eq!(
-        discarded,
-        [(Discard::Interval, 1), (Discard::AuthType, 1)].into()
-    );
+    assert_eq!(discarded, [(Discard::Interval, 1), (Discard::AuthType, 1)].into());
     b.input(packet("10.0.0.2", "10.0.0.1", 255, with(1, 52)));
     assert_eq!(b.routers.unknown_router_packets(), 1);
 }
@@ -633,11 +575,7 @@ fn strangers_and_other_vips_are_reported_at_most_once_in_ten_seconds() {
         b.run(ms(100));
     }
     assert_eq!(conflicts(&b.seen), [ConflictKind::ForeignRouter; 2]);
-    assert_eq!(
-        b.state(),
-        VrrpState::Master,
-        "a stranger does not keep us from the VIP"
-    );
+    assert_eq!(b.state(), VrrpState::Master, "a stranger does not keep us from the VIP");
     let mut more = config("priority: 100");
     more.vips.push("10.0.0.101".parse().unwrap());
     let mut b = Bench::new(more);
@@ -648,20 +586,12 @@ fn strangers_and_other_vips_are_reported_at_most_once_in_ten_seconds() {
 
 #[test]
 fn authenticated_routers_heed_only_their_own() {
-    let keys = || {
-        Keyring::from([(
-            "api".to_string(),
-            vec![SecretKey::new(1, &[0xa5; 32]).unwrap()],
-        )])
-    };
+    let keys = || Keyring::from([("api".to_string(), vec![SecretKey::new(1, &[0xa5; 32]).unwrap()])]);
     let mut c = config("priority: 100, auth: {mode: enforce, keys: [{id: 1, file: /k}]}");
     assert_eq!(c.auth.mode, AuthMode::Enforce);
     let mut a = Bench::with_keys(c.clone(), keys());
     a.hear("10.0.0.2", 250);
-    assert_eq!(
-        a.status().counters.discarded,
-        [(Discard::Unsigned, 1)].into()
-    );
+    assert_eq!(a.status().counters.discarded, [(Discard::Unsigned, 1)].into());
     assert_eq!(conflicts(&a.seen), [ConflictKind::Unauthenticated]);
 
     c.source = "10.0.0.2".parse().unwrap();
@@ -669,9 +599,7 @@ fn authenticated_routers_heed_only_their_own() {
     c.priority = 200;
     let mut peer = Bench::with_keys(c, keys()).master();
     let sent = peer.run(ms(60));
-    let Some(Action::SendVrrp { payload, .. }) =
-        sent.iter().find(|a| matches!(a, Action::SendVrrp { .. }))
-    else {
+    let Some(Action::SendVrrp { payload, .. }) = sent.iter().find(|a| matches!(a, Action::SendVrrp { .. })) else {
         panic!("nothing sent")
     };
     a.input(packet("10.0.0.2", "10.0.0.1", 255, payload.0.clone()));
@@ -685,9 +613,7 @@ fn a_reload_keeps_what_did_not_change() {
     let file = |vrrp: Vec<VrrpInstance>| {
         let mut c = quorate_lb::AgentConfig::new("m1");
         c.vrrp = vrrp;
-        Input::Config {
-            config: Box::new(c),
-        }
+        Input::Config { config: Box::new(c) }
     };
     let mut b = Bench::new(config("priority: 100")).master();
     let actions = b.input(file(vec![config("priority: 150, garp: {repeat: 1}")]));
@@ -711,10 +637,7 @@ fn a_reload_keeps_what_did_not_change() {
     b.input(file(vec![vips, second.clone()]));
     b.run(ms(500));
     assert!(
-        b.routers
-            .status()
-            .iter()
-            .all(|s| s.state == VrrpState::Master),
+        b.routers.status().iter().all(|s| s.state == VrrpState::Master),
         "the new one knows the link"
     );
 
@@ -728,9 +651,6 @@ fn multicast_goes_to_the_group() {
     let base = "{name: api, vrid: 51, interface: eth0, source: fd00::1, vips: ['fd00::100'], multicast: true}";
     let mut b = Bench::new(serde_saphyr::from_str(base).unwrap()).master();
     let sent = b.run(ms(60));
-    assert!(
-        sent.iter()
-            .any(|a| matches!(a, Action::SendVrrp { destination, .. }
-        if *destination == "ff02::12".parse::<IpAddr>().unwrap()))
-    );
+    assert!(sent.iter().any(|a| matches!(a, Action::SendVrrp { destination, .. }
+        if *destination == "ff02::12".parse::<IpAddr>().unwrap())));
 }

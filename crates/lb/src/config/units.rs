@@ -80,9 +80,7 @@ impl FromStr for Span {
     fn from_str(s: &str) -> Result<Self, UnitError> {
         let bad = || UnitError::Span(s.to_string());
         let text = s.trim();
-        let split = text
-            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .ok_or_else(bad)?;
+        let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(bad)?;
         let (number, unit) = text.split_at(split);
         let micros_per_unit: u128 = match unit.trim() {
             "us" | "µs" => 1,
@@ -218,10 +216,7 @@ mod tests {
 
     #[test]
     fn vips_take_an_optional_prefix() {
-        assert_eq!(
-            "10.0.0.1".parse::<Vip>().unwrap().to_string(),
-            "10.0.0.1/32"
-        );
+        assert_eq!("10.0.0.1".parse::<Vip>().unwrap().to_string(), "10.0.0.1/32");
         assert_eq!("10.0.0.1/24".parse::<Vip>().unwrap().prefix, 24);
         assert_eq!("fd00::1".parse::<Vip>().unwrap().prefix, 128);
         for bad in ["10.0.0.1/33", "fd00::1/129", "x/24", "10.0.0.1/0", ""] {

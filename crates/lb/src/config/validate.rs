@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{
-    AgentConfig, AuthMode, Backend, Health, HealthKind, SetKind, Span, VrrpInstance, VrrpVersion,
-};
+use super::{AgentConfig, AuthMode, Backend, Health, HealthKind, SetKind, Span, VrrpInstance, VrrpVersion};
 
 /// One thing wrong, where, and the way out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,12 +44,7 @@ impl Findings {
 pub(super) fn validate(config: &AgentConfig) -> Vec<Finding> {
     let mut f = Findings(Vec::new());
     if config.node.trim().is_empty() {
-        f.add(
-            "node",
-            "node",
-            "the node has no name",
-            "write the machine's name",
-        );
+        f.add("node", "node", "the node has no name", "write the machine's name");
     }
     check_vrrp(config, &mut f);
     check_sets(config, &mut f);
@@ -101,10 +94,7 @@ fn check_vrrp(config: &AgentConfig, f: &mut Findings) {
                 "vrrp.track",
                 format!("{at}.track.frontend"),
                 format!("no frontend is named {frontend:?}"),
-                format!(
-                    "one of: {}",
-                    set_names.iter().copied().collect::<Vec<_>>().join(", ")
-                ),
+                format!("one of: {}", set_names.iter().copied().collect::<Vec<_>>().join(", ")),
             );
         }
     }
@@ -139,12 +129,7 @@ fn check_instance(v: &VrrpInstance, at: &str, f: &mut Findings) {
         );
     }
     if v.vips.is_empty() {
-        f.add(
-            "vrrp.vips.none",
-            format!("{at}.vips"),
-            "no VIP",
-            "name at least one",
-        );
+        f.add("vrrp.vips.none", format!("{at}.vips"), "no VIP", "name at least one");
     }
     if v.vips.len() > usize::from(u8::MAX) {
         f.add(
@@ -160,10 +145,7 @@ fn check_instance(v: &VrrpInstance, at: &str, f: &mut Findings) {
             f.add(
                 "vrrp.family",
                 &path,
-                format!(
-                    "VIP {} and source {} are of different families",
-                    vip.address, v.source
-                ),
+                format!("VIP {} and source {} are of different families", vip.address, v.source),
                 "make one instance for IPv4 and one for IPv6",
             );
         }
@@ -218,8 +200,7 @@ fn check_interval(v: &VrrpInstance, at: &str, f: &mut Findings) {
     let path = format!("{at}.interval");
     match v.version {
         VrrpVersion::V3 => {
-            let fits =
-                (Duration::from_millis(10)..=Duration::from_millis(40_950)).contains(&interval);
+            let fits = (Duration::from_millis(10)..=Duration::from_millis(40_950)).contains(&interval);
             if !fits || !interval.subsec_micros().is_multiple_of(10_000) {
                 f.add(
                     "vrrp.interval",
@@ -276,10 +257,7 @@ fn check_peers(v: &VrrpInstance, at: &str, f: &mut Findings) {
             f.add(
                 "vrrp.family",
                 &path,
-                format!(
-                    "peer {peer} and source {} are of different families",
-                    v.source
-                ),
+                format!("peer {peer} and source {} are of different families", v.source),
                 "make one instance for IPv4 and one for IPv6",
             );
         }
@@ -336,12 +314,7 @@ fn check_sets(config: &AgentConfig, f: &mut Findings) {
         let at = format!("{word}[{}]", counts[slot]);
         counts[slot] += 1;
         if set.name.is_empty() {
-            f.add(
-                "frontend.name",
-                format!("{at}.name"),
-                "no name",
-                "name it, e.g. api",
-            );
+            f.add("frontend.name", format!("{at}.name"), "no name", "name it, e.g. api");
         } else if let Some(first) = names.insert(set.name, at.clone()) {
             f.add(
                 "frontend.name",
@@ -424,8 +397,7 @@ fn check_backends(backends: &[Backend], at: &str, f: &mut Findings) {
                 "list each server once; use weight for a larger share",
             );
         }
-        if b.address.port() == 0 || b.address.ip().is_unspecified() || b.address.ip().is_multicast()
-        {
+        if b.address.port() == 0 || b.address.ip().is_unspecified() || b.address.ip().is_multicast() {
             f.add(
                 "frontend.backend.address",
                 format!("{path}.address"),
@@ -513,10 +485,7 @@ fn check_virtual(address: SocketAddr, backends: &[Backend], at: &str, f: &mut Fi
             f.add(
                 "virtual.family",
                 path,
-                format!(
-                    "{} and virtual {address} are of different families",
-                    b.address
-                ),
+                format!("{} and virtual {address} are of different families", b.address),
                 "the kernel does not translate between IPv4 and IPv6 here",
             );
         } else if b.address == address {
@@ -563,12 +532,7 @@ fn check_listeners(config: &AgentConfig, f: &mut Findings) {
             }
         }
     }
-    bound.extend(
-        config
-            .stats
-            .iter()
-            .map(|s| (s.listen, "stats.listen".to_string())),
-    );
+    bound.extend(config.stats.iter().map(|s| (s.listen, "stats.listen".to_string())));
     // Page and metrics may share one listener: they differ by path.
     if let Some(m) = &config.metrics
         && config.stats.as_ref().is_none_or(|s| s.listen != m.listen)
@@ -577,12 +541,7 @@ fn check_listeners(config: &AgentConfig, f: &mut Findings) {
     }
     for (i, (a, path)) in bound.iter().enumerate() {
         if a.port() == 0 {
-            f.add(
-                "frontend.listen.port",
-                path,
-                format!("{a} has no port"),
-                "write one",
-            );
+            f.add("frontend.listen.port", path, format!("{a} has no port"), "write one");
         }
         if let Some((b, first)) = bound[..i].iter().find(|(b, _)| clash(*a, *b)) {
             f.add(

@@ -136,8 +136,7 @@ impl Member {
     /// `view` is what `view()` would give.
     pub(super) fn looks_like(&self, view: &BackendView, now: Now, slow_start: Duration) -> bool {
         let c = &self.config;
-        (self.availability, self.reason, self.weight(now, slow_start))
-            == (view.availability, view.reason, view.weight)
+        (self.availability, self.reason, self.weight(now, slow_start)) == (view.availability, view.reason, view.weight)
             && (c.max_connections, c.backup, c.local, c.address)
                 == (view.max_connections, view.backup, view.local, view.address)
             && c.name == view.name

@@ -35,9 +35,7 @@ pub struct SecretKey {
 
 /// A secret too short to be one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "VRRP key {id} has {length} octets; at least {LEAST_KEY} are needed (e.g. from `openssl rand -hex 32`)"
-)]
+#[error("VRRP key {id} has {length} octets; at least {LEAST_KEY} are needed (e.g. from `openssl rand -hex 32`)")]
 pub struct ShortKey {
     pub id: u8,
     pub length: usize,
@@ -123,21 +121,13 @@ impl Authenticator {
         packet.extend([key.id, 0, 0, 0]);
         packet.extend(self.boot.to_be_bytes());
         packet.extend(self.counter.to_be_bytes());
-        let tag = key
-            .over(source, &packet[..body], &packet[body..])
-            .finalize();
+        let tag = key.over(source, &packet[..body], &packet[body..]).finalize();
         packet.extend(tag.into_bytes());
     }
 
     /// `trailer` is what follows the advertisement `body`. Only senders that pass `is_peer` are remembered,
     /// so that memory is bounded.
-    pub(super) fn verify(
-        &mut self,
-        source: IpAddr,
-        body: &[u8],
-        trailer: &[u8],
-        is_peer: bool,
-    ) -> Result<(), Discard> {
+    pub(super) fn verify(&mut self, source: IpAddr, body: &[u8], trailer: &[u8], is_peer: bool) -> Result<(), Discard> {
         if self.mode == AuthMode::None {
             return Ok(());
         }
@@ -162,11 +152,7 @@ impl Authenticator {
                 .fold(0u64, |n, byte| n << 8 | u64::from(*byte))
         };
         let stamp = (number(8), number(16));
-        if self
-            .newest
-            .get(&source)
-            .is_some_and(|newest| stamp <= *newest)
-        {
+        if self.newest.get(&source).is_some_and(|newest| stamp <= *newest) {
             return Err(Discard::Replay);
         }
         if is_peer {
@@ -204,12 +190,7 @@ mod tests {
         let good = signed(&mut auth(Enforce, &[1], 1));
         let foreign = signed(&mut auth(Enforce, &[9], 1));
         for (mode, sends, unsigned, foreign_key) in [
-            (
-                Enforce,
-                true,
-                Err(Discard::Unsigned),
-                Err(Discard::UnknownKey),
-            ),
+            (Enforce, true, Err(Discard::Unsigned), Err(Discard::UnknownKey)),
             (Permissive, true, Ok(()), Err(Discard::UnknownKey)),
             (ReceiveOnly, false, Ok(()), Err(Discard::UnknownKey)),
             (None, false, Ok(()), Ok(())),
@@ -231,10 +212,7 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(receiver.verify(A, BODY, &bad, true).is_err(), "bit {bit}");
         }
-        assert_eq!(
-            receiver.verify(B, BODY, &good, true),
-            Err(Discard::Signature)
-        );
+        assert_eq!(receiver.verify(B, BODY, &good, true), Err(Discard::Signature));
         assert_eq!(
             receiver.verify(A, b"advertisemenT", &good, true),
             Err(Discard::Signature)
@@ -253,10 +231,7 @@ mod tests {
         let reborn = signed(&mut auth(AuthMode::Enforce, &[1], 101));
         let mut receiver = auth(AuthMode::Enforce, &[1], 5);
         assert_eq!(receiver.verify(A, BODY, &second, true), Ok(()));
-        assert_eq!(
-            receiver.verify(A, BODY, &second, true),
-            Err(Discard::Replay)
-        );
+        assert_eq!(receiver.verify(A, BODY, &second, true), Err(Discard::Replay));
         assert_eq!(receiver.verify(A, BODY, &first, true), Err(Discard::Replay));
         assert_eq!(receiver.verify(A, BODY, &reborn, true), Ok(()));
         assert_eq!(
@@ -267,15 +242,11 @@ mod tests {
 
     #[test]
     fn keys_rotate_without_a_gap() {
-        let mut nodes = [
-            auth(AuthMode::Enforce, &[1], 1),
-            auth(AuthMode::Enforce, &[1], 1),
-        ];
+        let mut nodes = [auth(AuthMode::Enforce, &[1], 1), auth(AuthMode::Enforce, &[1], 1)];
         let steps: [&[u8]; 4] = [&[1], &[1, 2], &[2, 1], &[2]];
         for step in steps {
             for node in 0..2 {
-                nodes[node]
-                    .reconfigure(AuthMode::Enforce, step.iter().map(|id| key(*id)).collect());
+                nodes[node].reconfigure(AuthMode::Enforce, step.iter().map(|id| key(*id)).collect());
                 let (left, right) = nodes.split_at_mut(1);
                 assert_eq!(
                     right[0].verify(A, BODY, &signed(&mut left[0]), true),

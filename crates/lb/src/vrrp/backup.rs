@@ -11,14 +11,7 @@ use crate::io::{Action, Event, Now, VrrpState};
 const GRACES: u8 = 3;
 
 impl Instance {
-    pub(super) fn on_advert(
-        &mut self,
-        now: Now,
-        source: IpAddr,
-        priority: u8,
-        interval: Duration,
-        out: &mut Actions,
-    ) {
+    pub(super) fn on_advert(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration, out: &mut Actions) {
         match self.state {
             VrrpState::Init | VrrpState::Fault => {
                 self.master = (priority != 0).then_some((source, priority));
@@ -28,13 +21,7 @@ impl Instance {
         }
     }
 
-    pub(super) fn backup_hears(
-        &mut self,
-        now: Now,
-        source: IpAddr,
-        priority: u8,
-        interval: Duration,
-    ) {
+    pub(super) fn backup_hears(&mut self, now: Now, source: IpAddr, priority: u8, interval: Duration) {
         if priority == 0 {
             // The earlier of both: the goodbye is sent more than once.
             self.takeover = self.takeover.min(now + self.skew());

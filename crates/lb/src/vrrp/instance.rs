@@ -174,10 +174,7 @@ impl Instance {
 
     /// Looks at the clock first: must be called before anything else is done with `now`.
     pub(super) fn on_time(&mut self, now: Now, out: &mut Actions) {
-        let late = self
-            .promised
-            .take()
-            .map_or(Duration::ZERO, |p| now.saturating_sub(p));
+        let late = self.promised.take().map_or(Duration::ZERO, |p| now.saturating_sub(p));
         let was_late = late > self.tolerance();
         if was_late {
             self.counters.late += 1;
@@ -264,11 +261,7 @@ impl Instance {
             }
             return;
         };
-        let verb = if change == VipChange::Add {
-            "add"
-        } else {
-            "remove"
-        };
+        let verb = if change == VipChange::Add { "add" } else { "remove" };
         let what = format!("{verb} VIP {vip} on {}", self.config.interface);
         out.push_back(Action::Report {
             event: Event::Failed {
@@ -279,9 +272,7 @@ impl Instance {
         if change == VipChange::Remove {
             self.remove_again = Some(now + RETRY_FIRST);
         } else if self.state == VrrpState::Master && self.config.vips.contains(&vip) {
-            let wait = self
-                .retry
-                .map_or(RETRY_FIRST, |(_, w)| (w * 2).min(RETRY_LONGEST));
+            let wait = self.retry.map_or(RETRY_FIRST, |(_, w)| (w * 2).min(RETRY_LONGEST));
             self.retry = Some((now + wait, wait));
             self.leave_at_once(now, VrrpState::Fault, format!("cannot add VIP {vip}"), out);
         }
@@ -318,21 +309,13 @@ impl Instance {
     /// Gives up at once, without waiting for a new holder.
     pub(super) fn quit(&mut self, now: Now, out: &mut Actions) {
         match self.state {
-            VrrpState::Master => {
-                self.leave_at_once(now, VrrpState::Init, "no longer configured".into(), out)
-            }
+            VrrpState::Master => self.leave_at_once(now, VrrpState::Init, "no longer configured".into(), out),
             _ => self.stop(now, out),
         }
     }
 
     /// A new configuration of the same virtual router (VRID, interface, source).
-    pub(super) fn reconfigure(
-        &mut self,
-        now: Now,
-        config: VrrpInstance,
-        keys: Vec<SecretKey>,
-        out: &mut Actions,
-    ) {
+    pub(super) fn reconfigure(&mut self, now: Now, config: VrrpInstance, keys: Vec<SecretKey>, out: &mut Actions) {
         self.auth.reconfigure(config.auth.mode, keys);
         let old = std::mem::replace(&mut self.config, config);
         if self.config.track.frontend.is_none() {
@@ -367,8 +350,7 @@ impl Instance {
     /// Same virtual router: can be reconfigured without giving the VIP up.
     pub(super) fn is_same_router(&self, other: &VrrpInstance) -> bool {
         let c = &self.config;
-        (&c.name, c.vrid, &c.interface, c.source)
-            == (&other.name, other.vrid, &other.interface, other.source)
+        (&c.name, c.vrid, &c.interface, c.source) == (&other.name, other.vrid, &other.interface, other.source)
     }
 
     /// When `on_time` is due; remembered, to know lateness by.
@@ -406,12 +388,8 @@ impl Instance {
             None
         };
         match (self.state, missing) {
-            (VrrpState::Master, Some(missing)) => {
-                self.leave_at_once(now, VrrpState::Fault, missing, out)
-            }
-            (VrrpState::Init | VrrpState::Backup, Some(missing)) => {
-                self.go(VrrpState::Fault, missing, out)
-            }
+            (VrrpState::Master, Some(missing)) => self.leave_at_once(now, VrrpState::Fault, missing, out),
+            (VrrpState::Init | VrrpState::Backup, Some(missing)) => self.go(VrrpState::Fault, missing, out),
             (VrrpState::Init | VrrpState::Fault, None) => {
                 self.go(VrrpState::Backup, why.to_string(), out);
                 self.graces = 0;

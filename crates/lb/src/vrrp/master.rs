@@ -33,12 +33,7 @@ impl Instance {
         self.announce_fully(now, out);
         if let Some(claim) = self.squatter.take().filter(|_| heard_nobody) {
             let mac = print_mac(claim.mac);
-            let detail = || {
-                format!(
-                    "{} answers for {} though nobody advertises it",
-                    mac, claim.address
-                )
-            };
+            let detail = || format!("{} answers for {} though nobody advertises it", mac, claim.address);
             self.conflict(now, ConflictKind::ForeignOwner, detail, out);
         }
     }
@@ -64,9 +59,8 @@ impl Instance {
                 },
             });
             let silent = now.saturating_sub(self.last_advert).as_millis();
-            let reason = format!(
-                "this process slept: nothing advertised for {silent} ms, another machine may hold the VIP"
-            );
+            let reason =
+                format!("this process slept: nothing advertised for {silent} ms, another machine may hold the VIP");
             self.leave_for(now, VrrpState::Backup, reason, out);
             return;
         }
@@ -129,11 +123,7 @@ impl Instance {
             IpAddr::V6(GROUP_V6)
         };
         let multicast = [group];
-        let destinations = if c.multicast {
-            &multicast[..]
-        } else {
-            &c.peers
-        };
+        let destinations = if c.multicast { &multicast[..] } else { &c.peers };
         for destination in destinations {
             let mut payload = advert.encode(c.source, *destination, c.checksum);
             self.auth.sign(c.source, &mut payload);
@@ -173,13 +163,7 @@ impl Instance {
     }
 
     /// Says goodbye and removes the VIP without waiting for a new holder.
-    pub(super) fn leave_at_once(
-        &mut self,
-        now: Now,
-        to: VrrpState,
-        reason: String,
-        out: &mut Actions,
-    ) {
+    pub(super) fn leave_at_once(&mut self, now: Now, to: VrrpState, reason: String, out: &mut Actions) {
         if self.link != Some(false) {
             self.send(0, out);
         }
@@ -217,15 +201,9 @@ impl Instance {
         }
         let wins = (priority, source) > (self.config.priority, self.config.source);
         let own = self.config.priority;
-        let detail =
-            || format!("{source} advertises with priority {priority}, this machine with {own}");
+        let detail = || format!("{source} advertises with priority {priority}, this machine with {own}");
         if wins {
-            self.leave_for(
-                now,
-                VrrpState::Backup,
-                format!("{source} has priority {priority}"),
-                out,
-            );
+            self.leave_for(now, VrrpState::Backup, format!("{source} has priority {priority}"), out);
             self.heed(now, source, priority, interval);
         } else {
             // At once, so that it hears; but never more than ten per interval.

@@ -116,9 +116,7 @@ impl Advert {
         let mut p = Vec::with_capacity(HEADER + count * 16 + V2_AUTH);
         let timing = match self.version {
             VrrpVersion::V2 => [0, self.interval.as_secs().clamp(1, 255) as u8],
-            VrrpVersion::V3 => {
-                ((self.interval.as_millis() / 10).clamp(1, 0xfff) as u16).to_be_bytes()
-            }
+            VrrpVersion::V3 => ((self.interval.as_millis() / 10).clamp(1, 0xfff) as u16).to_be_bytes(),
         };
         let version = u8::from(self.version) << 4 | TYPE_ADVERTISEMENT;
         p.extend([
@@ -275,20 +273,8 @@ mod tests {
                 ChecksumForm::Rfc,
             ),
             (VrrpVersion::V3, &["10.0.0.9"], s4, d4, ChecksumForm::Rfc),
-            (
-                VrrpVersion::V3,
-                &["10.0.0.9"],
-                s4,
-                d4,
-                ChecksumForm::Keepalived,
-            ),
-            (
-                VrrpVersion::V3,
-                &["fe80::1", "fd00::9"],
-                s6,
-                d6,
-                ChecksumForm::Rfc,
-            ),
+            (VrrpVersion::V3, &["10.0.0.9"], s4, d4, ChecksumForm::Keepalived),
+            (VrrpVersion::V3, &["fe80::1", "fd00::9"], s6, d6, ChecksumForm::Rfc),
         ] {
             let advert = advert(version, vips);
             let bytes = advert.encode(s, d, form);
@@ -311,10 +297,7 @@ mod tests {
                 );
             }
             for cut in 0..bytes.len() {
-                assert_eq!(
-                    Message::split(&bytes[..cut], s.is_ipv4()).unwrap_err(),
-                    Discard::Length
-                );
+                assert_eq!(Message::split(&bytes[..cut], s.is_ipv4()).unwrap_err(), Discard::Length);
             }
         }
     }
@@ -324,11 +307,7 @@ mod tests {
         for ms in [10, 100, 990, 40_950] {
             let mut a = advert(VrrpVersion::V3, &["10.0.0.9"]);
             a.interval = Duration::from_millis(ms);
-            let bytes = a.encode(
-                "10.0.0.1".parse().unwrap(),
-                GROUP_V4.into(),
-                ChecksumForm::Rfc,
-            );
+            let bytes = a.encode("10.0.0.1".parse().unwrap(), GROUP_V4.into(), ChecksumForm::Rfc);
             assert_eq!(Message::split(&bytes, true).unwrap().interval(), a.interval);
         }
     }

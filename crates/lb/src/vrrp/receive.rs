@@ -24,12 +24,7 @@ pub(super) struct Datagram<'a> {
 
 impl Instance {
     /// Checks in keepalived's order (vrrp.c); returns priority and interval.
-    pub(super) fn check(
-        &mut self,
-        now: Now,
-        p: Datagram<'_>,
-        out: &mut Actions,
-    ) -> Result<(u8, Duration), Discard> {
+    pub(super) fn check(&mut self, now: Now, p: Datagram<'_>, out: &mut Actions) -> Result<(u8, Duration), Discard> {
         let m = Message::split(p.payload, self.config.source.is_ipv4())?;
         if p.ttl < self.config.min_ttl {
             return Err(Discard::Ttl);
@@ -102,11 +97,7 @@ impl Instance {
         out: &mut Actions,
     ) {
         *self.counters.conflicts.entry(kind).or_default() += 1;
-        if self
-            .reported
-            .get(&kind)
-            .is_some_and(|at| now < *at + REPORT_EVERY)
-        {
+        if self.reported.get(&kind).is_some_and(|at| now < *at + REPORT_EVERY) {
             return;
         }
         self.reported.insert(kind, now);
