@@ -49,11 +49,23 @@ mod tests {
     fn only_the_block_changes() {
         let hosts = b"127.0.0.1 localhost\n# mine\n10.0.0.1 other";
         let with = edit(hosts, "quorate", Some(b"10.77.0.100 api"));
-        assert_eq!(with, b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.100 api\n# END quorate\n");
+        assert_eq!(
+            with,
+            b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.100 api\n# END quorate\n"
+        );
         let other = edit(&with, "quorate", Some(b"10.77.0.101 api\n"));
-        assert_eq!(other, b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.101 api\n# END quorate\n");
-        assert_eq!(edit(&other, "quorate", None), b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n");
-        assert_eq!(edit(&edit(&other, "quorate", Some(b"x\n")), "quorate", Some(b"x\n")), edit(&other, "quorate", Some(b"x\n")));
+        assert_eq!(
+            other,
+            b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n# BEGIN quorate\n10.77.0.101 api\n# END quorate\n"
+        );
+        assert_eq!(
+            edit(&other, "quorate", None),
+            b"127.0.0.1 localhost\n# mine\n10.0.0.1 other\n"
+        );
+        assert_eq!(
+            edit(&edit(&other, "quorate", Some(b"x\n")), "quorate", Some(b"x\n")),
+            edit(&other, "quorate", Some(b"x\n"))
+        );
     }
 
     #[test]

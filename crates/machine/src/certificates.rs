@@ -24,13 +24,22 @@ pub(crate) fn certificate(pem: &str) -> CertificateFacts {
             fingerprint: found.fingerprint,
             error: None,
         },
-        Err(error) => CertificateFacts { error: Some(error.to_string()), ..CertificateFacts::default() },
+        Err(error) => CertificateFacts {
+            error: Some(error.to_string()),
+            ..CertificateFacts::default()
+        },
     }
 }
 
 pub(crate) fn key(pem: &str) -> KeyFacts {
     match read::key_spki_sha256(pem) {
-        Ok(spki_sha256) => KeyFacts { spki_sha256, error: None },
-        Err(error) => KeyFacts { spki_sha256: String::new(), error: Some(error.to_string()) },
+        Ok(spki_sha256) => KeyFacts {
+            spki_sha256,
+            error: None,
+        },
+        Err(error) => KeyFacts {
+            spki_sha256: String::new(),
+            error: Some(error.to_string()),
+        },
     }
 }

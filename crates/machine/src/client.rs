@@ -69,7 +69,12 @@ impl Connection {
     ) -> io::Result<Self> {
         let hello = match frames::read::<Hello>(&mut input).await? {
             Some((_, hello)) if hello.version == PROTOCOL_VERSION => hello,
-            Some((_, hello)) => return Err(io::Error::other(format!("speaks protocol {}, not {PROTOCOL_VERSION}", hello.version))),
+            Some((_, hello)) => {
+                return Err(io::Error::other(format!(
+                    "speaks protocol {}, not {PROTOCOL_VERSION}",
+                    hello.version
+                )));
+            }
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         };
         let waiting = Arc::new(Waiting::default());
@@ -103,7 +108,13 @@ impl Connection {
                 tokio::time::sleep(HEARTBEAT).await;
             }
         });
-        Ok(Self { hello, next: AtomicU64::new(HEARTBEAT_ID + 1), frames, waiting, tasks: [writing, reading, beating] })
+        Ok(Self {
+            hello,
+            next: AtomicU64::new(HEARTBEAT_ID + 1),
+            frames,
+            waiting,
+            tasks: [writing, reading, beating],
+        })
     }
 
     pub(crate) async fn call(&self, request: &Request) -> Result<Answer, CallError> {
@@ -132,7 +143,11 @@ impl Connection {
     }
 
     fn reason(&self) -> String {
-        self.waiting.lock().broken.clone().unwrap_or_else(|| "the connection broke".into())
+        self.waiting
+            .lock()
+            .broken
+            .clone()
+            .unwrap_or_else(|| "the connection broke".into())
     }
 }
 
@@ -182,7 +197,9 @@ fn own_deadline(request: &Request) -> Duration {
         Request::Exec(exec) => exec.timeout_ms,
         Request::Http(http) => http.timeout_ms,
         Request::Units { ops, timeout_ms } => timeout_ms.saturating_mul(ops.len() as u64 + 1),
-        Request::WaitPort { timeout_ms, .. } | Request::WaitFile { timeout_ms, .. } | Request::WaitHttp { timeout_ms, .. } => *timeout_ms,
+        Request::WaitPort { timeout_ms, .. }
+        | Request::WaitFile { timeout_ms, .. }
+        | Request::WaitHttp { timeout_ms, .. } => *timeout_ms,
         // 1 GB over 10 Mbit/s.
         Request::BlobFetch { .. } => 900_000,
         _ => 0,
@@ -215,7 +232,12 @@ mod tests {
         let connection = connected(&dir).await;
         assert_eq!(connection.hello.build, "build");
         let start = Instant::now();
-        let (slow, fast) = (Request::Exec(Exec::new(["sleep", "0.5"])), Request::List { path: "/proc/self".into() });
+        let (slow, fast) = (
+            Request::Exec(Exec::new(["sleep", "0.5"])),
+            Request::List {
+                path: "/proc/self".into(),
+            },
+        );
         let slow = async { (connection.call(&slow).await, start.elapsed()) };
         let fast = async { (connection.call(&fast).await, start.elapsed()) };
         let ((slow, slow_took), (fast, fast_took)) = tokio::join!(slow, fast);
@@ -228,7 +250,12 @@ mod tests {
     async fn a_lost_connection_fails_every_call() {
         let (ours, theirs) = tokio::io::duplex(1024);
         let (input, output) = tokio::io::split(ours);
-        let hello = Hello { version: PROTOCOL_VERSION, build: String::new(), arch: String::new(), uid: 0 };
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            build: String::new(),
+            arch: String::new(),
+            uid: 0,
+        };
         let mut theirs = theirs;
         frames::write(&mut theirs, 0, &hello).await.unwrap();
         let connection = Connection::open(input, output).await.unwrap();
@@ -242,14 +269,22 @@ mod tests {
         let (answer, ()) = tokio::join!(call, cut);
         assert!(matches!(answer, Err(CallError::Lost(_))));
         assert!(connection.is_broken());
-        assert!(matches!(connection.call(&Request::Network).await, Err(CallError::Lost(_))));
+        assert!(matches!(
+            connection.call(&Request::Network).await,
+            Err(CallError::Lost(_))
+        ));
     }
 
     #[tokio::test]
     async fn another_version_is_refused() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let (input, output) = tokio::io::split(ours);
-        let hello = Hello { version: PROTOCOL_VERSION + 1, build: String::new(), arch: String::new(), uid: 0 };
+        let hello = Hello {
+            version: PROTOCOL_VERSION + 1,
+            build: String::new(),
+            arch: String::new(),
+            uid: 0,
+        };
         frames::write(&mut theirs, 0, &hello).await.unwrap();
         assert!(Connection::open(input, output).await.is_err());
     }
@@ -259,7 +294,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let connection = connected(&dir).await;
         let file = dir.path().join("pid");
-        let exec = Request::Exec(Exec::new(["sh", "-c", &format!("echo $$ > {}; exec sleep 60", file.display())]));
+        let exec = Request::Exec(Exec::new([
+            "sh",
+            "-c",
+            &format!("echo $$ > {}; exec sleep 60", file.display()),
+        ]));
         let called = tokio::time::timeout(Duration::from_millis(300), connection.call(&exec)).await;
         assert!(called.is_err(), "still running");
         drop(connection);

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 /// `FLANNEL_IPV6_…` pair of a dual-stack network.
 pub fn conflist(subnet_env: &str) -> Result<String, String> {
     let values: BTreeMap<&str, &str> = subnet_env.lines().filter_map(|line| line.split_once('=')).collect();
-    let mtu: u32 = values.get("FLANNEL_MTU").and_then(|text| text.trim().parse().ok()).ok_or("no FLANNEL_MTU in the subnet file")?;
+    let mtu: u32 = values
+        .get("FLANNEL_MTU")
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or("no FLANNEL_MTU in the subnet file")?;
     let ranges: Vec<Value> = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]
         .iter()
         .filter_map(|key| values.get(key))
@@ -22,8 +25,15 @@ pub fn conflist(subnet_env: &str) -> Result<String, String> {
     if ranges.is_empty() {
         return Err("no FLANNEL_SUBNET in the subnet file".into());
     }
-    let networks = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"].iter().filter_map(|key| values.get(key)).flat_map(|list| list.split(','));
-    let routes: Vec<Value> = networks.map(str::trim).filter(|network| !network.is_empty()).map(|network| json!({"dst": network})).collect();
+    let networks = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"]
+        .iter()
+        .filter_map(|key| values.get(key))
+        .flat_map(|list| list.split(','));
+    let routes: Vec<Value> = networks
+        .map(str::trim)
+        .filter(|network| !network.is_empty())
+        .map(|network| json!({"dst": network}))
+        .collect();
     let list = json!({
         "cniVersion": "1.0.0",
         "name": "quorate",
@@ -64,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_subnet_file_becomes_a_bridge() {
-        let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        let text =
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         let list: Value = serde_json::from_str(&conflist(text).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
         assert_eq!(list["plugins"][0]["mtu"], 1450);
@@ -72,7 +83,12 @@ mod tests {
 
     #[test]
     fn a_half_written_file_is_an_error() {
-        for text in ["", "FLANNEL_SUBNET=10.244.3.1/24\n", "FLANNEL_MTU=1450\n", "FLANNEL_MTU=1450\nFLANNEL_SUBNET=10.244.3.1\n"] {
+        for text in [
+            "",
+            "FLANNEL_SUBNET=10.244.3.1/24\n",
+            "FLANNEL_MTU=1450\n",
+            "FLANNEL_MTU=1450\nFLANNEL_SUBNET=10.244.3.1\n",
+        ] {
             assert!(conflist(text).is_err(), "{text:?}");
         }
     }

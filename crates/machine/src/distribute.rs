@@ -81,7 +81,10 @@ pub async fn distribute(
     sources: &[Source],
     progress: &(dyn Fn(Event) + Send + Sync),
 ) -> BTreeMap<String, Result<Received, MachineError>> {
-    let sources: BTreeMap<&str, &Source> = sources.iter().map(|source| (source.blob.sha256.as_str(), source)).collect();
+    let sources: BTreeMap<&str, &Source> = sources
+        .iter()
+        .map(|source| (source.blob.sha256.as_str(), source))
+        .collect();
     let missing = join_all(recipients.iter().map(|recipient| missing(recipient, &sources))).await;
     let mut results: BTreeMap<String, Result<Received, MachineError>> = BTreeMap::new();
     let mut open: Vec<(&Recipient, BTreeSet<String>)> = Vec::new();
@@ -89,8 +92,14 @@ pub async fn distribute(
         let name = recipient.machine.name().to_owned();
         match missing {
             Ok(missing) => {
-                let bytes = missing.iter().map(|sha256| sources[sha256.as_str()].blob.packed_size).sum();
-                progress(Event::Missing { machine: name.clone(), bytes });
+                let bytes = missing
+                    .iter()
+                    .map(|sha256| sources[sha256.as_str()].blob.packed_size)
+                    .sum();
+                progress(Event::Missing {
+                    machine: name.clone(),
+                    bytes,
+                });
                 results.insert(name, Ok(Received::default()));
                 if !missing.is_empty() {
                     open.push((recipient, missing));
@@ -121,7 +130,11 @@ pub async fn distribute(
     let workers = (0..open.len()).flat_map(|index| (0..PER_MACHINE).map(move |_| index));
     join_all(workers.map(|index| round.serve(index, &*open[index].0.machine))).await;
     // The doors close and the packed forms go; a machine that is gone has nothing to clean.
-    join_all(open.iter().map(|(recipient, _)| recipient.machine.call(Request::BlobsPrune { keep: None }))).await;
+    join_all(
+        open.iter()
+            .map(|(recipient, _)| recipient.machine.call(Request::BlobsPrune { keep: None })),
+    )
+    .await;
     let received = std::mem::take(&mut round.state().received);
     for ((recipient, _), received) in open.iter().zip(received) {
         results.insert(recipient.machine.name().to_owned(), received);
@@ -132,10 +145,20 @@ pub async fn distribute(
 async fn missing(recipient: &Recipient, sources: &BTreeMap<&str, &Source>) -> Result<BTreeSet<String>, MachineError> {
     let machine = &*recipient.machine;
     let present = machine.blobs_present(recipient.wants.clone()).await?;
-    let missing: BTreeSet<String> = recipient.wants.iter().filter(|sha256| !present.contains(sha256)).cloned().collect();
+    let missing: BTreeSet<String> = recipient
+        .wants
+        .iter()
+        .filter(|sha256| !present.contains(sha256))
+        .cloned()
+        .collect();
     match missing.iter().find(|sha256| !sources.contains_key(sha256.as_str())) {
-        Some(unknown) => Err(MachineError::new(machine.name(), "distribute blobs", ErrorKind::NotFound, format!("blob {unknown} is not in the bundle"))
-            .hint("build the bundle again")),
+        Some(unknown) => Err(MachineError::new(
+            machine.name(),
+            "distribute blobs",
+            ErrorKind::NotFound,
+            format!("blob {unknown} is not in the bundle"),
+        )
+        .hint("build the bundle again")),
         None => Ok(missing),
     }
 }
@@ -248,13 +271,23 @@ impl Round<'_> {
         let mut chosen = None;
         for sha256 in missing {
             let spread = state.blobs.get(sha256).unwrap_or(&none);
-            let peer = spread.holders.iter().copied().filter(|peer| state.peers[*peer].serving < PER_PEER).min_by_key(|peer| state.peers[*peer].serving);
+            let peer = spread
+                .holders
+                .iter()
+                .copied()
+                .filter(|peer| state.peers[*peer].serving < PER_PEER)
+                .min_by_key(|peer| state.peers[*peer].serving);
             match peer {
                 Some(peer) if may_fetch => {
-                    chosen = Some(Job::Fetch { sha256: sha256.clone(), peer });
+                    chosen = Some(Job::Fetch {
+                        sha256: sha256.clone(),
+                        peer,
+                    });
                     break;
                 }
-                _ if chosen.is_none() && (!may_fetch || spread.holders.is_empty() && !spread.uploading) => chosen = Some(Job::Upload(sha256.clone())),
+                _ if chosen.is_none() && (!may_fetch || spread.holders.is_empty() && !spread.uploading) => {
+                    chosen = Some(Job::Upload(sha256.clone()))
+                }
                 _ => {}
             }
         }
@@ -279,22 +312,41 @@ impl Round<'_> {
             if let Ok(received) = &mut self.state().received[index] {
                 received.from_operator += bytes;
             }
-            (self.progress)(Event::Arrived { machine: name.clone(), bytes, from: Origin::Operator });
+            (self.progress)(Event::Arrived {
+                machine: name.clone(),
+                bytes,
+                from: Origin::Operator,
+            });
         };
         machine.put_blob(&source.path, &source.blob, &arrived).await
     }
 
     async fn fetch(&self, index: usize, machine: &dyn Machine, sha256: &str, peer: usize) -> Result<(), MachineError> {
         let (Some(token), Some(address)) = (&self.token, self.doors[peer]) else {
-            return Err(MachineError::new(machine.name(), "fetch blob", ErrorKind::Failed, "that peer has no door"));
+            return Err(MachineError::new(
+                machine.name(),
+                "fetch blob",
+                ErrorKind::Failed,
+                "that peer has no door",
+            ));
         };
         let blob = self.sources[sha256].blob.clone();
         let bytes = blob.packed_size;
-        machine.done(Request::BlobFetch { blob, from: vec![address], token: token.clone() }).await?;
+        machine
+            .done(Request::BlobFetch {
+                blob,
+                from: vec![address],
+                token: token.clone(),
+            })
+            .await?;
         if let Ok(received) = &mut self.state().received[index] {
             received.from_peers += bytes;
         }
-        (self.progress)(Event::Arrived { machine: machine.name().to_owned(), bytes, from: Origin::Peer });
+        (self.progress)(Event::Arrived {
+            machine: machine.name().to_owned(),
+            bytes,
+            from: Origin::Peer,
+        });
         Ok(())
     }
 
@@ -309,7 +361,10 @@ impl Round<'_> {
                     received.blobs += 1;
                 }
                 drop(state);
-                (self.progress)(Event::Stored { machine: machine.name().to_owned(), sha256 });
+                (self.progress)(Event::Stored {
+                    machine: machine.name().to_owned(),
+                    sha256,
+                });
             }
             Err(error) => {
                 // Nobody fetches from it any more, and what it was to get first goes to another.

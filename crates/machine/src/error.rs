@@ -78,7 +78,13 @@ pub struct WrongArch {
 
 impl MachineError {
     pub fn new(machine: &str, operation: &str, kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { machine: machine.into(), operation: operation.into(), kind, message: message.into(), hint: None }
+        Self {
+            machine: machine.into(),
+            operation: operation.into(),
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -88,7 +94,13 @@ impl MachineError {
 
     pub(crate) fn remote(machine: &str, operation: &str, error: RemoteError) -> Self {
         let RemoteError { kind, message, hint } = error;
-        Self { machine: machine.into(), operation: operation.into(), kind, message, hint }
+        Self {
+            machine: machine.into(),
+            operation: operation.into(),
+            kind,
+            message,
+            hint,
+        }
     }
 
     /// The machine cannot be talked to (any more), whatever the operation.
@@ -120,7 +132,11 @@ impl fmt::Display for MachineError {
 
 impl RemoteError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub fn failed(message: impl Into<String>) -> Self {
@@ -136,12 +152,10 @@ impl RemoteError {
     pub fn io(what: impl fmt::Display, error: &io::Error) -> Self {
         let made = |kind| Self::new(kind, format!("{what}: {error}"));
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                made(ErrorKind::NoSpace).hint("free space on that file system, then run again; nothing was half-replaced")
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                made(ErrorKind::ReadOnly).hint("the file system is mounted read-only: see `dmesg` for the reason, remount it, run again")
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => made(ErrorKind::NoSpace)
+                .hint("free space on that file system, then run again; nothing was half-replaced"),
+            io::ErrorKind::ReadOnlyFilesystem => made(ErrorKind::ReadOnly)
+                .hint("the file system is mounted read-only: see `dmesg` for the reason, remount it, run again"),
             io::ErrorKind::PermissionDenied => made(ErrorKind::PermissionDenied),
             io::ErrorKind::NotFound => made(ErrorKind::NotFound),
             io::ErrorKind::TimedOut => made(ErrorKind::Timeout),

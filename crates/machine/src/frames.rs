@@ -17,7 +17,10 @@ pub(crate) fn encode<T: Serialize>(id: u64, value: &T) -> io::Result<Vec<u8>> {
     let mut frame = postcard::to_extend(value, frame).map_err(io::Error::other)?;
     let length = frame.len() - 4;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {length} bytes is too long; the limit is {MAX_FRAME}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a message of {length} bytes is too long; the limit is {MAX_FRAME}"),
+        ));
     }
     frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
     Ok(frame)
@@ -37,12 +40,17 @@ pub(crate) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unp
     };
     let length = u32::from_le_bytes(length) as usize;
     if !(ID..=MAX_FRAME).contains(&length) {
-        return Err(invalid(format!("a frame of {length} bytes: the other side does not speak quorate's protocol")));
+        return Err(invalid(format!(
+            "a frame of {length} bytes: the other side does not speak quorate's protocol"
+        )));
     }
     // Grown as bytes arrive, so that a wrong length alone does not take memory.
     let mut frame = Vec::with_capacity(length.min(1 << 20));
     if stream.take(length as u64).read_to_end(&mut frame).await? < length {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ended inside a frame"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the stream ended inside a frame",
+        ));
     }
     let (id, value) = frame.split_at(ID);
     let id = u64::from_le_bytes(id.try_into().map_err(|_| invalid("no id".into()))?);
@@ -62,7 +70,10 @@ mod tests {
     use crate::proto::{Exec, FileWrite, Request, Response};
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(future)
     }
 
     fn requests() -> impl Strategy<Value = Request> {

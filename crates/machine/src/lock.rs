@@ -18,10 +18,17 @@ impl LockRecord {
     /// Answers the request; `self` is changed if and only if the lock was acquired.
     pub(crate) fn take(&mut self, request: &LockRequest, now_unix: u64) -> LockReply {
         let holder = self.holder(now_unix);
-        let mine = self.owner.as_ref().is_some_and(|owner| owner.run_id == request.owner.run_id);
+        let mine = self
+            .owner
+            .as_ref()
+            .is_some_and(|owner| owner.run_id == request.owner.run_id);
         let free = holder.as_ref().is_none_or(|holder| holder.expired);
         if !(mine || free || request.steal) {
-            return LockReply { acquired: false, token: self.token, holder };
+            return LockReply {
+                acquired: false,
+                token: self.token,
+                holder,
+            };
         }
         if !mine {
             self.token += 1;
@@ -30,7 +37,11 @@ impl LockRecord {
         }
         self.renewed_unix = now_unix;
         self.ttl_s = request.ttl_s;
-        LockReply { acquired: true, token: self.token, holder: if mine { None } else { holder } }
+        LockReply {
+            acquired: true,
+            token: self.token,
+            holder: if mine { None } else { holder },
+        }
     }
 
     /// Whether it was held with this token and is free now.
@@ -46,7 +57,12 @@ impl LockRecord {
         let owner = self.owner.clone()?;
         let idle_s = now_unix.saturating_sub(self.renewed_unix);
         // A renewal in the future means that the clock was set back: age is then unknown, so it counts as living.
-        Some(LockHolder { owner, age_s: now_unix.saturating_sub(self.since_unix), idle_s, expired: idle_s > self.ttl_s })
+        Some(LockHolder {
+            owner,
+            age_s: now_unix.saturating_sub(self.since_unix),
+            idle_s,
+            expired: idle_s > self.ttl_s,
+        })
     }
 }
 
@@ -55,8 +71,18 @@ mod tests {
     use super::*;
 
     fn request(run_id: &str, steal: bool) -> LockRequest {
-        let owner = LockOwner { run_id: run_id.into(), user: "ada".into(), host: "desk".into(), pid: 7 };
-        LockRequest { name: "prod".into(), owner, ttl_s: 60, steal }
+        let owner = LockOwner {
+            run_id: run_id.into(),
+            user: "ada".into(),
+            host: "desk".into(),
+            pid: 7,
+        };
+        LockRequest {
+            name: "prod".into(),
+            owner,
+            ttl_s: 60,
+            steal,
+        }
     }
 
     #[test]
@@ -67,9 +93,16 @@ mod tests {
 
         let refused = lock.take(&request("b", false), 1030);
         assert!(!refused.acquired);
-        assert_eq!(refused.holder.unwrap().to_string(), "run a of ada@desk (pid 7), 30 s old, last seen 30 s ago");
+        assert_eq!(
+            refused.holder.unwrap().to_string(),
+            "run a of ada@desk (pid 7), 30 s old, last seen 30 s ago"
+        );
 
-        assert_eq!(lock.take(&request("a", false), 1050).token, 1, "renewing keeps the token");
+        assert_eq!(
+            lock.take(&request("a", false), 1050).token,
+            1,
+            "renewing keeps the token"
+        );
         assert!(!lock.take(&request("b", false), 1110).acquired);
 
         let expired = lock.take(&request("b", false), 1111);

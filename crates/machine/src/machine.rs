@@ -67,7 +67,11 @@ impl dyn Machine + '_ {
     }
 
     pub async fn write(&self, files: Vec<FileWrite>, run_id: &str) -> Result<Vec<Item>, MachineError> {
-        self.items(Request::Write { files, run_id: run_id.into() }).await
+        self.items(Request::Write {
+            files,
+            run_id: run_id.into(),
+        })
+        .await
     }
 
     /// Any request answered by items; the first failed item is the error.
@@ -113,10 +117,22 @@ impl dyn Machine + '_ {
         let (kind, how) = match (output.timed_out, output.status, output.signal) {
             (true, ..) => (ErrorKind::Timeout, format!("killed after {timeout_ms} ms")),
             (_, Some(status), _) => (ErrorKind::Failed, format!("exit status {status}")),
-            (_, None, signal) => (ErrorKind::Failed, format!("ended by signal {}", signal.unwrap_or_default())),
+            (_, None, signal) => (
+                ErrorKind::Failed,
+                format!("ended by signal {}", signal.unwrap_or_default()),
+            ),
         };
-        let said = if output.stderr.is_empty() { output.stdout.lossy() } else { output.stderr.lossy() };
-        Err(MachineError::new(self.name(), &operation, kind, format!("{how}: {}", last_lines(&said, 8))))
+        let said = if output.stderr.is_empty() {
+            output.stdout.lossy()
+        } else {
+            output.stderr.lossy()
+        };
+        Err(MachineError::new(
+            self.name(),
+            &operation,
+            kind,
+            format!("{how}: {}", last_lines(&said, 8)),
+        ))
     }
 
     pub async fn http(&self, request: HttpRequest) -> Result<HttpReply, MachineError> {
@@ -140,7 +156,12 @@ impl dyn Machine + '_ {
 
     /// Sends a packed blob from a local file, going on where an earlier upload stopped. `progress` is told of each
     /// number of packed bytes as it is accounted for (bytes already there included), so that they add up to the size.
-    pub async fn put_blob(&self, packed: &Path, blob: &PackedBlob, progress: &(dyn Fn(u64) + Send + Sync)) -> Result<(), MachineError> {
+    pub async fn put_blob(
+        &self,
+        packed: &Path,
+        blob: &PackedBlob,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), MachineError> {
         let begin = Request::BlobBegin { blob: blob.clone() };
         let operation = begin.operation();
         let mut offset = match self.call(begin).await? {
@@ -152,7 +173,11 @@ impl dyn Machine + '_ {
             other => return Err(unexpected(self.name(), &operation, &other)),
         };
         let local = |error: std::io::Error| {
-            MachineError::remote(self.name(), &operation, RemoteError::io(format_args!("{} here", packed.display()), &error))
+            MachineError::remote(
+                self.name(),
+                &operation,
+                RemoteError::io(format_args!("{} here", packed.display()), &error),
+            )
         };
         let mut file = std::fs::File::open(packed).map_err(local)?;
         file.seek(SeekFrom::Start(offset)).map_err(local)?;
@@ -160,7 +185,9 @@ impl dyn Machine + '_ {
         let mut in_flight = std::collections::VecDeque::new();
         loop {
             if in_flight.len() == CHUNKS_IN_FLIGHT || offset == blob.packed_size {
-                let Some((size, sent)) = in_flight.pop_front() else { break };
+                let Some((size, sent)) = in_flight.pop_front() else {
+                    break;
+                };
                 join(sent).await?;
                 progress(size);
                 continue;
@@ -168,7 +195,11 @@ impl dyn Machine + '_ {
             let mut data = vec![0; CHUNK.min((blob.packed_size - offset) as usize)];
             file.read_exact(&mut data).map_err(local)?;
             let size = data.len() as u64;
-            let chunk = Request::BlobChunk { packed_sha256: blob.packed_sha256.clone(), offset, data: data.into() };
+            let chunk = Request::BlobChunk {
+                packed_sha256: blob.packed_sha256.clone(),
+                offset,
+                data: data.into(),
+            };
             in_flight.push_back((size, Started::new(self.call(chunk)).await));
             offset += size;
         }
@@ -202,8 +233,13 @@ async fn join(started: Started<'_>) -> Result<Response, MachineError> {
 fn unexpected(machine: &str, operation: &str, response: &Response) -> MachineError {
     let kind = format!("{response:?}");
     let kind = kind.split(['(', ' ', '{']).next().unwrap_or_default();
-    MachineError::new(machine, operation, ErrorKind::Protocol, format!("answered with {kind}, which does not belong to the request"))
-        .hint("the machine runs another build of quorate; connect again")
+    MachineError::new(
+        machine,
+        operation,
+        ErrorKind::Protocol,
+        format!("answered with {kind}, which does not belong to the request"),
+    )
+    .hint("the machine runs another build of quorate; connect again")
 }
 
 pub(crate) fn last_lines(text: &str, count: usize) -> String {

@@ -50,7 +50,11 @@ pub enum Request {
     /// Files from the blob store, as [`Request::Write`]. [`Response::Items`].
     Install { files: Vec<BlobInstall>, run_id: String },
     /// Absent paths count as removed. Directories need `recursive`. Files are kept. [`Response::Items`].
-    Remove { paths: Vec<String>, recursive: bool, run_id: String },
+    Remove {
+        paths: Vec<String>,
+        recursive: bool,
+        run_id: String,
+    },
     /// Puts back what `run_id` kept for these paths; a path it kept nothing for is an item with an error. [`Response::Items`].
     Restore { paths: Vec<String>, run_id: String },
     /// [`Response::Items`].
@@ -58,7 +62,11 @@ pub enum Request {
     /// Owner and mode of existing files and directories. [`Response::Items`].
     SetMode { entries: Vec<DirSpec> },
     /// A symbolic link, atomically replaced. [`Response::Items`].
-    Link { path: String, target: String, run_id: String },
+    Link {
+        path: String,
+        target: String,
+        run_id: String,
+    },
     /// Lines between two markers in a file whose rest belongs to others. [`Response::Items`].
     ManagedBlock(ManagedBlock),
 
@@ -68,13 +76,21 @@ pub enum Request {
     /// blob is there.
     BlobBegin { blob: PackedBlob },
     /// A piece of the packed form at `offset`. [`Response::Done`].
-    BlobChunk { packed_sha256: String, offset: u64, data: Bytes },
+    BlobChunk {
+        packed_sha256: String,
+        offset: u64,
+        data: Bytes,
+    },
     /// Verifies and unpacks. [`Response::Done`].
     BlobEnd { blob: PackedBlob },
     /// Offers this machine's packed blobs to others until they are pruned or the session ends. [`Response::Port`].
     BlobServe { listen: IpAddr, token: Token },
     /// Fetches from the first of `from` that delivers; verifies and unpacks. [`Response::Done`].
-    BlobFetch { blob: PackedBlob, from: Vec<SocketAddr>, token: Token },
+    BlobFetch {
+        blob: PackedBlob,
+        from: Vec<SocketAddr>,
+        token: Token,
+    },
     /// Deletes packed forms and unfinished uploads; with `keep`, also every blob not named in it. [`Response::Items`].
     BlobsPrune { keep: Option<Vec<String>> },
 
@@ -88,9 +104,17 @@ pub enum Request {
     /// [`Response::Wait`].
     WaitPort { address: SocketAddr, timeout_ms: u64 },
     /// Until the path exists, or is gone if `absent`. [`Response::Wait`].
-    WaitFile { path: String, absent: bool, timeout_ms: u64 },
+    WaitFile {
+        path: String,
+        absent: bool,
+        timeout_ms: u64,
+    },
     /// Repeats a request until a status within `status` (inclusive). [`Response::Wait`].
-    WaitHttp { http: HttpRequest, status: (u16, u16), timeout_ms: u64 },
+    WaitHttp {
+        http: HttpRequest,
+        status: (u16, u16),
+        timeout_ms: u64,
+    },
     /// One HTTP request made by the machine, with keys that stay there. [`Response::Http`].
     Http(HttpRequest),
 
@@ -113,7 +137,11 @@ pub enum Request {
     /// Deletes interfaces by name; absent counts as done. [`Response::Items`].
     LinksRemove { names: Vec<String> },
     /// Replaces or (`None`) deletes a whole nftables table. [`Response::Done`].
-    NftTable { family: String, name: String, ruleset: Option<Bytes> },
+    NftTable {
+        family: String,
+        name: String,
+        ruleset: Option<Bytes>,
+    },
 
     /// Takes or renews a lock. [`Response::Lock`], acquired or not.
     Lock(LockRequest),
@@ -205,7 +233,13 @@ pub struct FileWrite {
 impl FileWrite {
     /// Owned by root, parents 0755.
     pub fn new(path: impl Into<String>, content: impl Into<Bytes>, mode: u32) -> Self {
-        Self { path: path.into(), content: content.into(), owner: Owner::root(), mode, parent_mode: 0o755 }
+        Self {
+            path: path.into(),
+            content: content.into(),
+            owner: Owner::root(),
+            mode,
+            parent_mode: 0o755,
+        }
     }
 }
 
@@ -222,7 +256,10 @@ impl Owner {
     }
 
     pub fn new(user: impl Into<String>, group: impl Into<String>) -> Self {
-        Self { user: user.into(), group: group.into() }
+        Self {
+            user: user.into(),
+            group: group.into(),
+        }
     }
 }
 
@@ -286,7 +323,10 @@ pub enum UnitOp {
     Mask(Vec<String>),
     Unmask(Vec<String>),
     /// `systemctl kill --signal`.
-    Kill { names: Vec<String>, signal: String },
+    Kill {
+        names: Vec<String>,
+        signal: String,
+    },
 }
 
 impl UnitOp {
@@ -404,7 +444,13 @@ pub struct HttpRequest {
 impl HttpRequest {
     /// 10 s and 8 MiB.
     pub fn new(method: &str, url: impl Into<String>) -> Self {
-        Self { method: method.into(), url: url.into(), timeout_ms: 10_000, max_body: 8 << 20, ..Self::default() }
+        Self {
+            method: method.into(),
+            url: url.into(),
+            timeout_ms: 10_000,
+            max_body: 8 << 20,
+            ..Self::default()
+        }
     }
 
     pub fn get(url: impl Into<String>) -> Self {
@@ -515,8 +561,17 @@ pub struct LockHolder {
 
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LockOwner { run_id, user, host, pid } = &self.owner;
-        write!(f, "run {run_id} of {user}@{host} (pid {pid}), {} s old, last seen {} s ago", self.age_s, self.idle_s)?;
+        let LockOwner {
+            run_id,
+            user,
+            host,
+            pid,
+        } = &self.owner;
+        write!(
+            f,
+            "run {run_id} of {user}@{host} (pid {pid}), {} s old, last seen {} s ago",
+            self.age_s, self.idle_s
+        )?;
         if self.expired { write!(f, ", expired") } else { Ok(()) }
     }
 }
@@ -552,7 +607,9 @@ impl Request {
             Self::ManagedBlock(block) => format!("edit block {} of {}", block.marker, block.path),
             Self::BlobsPresent { .. } => "look for blobs".into(),
             Self::BlobBegin { blob } => format!("begin upload of blob {}", short(&blob.sha256)),
-            Self::BlobChunk { packed_sha256, offset, .. } => format!("upload {} at {offset}", short(packed_sha256)),
+            Self::BlobChunk {
+                packed_sha256, offset, ..
+            } => format!("upload {} at {offset}", short(packed_sha256)),
             Self::BlobEnd { blob } => format!("unpack blob {}", short(&blob.sha256)),
             Self::BlobServe { listen, .. } => format!("offer blobs on {listen}"),
             Self::BlobFetch { blob, .. } => format!("fetch blob {}", short(&blob.sha256)),
@@ -564,7 +621,9 @@ impl Request {
             Self::UnitStatus { names } => strings("status of", names),
             Self::Exec(exec) => format!("run {}", exec.argv.first().map_or("nothing", String::as_str)),
             Self::WaitPort { address, .. } => format!("wait for {address}"),
-            Self::WaitFile { path, absent: false, .. } => format!("wait for {path}"),
+            Self::WaitFile {
+                path, absent: false, ..
+            } => format!("wait for {path}"),
             Self::WaitFile { path, absent: true, .. } => format!("wait until {path} is gone"),
             Self::WaitHttp { http, .. } => format!("wait for {}", http.url),
             Self::Http(http) => format!("{} {}", http.method, http.url),
@@ -577,8 +636,16 @@ impl Request {
             Self::UserRemove { name } => format!("remove user {name}"),
             Self::Network => "read addresses and routes".into(),
             Self::LinksRemove { names } => strings("delete interface", names),
-            Self::NftTable { family, name, ruleset: Some(_) } => format!("replace nft table {family} {name}"),
-            Self::NftTable { family, name, ruleset: None } => format!("delete nft table {family} {name}"),
+            Self::NftTable {
+                family,
+                name,
+                ruleset: Some(_),
+            } => format!("replace nft table {family} {name}"),
+            Self::NftTable {
+                family,
+                name,
+                ruleset: None,
+            } => format!("delete nft table {family} {name}"),
             Self::Lock(lock) => format!("take lock {}", lock.name),
             Self::Unlock { name, .. } => format!("release lock {name}"),
             Self::Sync => "sync disks".into(),

@@ -33,12 +33,22 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Former builds kept beside the running one: a run that is under way may have been started with it.
 const FORMER_BUILDS: usize = 1;
 
+/// Where programs in use are linked from. A build that units start is not old, however many operators came with other
+/// builds since.
+const LINKS: [&str; 2] = ["/opt/quorate/bin", "/opt/cni/bin"];
+
 /// `quorate remote`: this host on standard input and output, for as long as the connection lasts.
 pub async fn serve_stdio() -> io::Result<()> {
     let exe = std::env::current_exe()?;
     let (state_dir, build) = placed(&exe).unwrap_or((Path::new(STATE_DIR), ""));
-    prune_builds(state_dir, build);
-    serve(LocalMachine::with_state_dir("local", state_dir), build.to_owned(), tokio::io::stdin(), tokio::io::stdout()).await
+    prune_builds(state_dir, build, &LINKS.map(Path::new));
+    serve(
+        LocalMachine::with_state_dir("local", state_dir),
+        build.to_owned(),
+        tokio::io::stdin(),
+        tokio::io::stdout(),
+    )
+    .await
 }
 
 /// State directory and hash of a program that was placed at `<state directory>/bin/<sha256>/quorate`.
@@ -49,19 +59,27 @@ fn placed(exe: &Path) -> Option<(&Path, &str)> {
     Some((bin.parent()?, build))
 }
 
-/// Deletes all builds but the running and the last ones used. What cannot be deleted stays, which harms nobody.
-fn prune_builds(state_dir: &Path, running: &str) {
+/// Deletes all builds but the running one, the last ones used and those something in `links` points to. What cannot be
+/// deleted stays, which harms nobody.
+fn prune_builds(state_dir: &Path, running: &str, links: &[&Path]) {
     if running.is_empty() {
         return;
     }
     let builds = state_dir.join("bin");
+    let linked: Vec<PathBuf> = links.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
     // The time of its directory tells when a build was last used.
     let _ = File::open(builds.join(running)).and_then(|dir| dir.set_modified(SystemTime::now()));
     let mut former: Vec<(SystemTime, PathBuf)> = fs::read_dir(&builds)
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(|name| is_sha256(name) && name != running))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| is_sha256(name) && name != running)
+        })
+        .filter(|entry| !linked.iter().any(|target| target.starts_with(entry.path())))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     former.sort();
@@ -153,7 +171,13 @@ struct Last(Arc<Mutex<Instant>>);
 impl<R> Heard<R> {
     fn new(inner: R) -> (Self, Last) {
         let last = Last(Arc::new(Mutex::new(Instant::now())));
-        (Self { inner, last: last.clone() }, last)
+        (
+            Self {
+                inner,
+                last: last.clone(),
+            },
+            last,
+        )
     }
 }
 
@@ -164,7 +188,11 @@ impl Last {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Heard<R> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
         *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Poll::Ready(Ok(()))
@@ -173,8 +201,14 @@ impl<R: AsyncRead + Unpin> AsyncRead for Heard<R> {
 
 /// An answer too long for a frame becomes an error, not a broken connection.
 fn encoded(id: u64, answer: Answer) -> io::Result<Vec<u8>> {
-    frames::encode(id, &answer)
-        .or_else(|error| frames::encode::<Answer>(id, &Err(crate::RemoteError::failed(format!("the answer cannot be sent: {error}")))))
+    frames::encode(id, &answer).or_else(|error| {
+        frames::encode::<Answer>(
+            id,
+            &Err(crate::RemoteError::failed(format!(
+                "the answer cannot be sent: {error}"
+            ))),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -190,10 +224,13 @@ mod tests {
         let exec = crate::proto::Exec::new(["sh", "-c", &format!("echo $$ > {}; exec sleep 60", pid.display())]);
         frames::write(&mut ours, 1, &Request::Exec(exec)).await.unwrap();
         let machine = LocalMachine::with_state_dir("m1", dir.path());
-        let error = serve_within(machine, String::new(), input, output, Duration::from_millis(300)).await.unwrap_err();
+        let error = serve_within(machine, String::new(), input, output, Duration::from_millis(300))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let state = fs::read_to_string(format!("/proc/{}/stat", fs::read_to_string(pid).unwrap().trim())).unwrap_or_default();
+        let state =
+            fs::read_to_string(format!("/proc/{}/stat", fs::read_to_string(pid).unwrap().trim())).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{state}");
     }
 
@@ -201,7 +238,10 @@ mod tests {
     fn a_placed_program_knows_where_it_belongs() {
         let build = "a".repeat(64);
         let exe = format!("/srv/quorate/bin/{build}/quorate");
-        assert_eq!(placed(Path::new(&exe)), Some((Path::new("/srv/quorate"), build.as_str())));
+        assert_eq!(
+            placed(Path::new(&exe)),
+            Some((Path::new("/srv/quorate"), build.as_str()))
+        );
         assert_eq!(placed(Path::new("/usr/local/bin/quorate")), None);
     }
 
@@ -212,11 +252,36 @@ mod tests {
         for (age, digit) in [(300, "a"), (200, "b"), (100, "c"), (400, "d")] {
             let path = dir.path().join("bin").join(build(digit));
             fs::create_dir_all(&path).unwrap();
-            File::open(&path).unwrap().set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+            File::open(&path)
+                .unwrap()
+                .set_modified(SystemTime::now() - std::time::Duration::from_secs(age))
+                .unwrap();
         }
-        prune_builds(dir.path(), &build("d"));
-        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        prune_builds(dir.path(), &build("d"), &[]);
+        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, [build("c"), build("d")]);
+    }
+
+    /// Drill `machine-off-each`: after two operators with newer builds the agent had no program to start again.
+    #[test]
+    fn a_build_that_units_start_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = |digit: &str| digit.repeat(64);
+        for (age, digit) in [(300, "a"), (200, "b"), (100, "c"), (0, "d")] {
+            let path = dir.path().join("bin").join(build(digit));
+            fs::create_dir_all(&path).unwrap();
+            File::open(&path).unwrap().set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        let links = dir.path().join("links");
+        fs::create_dir(&links).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("bin").join(build("a")).join("quorate"), links.join("quorate")).unwrap();
+        prune_builds(dir.path(), &build("d"), &[&links, Path::new("/nowhere")]);
+        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [build("a"), build("c"), build("d")]);
     }
 }

@@ -40,9 +40,15 @@ async fn the_program_is_placed_once_and_answers_concurrently() {
     second.connect().await.unwrap();
     eprintln!("first connection {placed:?}, second {:?}", start.elapsed());
 
-    let builds: Vec<_> = fs::read_dir(sshd.path("state/bin")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let builds: Vec<_> = fs::read_dir(sshd.path("state/bin"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(builds.len(), 1);
-    let files: Vec<_> = fs::read_dir(&builds[0]).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let files: Vec<_> = fs::read_dir(&builds[0])
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(files, ["quorate"], "no temporary file is left");
 
     let machine: &dyn Machine = &first;
@@ -63,7 +69,13 @@ async fn the_program_is_placed_once_and_answers_concurrently() {
     let facts = machine.gather(GatherQuery::default()).await.unwrap();
     assert_eq!(facts.privilege.uid, 0);
     let start = Instant::now();
-    machine.gather(GatherQuery { roots: vec!["/etc".into()], ..GatherQuery::default() }).await.unwrap();
+    machine
+        .gather(GatherQuery {
+            roots: vec!["/etc".into()],
+            ..GatherQuery::default()
+        })
+        .await
+        .unwrap();
     eprintln!("facts with all of /etc take {:?}", start.elapsed());
 }
 
@@ -80,22 +92,41 @@ impl List for dyn Machine + '_ {
 #[tokio::test]
 async fn host_keys_are_never_accepted_silently() {
     let Some(sshd) = Sshd::start() else { return };
-    let listed = std::process::Command::new("ssh-keygen").arg("-lf").arg(sshd.path("host.pub")).output().unwrap();
+    let listed = std::process::Command::new("ssh-keygen")
+        .arg("-lf")
+        .arg(sshd.path("host.pub"))
+        .output()
+        .unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let sum = listed.split(' ').nth(1).unwrap();
 
     fs::write(sshd.path("known_hosts"), "").unwrap();
     let (kind, message, hint) = refused(&sshd.machine(sshd.target())).await;
-    let ErrorKind::HostKeyUnknown(key) = kind else { panic!("{kind:?}: {message}") };
-    let HostKey { fingerprint, accept_command } = *key;
-    assert!(fingerprint.contains(sum) && message.contains(sum), "{fingerprint} is not {sum}");
+    let ErrorKind::HostKeyUnknown(key) = kind else {
+        panic!("{kind:?}: {message}")
+    };
+    let HostKey {
+        fingerprint,
+        accept_command,
+    } = *key;
+    assert!(
+        fingerprint.contains(sum) && message.contains(sum),
+        "{fingerprint} is not {sum}"
+    );
     assert!(accept_command.starts_with("ssh -o StrictHostKeyChecking=ask ") && hint.contains(&accept_command));
     assert!(!sshd.path("state").exists(), "nothing was done there");
     assert_eq!(fs::read_to_string(sshd.path("known_hosts")).unwrap(), "");
 
-    let accepting = SshTarget { accept_new_host_keys: true, ..sshd.target() };
+    let accepting = SshTarget {
+        accept_new_host_keys: true,
+        ..sshd.target()
+    };
     sshd.machine(accepting.clone()).connect().await.unwrap();
-    assert!(fs::read_to_string(sshd.path("known_hosts")).unwrap().contains("ssh-ed25519"));
+    assert!(
+        fs::read_to_string(sshd.path("known_hosts"))
+            .unwrap()
+            .contains("ssh-ed25519")
+    );
 
     sshd.trust("stranger");
     for target in [sshd.target(), accepting] {
@@ -108,14 +139,23 @@ async fn host_keys_are_never_accepted_silently() {
 #[tokio::test]
 async fn who_cannot_log_in_is_told_how() {
     let Some(sshd) = Sshd::start() else { return };
-    let stranger = SshTarget { identity_file: Some(sshd.path("stranger")), ..sshd.target() };
+    let stranger = SshTarget {
+        identity_file: Some(sshd.path("stranger")),
+        ..sshd.target()
+    };
     let (kind, message, _) = refused(&sshd.machine(stranger)).await;
     assert_eq!(kind, ErrorKind::AuthFailed, "{message}");
 
-    let closed = SshTarget { port: Some(1), ..sshd.target() };
+    let closed = SshTarget {
+        port: Some(1),
+        ..sshd.target()
+    };
     let (kind, message, hint) = refused(&sshd.machine(closed)).await;
     assert_eq!(kind, ErrorKind::Unreachable);
-    assert!(message.contains("Connection refused") && hint.contains("ssh "), "{message} {hint}");
+    assert!(
+        message.contains("Connection refused") && hint.contains("ssh "),
+        "{message} {hint}"
+    );
 }
 
 #[tokio::test]
@@ -124,24 +164,35 @@ async fn a_broken_connection_leaves_the_old_file_and_the_next_call_connects_agai
     let machine = sshd.machine(sshd.target());
     let machine: &dyn Machine = &machine;
     let path = sshd.path("app.conf").display().to_string();
-    machine.write(vec![FileWrite::new(&path, "old", 0o644)], "r1").await.unwrap();
+    machine
+        .write(vec![FileWrite::new(&path, "old", 0o644)], "r1")
+        .await
+        .unwrap();
     let parent = machine.exec_ok(exec("echo $PPID")).await.unwrap().stdout.lossy();
 
     // The remote process dies while a large write and a program are under way.
-    let mut files: Vec<FileWrite> = (0..40).map(|n| FileWrite::new(format!("{path}.{n}"), vec![b'x'; 1 << 20], 0o644)).collect();
+    let mut files: Vec<FileWrite> = (0..40)
+        .map(|n| FileWrite::new(format!("{path}.{n}"), vec![b'x'; 1 << 20], 0o644))
+        .collect();
     files.push(FileWrite::new(&path, "new", 0o644));
     let writing = machine.write(files, "r2");
     let sleeping = machine.exec(exec("sleep 30"));
     let killing = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        std::process::Command::new("kill").args(["-9", parent.trim()]).status().unwrap();
+        std::process::Command::new("kill")
+            .args(["-9", parent.trim()])
+            .status()
+            .unwrap();
     };
     let start = Instant::now();
     let (written, slept, ()) = tokio::join!(writing, sleeping, killing);
     assert!(start.elapsed() < Duration::from_secs(5));
     for error in [written.unwrap_err(), slept.unwrap_err()] {
         assert_eq!(error.kind, ErrorKind::ConnectionLost);
-        assert!(error.outcome_unknown() && error.to_string().contains("whether it took place is unknown"), "{error}");
+        assert!(
+            error.outcome_unknown() && error.to_string().contains("whether it took place is unknown"),
+            "{error}"
+        );
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "old");
     assert_eq!(machine.read(&path, 100).await.unwrap(), b"old", "a new connection");
@@ -155,10 +206,17 @@ async fn a_broken_upload_goes_on_where_it_stopped() {
     let machine = sshd.machine(sshd.target());
     let machine: &dyn Machine = &machine;
     let sum = |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect() };
-    let content: Vec<u8> = (0..8_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let content: Vec<u8> = (0..8_000_000u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
     let packed = zstd::encode_all(&content[..], 1).unwrap();
     fs::write(sshd.path("packed"), &packed).unwrap();
-    let blob = PackedBlob { sha256: sum(&content), size: content.len() as u64, packed_sha256: sum(&packed), packed_size: packed.len() as u64 };
+    let blob = PackedBlob {
+        sha256: sum(&content),
+        size: content.len() as u64,
+        packed_sha256: sum(&packed),
+        packed_size: packed.len() as u64,
+    };
 
     let parent = machine.exec_ok(exec("echo $PPID")).await.unwrap().stdout.lossy();
     let sent = AtomicU64::new(0);
@@ -167,9 +225,18 @@ async fn a_broken_upload_goes_on_where_it_stopped() {
             let _ = std::process::Command::new("kill").args(["-9", parent.trim()]).status();
         }
     };
-    let error = machine.put_blob(&sshd.path("packed"), &blob, &half_way).await.unwrap_err();
+    let error = machine
+        .put_blob(&sshd.path("packed"), &blob, &half_way)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, ErrorKind::ConnectionLost);
-    assert!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap().is_empty());
+    assert!(
+        machine
+            .blobs_present(vec![blob.sha256.clone()])
+            .await
+            .unwrap()
+            .is_empty()
+    );
 
     let (first, total) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
     let count = |bytes| {
@@ -177,9 +244,15 @@ async fn a_broken_upload_goes_on_where_it_stopped() {
         total.fetch_add(bytes, Ordering::Relaxed);
     };
     machine.put_blob(&sshd.path("packed"), &blob, &count).await.unwrap();
-    assert!(first.into_inner() > blob.packed_size / 4, "what had arrived is not sent again");
+    assert!(
+        first.into_inner() > blob.packed_size / 4,
+        "what had arrived is not sent again"
+    );
     assert_eq!(total.into_inner(), blob.packed_size);
-    assert_eq!(machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap(), vec![blob.sha256.clone()]);
+    assert_eq!(
+        machine.blobs_present(vec![blob.sha256.clone()]).await.unwrap(),
+        vec![blob.sha256.clone()]
+    );
 }
 
 #[tokio::test]
@@ -188,7 +261,12 @@ async fn a_lock_survives_a_reconnect_but_not_another_run() {
     let (a, b) = (sshd.machine(sshd.target()), sshd.machine(sshd.target()));
     let request = |run_id: &str, steal| LockRequest {
         name: "prod".into(),
-        owner: LockOwner { run_id: run_id.into(), user: "ada".into(), host: "desk".into(), pid: 1 },
+        owner: LockOwner {
+            run_id: run_id.into(),
+            user: "ada".into(),
+            host: "desk".into(),
+            pid: 1,
+        },
         ttl_s: 60,
         steal,
     };
@@ -201,25 +279,41 @@ async fn a_lock_survives_a_reconnect_but_not_another_run() {
     assert!(second.lock(request("b", true)).await.unwrap().acquired);
     assert_eq!(first.exec(exec("true")).await.unwrap_err().kind, ErrorKind::LockLost);
     a.disconnect().await;
-    assert_eq!(first.exec(exec("true")).await.unwrap_err().kind, ErrorKind::LockLost, "also over a new connection");
+    assert_eq!(
+        first.exec(exec("true")).await.unwrap_err().kind,
+        ErrorKind::LockLost,
+        "also over a new connection"
+    );
 }
 
 #[tokio::test]
 async fn disks_that_cannot_take_the_program() {
     let Some(sshd) = Sshd::start() else { return };
-    let Some(_full) = Tmpfs::mount(sshd.path("full"), "size=64k") else { return };
-    let at = |name: &str| SshTarget { state_dir: Some(sshd.path(name).display().to_string()), ..sshd.target() };
+    let Some(_full) = Tmpfs::mount(sshd.path("full"), "size=64k") else {
+        return;
+    };
+    let at = |name: &str| SshTarget {
+        state_dir: Some(sshd.path(name).display().to_string()),
+        ..sshd.target()
+    };
     let (kind, message, _) = refused(&sshd.machine(at("full"))).await;
     assert_eq!(kind, ErrorKind::NoSpace, "{message}");
-    let left: Vec<_> = walk(&sshd.path("full")).into_iter().filter(|path| path.is_file()).collect();
+    let left: Vec<_> = walk(&sshd.path("full"))
+        .into_iter()
+        .filter(|path| path.is_file())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 
-    let Some(_noexec) = Tmpfs::mount(sshd.path("noexec"), "noexec") else { return };
+    let Some(_noexec) = Tmpfs::mount(sshd.path("noexec"), "noexec") else {
+        return;
+    };
     let (kind, message, hint) = refused(&sshd.machine(at("noexec"))).await;
     assert_eq!(kind, ErrorKind::NoExec, "{message}");
     assert!(hint.contains("noexec"));
 
-    let Some(_readonly) = Tmpfs::mount(sshd.path("readonly"), "ro") else { return };
+    let Some(_readonly) = Tmpfs::mount(sshd.path("readonly"), "ro") else {
+        return;
+    };
     let (kind, message, _) = refused(&sshd.machine(at("readonly"))).await;
     assert_eq!(kind, ErrorKind::ReadOnly, "{message}");
 }
@@ -227,14 +321,33 @@ async fn disks_that_cannot_take_the_program() {
 #[tokio::test]
 async fn a_full_disk_replaces_nothing() {
     let Some(sshd) = Sshd::start() else { return };
-    let Some(_small) = Tmpfs::mount(sshd.path("small"), "size=256k") else { return };
+    let Some(_small) = Tmpfs::mount(sshd.path("small"), "size=256k") else {
+        return;
+    };
     let machine = sshd.machine(sshd.target());
     let machine: &dyn Machine = &machine;
     let path = |name: &str| sshd.path("small").join(name).display().to_string();
-    machine.write(vec![FileWrite::new(path("a"), "old", 0o644)], "").await.unwrap();
-    let error = machine.write(vec![FileWrite::new(path("a"), "new", 0o644), FileWrite::new(path("b"), vec![0; 1 << 20], 0o644)], "").await.unwrap_err();
+    machine
+        .write(vec![FileWrite::new(path("a"), "old", 0o644)], "")
+        .await
+        .unwrap();
+    let error = machine
+        .write(
+            vec![
+                FileWrite::new(path("a"), "new", 0o644),
+                FileWrite::new(path("b"), vec![0; 1 << 20], 0o644),
+            ],
+            "",
+        )
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, ErrorKind::NoSpace);
-    assert!(error.to_string().starts_with(&format!("m1: write {} and 1 more: {}: ", path("a"), path("b"))), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("m1: write {} and 1 more: {}: ", path("a"), path("b"))),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(path("a")).unwrap(), "old");
     assert_eq!(walk(&sshd.path("small")).len(), 2, "the directory and the old file");
 }
@@ -248,7 +361,10 @@ fn fake_sudo(sshd: &Sshd, script: &str) -> SshTarget {
         fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let keys = fs::read_to_string(sshd.path("client.pub")).unwrap();
-    let forced = format!("command=\"PATH={}:$PATH; export PATH; sh -c \\\"$SSH_ORIGINAL_COMMAND\\\"\" {keys}", bin.display());
+    let forced = format!(
+        "command=\"PATH={}:$PATH; export PATH; sh -c \\\"$SSH_ORIGINAL_COMMAND\\\"\" {keys}",
+        bin.display()
+    );
     fs::write(sshd.path("authorized_keys"), forced).unwrap();
     sshd.target()
 }
@@ -273,24 +389,44 @@ async fn sudo_with_and_without_a_password() {
     assert_eq!(kind, ErrorKind::SudoPassword, "{message}");
     assert!(hint.contains("NOPASSWD"));
 
-    let wrong = SshTarget { sudo_password: Some(Password("battery staple".into())), ..target.clone() };
+    let wrong = SshTarget {
+        sudo_password: Some(Password("battery staple".into())),
+        ..target.clone()
+    };
     let (kind, message, _) = refused(&sshd.machine(wrong)).await;
-    assert_eq!((kind, message.as_str()), (ErrorKind::SudoPassword, "sudo does not accept the password"));
+    assert_eq!(
+        (kind, message.as_str()),
+        (ErrorKind::SudoPassword, "sudo does not accept the password")
+    );
 
-    let right = SshTarget { sudo_password: Some(Password("correct horse".into())), ..target.clone() };
+    let right = SshTarget {
+        sudo_password: Some(Password("correct horse".into())),
+        ..target.clone()
+    };
     assert!(!format!("{:?}", right.sudo_password).contains("horse"));
     let machine = sshd.machine(right);
     machine.connect().await.unwrap();
     let machine: &dyn Machine = &machine;
-    let seen = machine.exec_ok(exec("cat /proc/[0-9]*/cmdline /proc/self/environ 2>/dev/null | tr '\\0' ' '")).await.unwrap();
-    assert!(!seen.stdout.lossy().contains("correct horse"), "the password is in nobody's arguments");
+    let seen = machine
+        .exec_ok(exec(
+            "cat /proc/[0-9]*/cmdline /proc/self/environ 2>/dev/null | tr '\\0' ' '",
+        ))
+        .await
+        .unwrap();
+    assert!(
+        !seen.stdout.lossy().contains("correct horse"),
+        "the password is in nobody's arguments"
+    );
 
     let target = fake_sudo(&sshd, "#!/bin/sh\nshift; exec \"$@\"\n");
     sshd.machine(target).connect().await.unwrap();
 
     let target = fake_sudo(&sshd, "#!/bin/sh\necho 'ada is not in the sudoers file.' >&2; exit 1\n");
     assert_eq!(refused(&sshd.machine(target)).await.0, ErrorKind::SudoDenied);
-    let target = fake_sudo(&sshd, "#!/bin/sh\necho 'sudo: sorry, you must have a tty to run sudo' >&2; exit 1\n");
+    let target = fake_sudo(
+        &sshd,
+        "#!/bin/sh\necho 'sudo: sorry, you must have a tty to run sudo' >&2; exit 1\n",
+    );
     assert_eq!(refused(&sshd.machine(target)).await.0, ErrorKind::SudoDenied);
 }
 
@@ -302,11 +438,18 @@ async fn another_architecture_and_another_program() {
     fs::write(&uname, "#!/bin/sh\necho riscv64\n").unwrap();
     fs::set_permissions(&uname, fs::Permissions::from_mode(0o755)).unwrap();
     let (kind, message, _) = refused(&sshd.machine(target)).await;
-    assert!(matches!(kind, ErrorKind::WrongArch(arch) if arch.found == "riscv64"), "{message}");
+    assert!(
+        matches!(kind, ErrorKind::WrongArch(arch) if arch.found == "riscv64"),
+        "{message}"
+    );
     assert!(!sshd.path("state").exists());
 
     let keys = fs::read_to_string(sshd.path("client.pub")).unwrap();
-    fs::write(sshd.path("authorized_keys"), format!("command=\"echo This account is closed.\" {keys}")).unwrap();
+    fs::write(
+        sshd.path("authorized_keys"),
+        format!("command=\"echo This account is closed.\" {keys}"),
+    )
+    .unwrap();
     let (kind, message, _) = refused(&sshd.machine(sshd.target())).await;
     assert_eq!(kind, ErrorKind::Protocol);
     assert!(message.contains("This account is closed."), "{message}");
@@ -316,7 +459,13 @@ async fn another_architecture_and_another_program() {
 async fn a_program_cut_short_is_sent_again() {
     let Some(sshd) = Sshd::start() else { return };
     sshd.machine(sshd.target()).connect().await.unwrap();
-    let build = fs::read_dir(sshd.path("state/bin")).unwrap().next().unwrap().unwrap().path().join("quorate");
+    let build = fs::read_dir(sshd.path("state/bin"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path()
+        .join("quorate");
     let size = fs::metadata(&build).unwrap().len();
     fs::remove_file(&build).unwrap();
     fs::write(&build, "half").unwrap();
@@ -345,7 +494,12 @@ async fn a_stopped_link_is_found_in_time() {
     let session = machine.exec_ok(exec("ps -o ppid= -p $PPID | tr -d ' '")).await;
     let Ok(session) = session else { return skipped("no ps") };
     let session = session.stdout.lossy().trim().to_owned();
-    let signal = |name: &str| std::process::Command::new("kill").args([name, &session]).status().unwrap();
+    let signal = |name: &str| {
+        std::process::Command::new("kill")
+            .args([name, &session])
+            .status()
+            .unwrap()
+    };
     signal("-STOP");
     let start = Instant::now();
     let error = machine.exec(exec("true")).await.unwrap_err();

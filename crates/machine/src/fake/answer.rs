@@ -20,14 +20,23 @@ const UNIT_DIR: &str = "/etc/systemd/system";
 impl FakeState {
     pub(super) fn carry_out(&mut self, request: Request) -> Answer {
         if self.disk_full && writes(&request) {
-            return Err(RemoteError::new(ErrorKind::NoSpace, "No space left on device (os error 28)"));
+            return Err(RemoteError::new(
+                ErrorKind::NoSpace,
+                "No space left on device (os error 28)",
+            ));
         }
         Ok(match request {
             Request::Gather(query) => Response::Facts(Box::new(self.gather(&query))),
-            Request::Stat { paths, .. } => Response::Files(paths.iter().map(|path| self.file_facts(path, false)).collect()),
+            Request::Stat { paths, .. } => {
+                Response::Files(paths.iter().map(|path| self.file_facts(path, false)).collect())
+            }
             Request::Read { path, max_bytes } => match self.files.get(&path).map(|file| &file.kind) {
-                Some(FakeKind::File { content, .. }) if content.len() as u64 <= max_bytes => Response::Content(content.clone().into()),
-                Some(FakeKind::File { .. }) => return Err(RemoteError::failed(format!("{path}: longer than {max_bytes} bytes"))),
+                Some(FakeKind::File { content, .. }) if content.len() as u64 <= max_bytes => {
+                    Response::Content(content.clone().into())
+                }
+                Some(FakeKind::File { .. }) => {
+                    return Err(RemoteError::failed(format!("{path}: longer than {max_bytes} bytes")));
+                }
                 Some(_) => return Err(RemoteError::failed(format!("{path}: not a regular file"))),
                 None => return Err(not_found(&path)),
             },
@@ -48,27 +57,41 @@ impl FakeState {
                         .into_iter()
                         .map(|file| {
                             self.parents(&file.path, &file.owner, file.parent_mode);
-                            self.replace(&run_id, file.path, FakeFile::new(file.content.0, &file.owner, file.mode))
+                            self.replace(
+                                &run_id,
+                                file.path,
+                                FakeFile::new(file.content.0, &file.owner, file.mode),
+                            )
                         })
                         .collect(),
                 )
             }
             Request::Install { files, run_id } => {
                 if let Some(missing) = files.iter().find(|file| !self.blobs.contains(&file.sha256)) {
-                    return Err(RemoteError::new(ErrorKind::NotFound, format!("{}: blob {} is not in the store", missing.path, missing.sha256)));
+                    return Err(RemoteError::new(
+                        ErrorKind::NotFound,
+                        format!("{}: blob {} is not in the store", missing.path, missing.sha256),
+                    ));
                 }
                 Response::Items(
                     files
                         .into_iter()
                         .map(|file| {
                             self.parents(&file.path, &file.owner, 0o755);
-                            let kind = FakeKind::File { content: Vec::new(), sha256: file.sha256 };
+                            let kind = FakeKind::File {
+                                content: Vec::new(),
+                                sha256: file.sha256,
+                            };
                             self.replace(&run_id, file.path, FakeFile::made(kind, &file.owner, file.mode))
                         })
                         .collect(),
                 )
             }
-            Request::Remove { paths, recursive, run_id } => {
+            Request::Remove {
+                paths,
+                recursive,
+                run_id,
+            } => {
                 let mut items = Vec::new();
                 for path in paths {
                     items.push(self.remove(path, recursive, &run_id)?);
@@ -85,8 +108,12 @@ impl FakeState {
                             item(path, changed)
                         }
                         None => {
-                            let error = RemoteError::new(ErrorKind::NotFound, format!("{path}: run {run_id} kept nothing"));
-                            Item { error: Some(error), ..item(path, false) }
+                            let error =
+                                RemoteError::new(ErrorKind::NotFound, format!("{path}: run {run_id} kept nothing"));
+                            Item {
+                                error: Some(error),
+                                ..item(path, false)
+                            }
                         }
                     })
                     .collect(),
@@ -122,9 +149,19 @@ impl FakeState {
                 let link = FakeFile::made(FakeKind::Symlink(target), &Owner::root(), 0o777);
                 Response::Items(vec![self.replace(&run_id, path, link)])
             }
-            Request::ManagedBlock(ManagedBlock { path, marker, content, mode, run_id }) => {
+            Request::ManagedBlock(ManagedBlock {
+                path,
+                marker,
+                content,
+                mode,
+                run_id,
+            }) => {
                 let (text, mode) = match self.files.get(&path) {
-                    Some(FakeFile { kind: FakeKind::File { content, .. }, mode, .. }) => (content.clone(), *mode),
+                    Some(FakeFile {
+                        kind: FakeKind::File { content, .. },
+                        mode,
+                        ..
+                    }) => (content.clone(), *mode),
                     _ => (Vec::new(), mode),
                 };
                 let made = block::edit(&text, &marker, content.as_deref());
@@ -141,13 +178,20 @@ impl FakeState {
             }
             Request::BlobBegin { blob } if self.blobs.contains(&blob.sha256) => Response::Done,
             Request::BlobBegin { blob } => Response::Offset(*self.packed.entry(blob.packed_sha256).or_default()),
-            Request::BlobChunk { packed_sha256, offset, data } => {
+            Request::BlobChunk {
+                packed_sha256,
+                offset,
+                data,
+            } => {
                 *self.packed.entry(packed_sha256).or_default() = offset + data.len() as u64;
                 Response::Done
             }
             Request::BlobEnd { blob } => {
                 if self.packed.get(&blob.packed_sha256) != Some(&blob.packed_size) {
-                    return Err(RemoteError::new(ErrorKind::Corrupt, format!("blob {} is incomplete", blob.sha256)));
+                    return Err(RemoteError::new(
+                        ErrorKind::Corrupt,
+                        format!("blob {} is incomplete", blob.sha256),
+                    ));
                 }
                 self.blobs.insert(blob.sha256);
                 Response::Done
@@ -172,8 +216,14 @@ impl FakeState {
                 }
                 Response::Done
             }
-            Request::UnitStatus { names } => Response::Units(names.iter().map(|name| (name.clone(), self.unit_facts(name))).collect()),
-            Request::WaitFile { path, absent, timeout_ms } => Response::Wait(match self.files.contains_key(&path) {
+            Request::UnitStatus { names } => {
+                Response::Units(names.iter().map(|name| (name.clone(), self.unit_facts(name))).collect())
+            }
+            Request::WaitFile {
+                path,
+                absent,
+                timeout_ms,
+            } => Response::Wait(match self.files.contains_key(&path) {
                 there if there != absent => waited(true, 0, ""),
                 true => waited(false, timeout_ms, "it is still there"),
                 false => waited(false, timeout_ms, "it does not exist"),
@@ -184,7 +234,11 @@ impl FakeState {
                     .into_iter()
                     .map(|(name, value)| {
                         let before = self.sysctls.insert(name.clone(), value.clone());
-                        Item { changed: before.as_ref() != Some(&value), before, ..item(name, false) }
+                        Item {
+                            changed: before.as_ref() != Some(&value),
+                            before,
+                            ..item(name, false)
+                        }
                     })
                     .collect(),
             ),
@@ -194,8 +248,14 @@ impl FakeState {
                     .map(|name| match self.host.kernel_features.get(&name) {
                         Some(Feature::Present) => item(name, false),
                         Some(Feature::Absent) => {
-                            let error = RemoteError::new(ErrorKind::NotFound, format!("modprobe: FATAL: Module {name} not found"));
-                            Item { error: Some(error), ..item(name, false) }
+                            let error = RemoteError::new(
+                                ErrorKind::NotFound,
+                                format!("modprobe: FATAL: Module {name} not found"),
+                            );
+                            Item {
+                                error: Some(error),
+                                ..item(name, false)
+                            }
                         }
                         _ => item(name.clone(), self.modules.insert(name)),
                     })
@@ -206,9 +266,12 @@ impl FakeState {
                 let changed = self.mounts.insert(target.clone(), mount.clone()) != Some(mount);
                 Response::Items(vec![item(target, changed)])
             }
-            Request::Unmount { targets } => {
-                Response::Items(targets.into_iter().map(|target| item(target.clone(), self.mounts.remove(&target).is_some())).collect())
-            }
+            Request::Unmount { targets } => Response::Items(
+                targets
+                    .into_iter()
+                    .map(|target| item(target.clone(), self.mounts.remove(&target).is_some()))
+                    .collect(),
+            ),
             Request::Swap { on } => {
                 let changed = self.swap_on != on;
                 self.swap_on = on;
@@ -275,31 +338,56 @@ impl FakeState {
             let prefix = format!("{}/", place.trim_end_matches('/'));
             let named = self.files.get_key_value(place);
             for (path, file) in self.below(&prefix).chain(named) {
-                let FakeKind::File { content, .. } = &file.kind else { continue };
+                let FakeKind::File { content, .. } = &file.kind else {
+                    continue;
+                };
                 let text = String::from_utf8_lossy(content);
                 if path.ends_with(".crt") || path.ends_with(".pem") || path == place {
-                    facts.certificates.insert(path.clone(), certificates::certificate(&text));
+                    facts
+                        .certificates
+                        .insert(path.clone(), certificates::certificate(&text));
                 } else if path.ends_with(".key") {
                     facts.keys.insert(path.clone(), certificates::key(&text));
                 }
             }
         }
         for path in &query.keys {
-            if let Some(FakeFile { kind: FakeKind::File { content, .. }, .. }) = self.files.get(path) {
-                facts.keys.insert(path.clone(), certificates::key(&String::from_utf8_lossy(content)));
+            if let Some(FakeFile {
+                kind: FakeKind::File { content, .. },
+                ..
+            }) = self.files.get(path)
+            {
+                facts
+                    .keys
+                    .insert(path.clone(), certificates::key(&String::from_utf8_lossy(content)));
             }
         }
-        facts.units = query.units.iter().map(|name| (name.clone(), self.unit_facts(name))).collect();
-        facts.sysctls = query.sysctls.iter().map(|name| (name.clone(), self.sysctls.get(name).cloned())).collect();
+        facts.units = query
+            .units
+            .iter()
+            .map(|name| (name.clone(), self.unit_facts(name)))
+            .collect();
+        facts.sysctls = query
+            .sysctls
+            .iter()
+            .map(|name| (name.clone(), self.sysctls.get(name).cloned()))
+            .collect();
         for name in &self.modules {
             facts.kernel_features.insert(name.clone(), Feature::Present);
         }
         for name in &query.modules {
             facts.kernel_features.entry(name.clone()).or_insert(Feature::Loadable);
         }
-        facts.users = query.users.iter().map(|name| (name.clone(), self.users.get(name).cloned())).collect();
+        facts.users = query
+            .users
+            .iter()
+            .map(|name| (name.clone(), self.users.get(name).cloned()))
+            .collect();
         for name in &query.programs {
-            facts.programs.entry(name.clone()).or_insert_with(|| Some(format!("/usr/bin/{name}")));
+            facts
+                .programs
+                .entry(name.clone())
+                .or_insert_with(|| Some(format!("/usr/bin/{name}")));
         }
         if !self.swap_on {
             facts.swaps.clear();
@@ -312,28 +400,37 @@ impl FakeState {
             options: mount.options.clone(),
             ..MountFacts::default()
         }));
-        facts.listening.extend(self.listening().into_iter().map(|(port, unit)| Listener {
-            transport: Transport::Tcp,
-            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
-            port,
-            pid: Some(1000),
-            process: Some(unit.trim_end_matches(".service").to_owned()),
-        }));
+        facts
+            .listening
+            .extend(self.listening().into_iter().map(|(port, unit)| Listener {
+                transport: Transport::Tcp,
+                address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+                port,
+                pid: Some(1000),
+                process: Some(unit.trim_end_matches(".service").to_owned()),
+            }));
         facts.blobs = self.blobs.iter().cloned().collect();
         let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (run_id, path) in self.kept.keys() {
             kept.entry(run_id.clone()).or_default().push(path.clone());
         }
-        facts.kept_runs = kept.into_iter().map(|(run_id, paths)| KeptRun { run_id, paths }).collect();
+        facts.kept_runs = kept
+            .into_iter()
+            .map(|(run_id, paths)| KeptRun { run_id, paths })
+            .collect();
         facts
     }
 
     fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a FakeFile)> {
-        self.files.range(prefix.to_owned()..).take_while(move |(path, _)| path.starts_with(prefix))
+        self.files
+            .range(prefix.to_owned()..)
+            .take_while(move |(path, _)| path.starts_with(prefix))
     }
 
     fn file_facts(&self, path: &str, text: bool) -> FileFacts {
-        let Some(file) = self.files.get(path) else { return FileFacts::absent() };
+        let Some(file) = self.files.get(path) else {
+            return FileFacts::absent();
+        };
         let mut facts = FileFacts {
             kind: FileKind::Directory,
             mode: file.mode,
@@ -357,7 +454,10 @@ impl FakeState {
     fn know_owners(&self, owners: &[&Owner]) -> Result<(), RemoteError> {
         for name in owners.iter().flat_map(|owner| [&owner.user, &owner.group]) {
             if !name.is_empty() && name != "root" && name.parse::<u32>().is_err() && !self.users.contains_key(name) {
-                return Err(RemoteError::new(ErrorKind::NotFound, format!("there is no user or group {name:?}")));
+                return Err(RemoteError::new(
+                    ErrorKind::NotFound,
+                    format!("there is no user or group {name:?}"),
+                ));
             }
         }
         Ok(())
@@ -366,7 +466,9 @@ impl FakeState {
     /// Makes missing directories above `path`.
     fn parents(&mut self, path: &str, owner: &Owner, mode: u32) {
         for (at, _) in path.match_indices('/').skip(1) {
-            self.files.entry(path[..at].to_owned()).or_insert_with(|| FakeFile::made(FakeKind::Directory, owner, mode));
+            self.files
+                .entry(path[..at].to_owned())
+                .or_insert_with(|| FakeFile::made(FakeKind::Directory, owner, mode));
         }
     }
 
@@ -387,7 +489,9 @@ impl FakeState {
         let prefix = format!("{path}/");
         let inside: Vec<String> = self.below(&prefix).map(|(path, _)| path.clone()).collect();
         if !inside.is_empty() && !recursive {
-            return Err(RemoteError::failed(format!("{path}: Directory not empty (os error 39)")));
+            return Err(RemoteError::failed(format!(
+                "{path}: Directory not empty (os error 39)"
+            )));
         }
         let mut changed = false;
         for path in inside.into_iter().chain([path.clone()]) {
@@ -403,10 +507,19 @@ impl FakeState {
 
     fn add_user(&mut self, user: UserSpec) -> Result<Item, RemoteError> {
         if let Some(missing) = user.groups.iter().find(|group| !self.users.contains_key(*group)) {
-            return Err(RemoteError::new(ErrorKind::NotFound, format!("there is no group {missing:?}")));
+            return Err(RemoteError::new(
+                ErrorKind::NotFound,
+                format!("there is no group {missing:?}"),
+            ));
         }
         let uid = user.uid.unwrap_or(900 + self.users.len() as u32);
-        let wanted = UserFacts { uid, gid: uid, home: user.home, shell: user.shell, groups: user.groups };
+        let wanted = UserFacts {
+            uid,
+            gid: uid,
+            home: user.home,
+            shell: user.shell,
+            groups: user.groups,
+        };
         let changed = !self.users.contains_key(&user.name);
         if changed {
             self.users.insert(user.name.clone(), wanted);
@@ -424,7 +537,11 @@ impl FakeState {
     fn unit_op(&mut self, op: &UnitOp) -> Result<(), RemoteError> {
         let (verb, names) = op.parts();
         if matches!(op, UnitOp::DaemonReload) {
-            let read: Vec<(String, Option<String>)> = self.units.keys().map(|name| (name.clone(), self.unit_file(name))).collect();
+            let read: Vec<(String, Option<String>)> = self
+                .units
+                .keys()
+                .map(|name| (name.clone(), self.unit_file(name)))
+                .collect();
             for (name, read) in read {
                 self.units.entry(name).or_default().read = read;
             }
@@ -432,15 +549,24 @@ impl FakeState {
         for name in names {
             let file = self.unit_file(name);
             let known = file.is_some() || self.units.contains_key(name);
-            let starts = matches!(op, UnitOp::Start(_) | UnitOp::StartNoBlock(_) | UnitOp::Restart(_) | UnitOp::Enable(_) | UnitOp::Reload(_));
+            let starts = matches!(
+                op,
+                UnitOp::Start(_) | UnitOp::StartNoBlock(_) | UnitOp::Restart(_) | UnitOp::Enable(_) | UnitOp::Reload(_)
+            );
             if !known {
                 if starts {
-                    return Err(RemoteError::new(ErrorKind::NotFound, format!("Failed to {verb} {name}: Unit {name} not found.")));
+                    return Err(RemoteError::new(
+                        ErrorKind::NotFound,
+                        format!("Failed to {verb} {name}: Unit {name} not found."),
+                    ));
                 }
                 continue;
             }
             let fails = self.failing_units.get(name).copied();
-            let unit = self.units.entry(name.clone()).or_insert_with(|| FakeUnit { read: file, ..FakeUnit::default() });
+            let unit = self.units.entry(name.clone()).or_insert_with(|| FakeUnit {
+                read: file,
+                ..FakeUnit::default()
+            });
             match op {
                 UnitOp::Enable(_) => unit.enabled = true,
                 UnitOp::Disable(_) => unit.enabled = false,
@@ -452,12 +578,17 @@ impl FakeState {
                 UnitOp::Start(_) | UnitOp::StartNoBlock(_) if unit.active => {}
                 UnitOp::Start(_) | UnitOp::StartNoBlock(_) | UnitOp::Restart(_) | UnitOp::TryRestart(_) => {
                     if unit.masked {
-                        return Err(RemoteError::failed(format!("Failed to {verb} {name}: Unit {name} is masked.")));
+                        return Err(RemoteError::failed(format!(
+                            "Failed to {verb} {name}: Unit {name} is masked."
+                        )));
                     }
                     unit.starts += 1;
-                    (unit.active, unit.failed, unit.exit_status) = (fails.is_none(), fails.is_some(), fails.unwrap_or(0));
+                    (unit.active, unit.failed, unit.exit_status) =
+                        (fails.is_none(), fails.is_some(), fails.unwrap_or(0));
                     if fails.is_some() {
-                        return Err(RemoteError::failed(format!("Job for {name} failed because the control process exited with error code.")));
+                        return Err(RemoteError::failed(format!(
+                            "Job for {name} failed because the control process exited with error code."
+                        )));
                     }
                 }
                 UnitOp::Reload(_) | UnitOp::DaemonReload => {}
@@ -470,7 +601,12 @@ impl FakeState {
         let file = self.unit_file(name);
         let unit = self.units.get(name);
         if file.is_none() && unit.is_none() {
-            return UnitFacts { load: "not-found".into(), active: "inactive".into(), sub: "dead".into(), ..UnitFacts::default() };
+            return UnitFacts {
+                load: "not-found".into(),
+                active: "inactive".into(),
+                sub: "dead".into(),
+                ..UnitFacts::default()
+            };
         }
         let unit = unit.cloned().unwrap_or_default();
         let word = |yes: bool, a: &str, b: &str| if yes { a.to_owned() } else { b.to_owned() };
@@ -505,11 +641,18 @@ fn writes(request: &Request) -> bool {
 }
 
 fn item(name: String, changed: bool) -> Item {
-    Item { name, changed, ..Item::default() }
+    Item {
+        name,
+        changed,
+        ..Item::default()
+    }
 }
 
 fn not_found(path: &str) -> RemoteError {
-    RemoteError::new(ErrorKind::NotFound, format!("{path}: No such file or directory (os error 2)"))
+    RemoteError::new(
+        ErrorKind::NotFound,
+        format!("{path}: No such file or directory (os error 2)"),
+    )
 }
 
 pub(super) fn debian(name: &str) -> HostFacts {
@@ -528,24 +671,44 @@ pub(super) fn debian(name: &str) -> HostFacts {
         machine_id: crate::hash::sha256_hex(name.as_bytes())[..32].to_owned(),
         boot_id: format!("boot-of-{name}"),
         uptime_ms: 60_000,
-        clock: ClockFacts { unix_ns: 0, synchronized: Some(true), service: Some("systemd-timesyncd".into()) },
+        clock: ClockFacts {
+            unix_ns: 0,
+            synchronized: Some(true),
+            service: Some("systemd-timesyncd".into()),
+        },
         cgroup: CgroupFacts {
             version: CgroupVersion::V2,
             controllers: ["cpu", "cpuset", "io", "memory", "pids"].map(str::to_owned).to_vec(),
             read_only: Vec::new(),
             writable: true,
         },
-        systemd: Some(SystemdFacts { version: 252, state: "running".into() }),
-        capabilities: ["CAP_BPF", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"].map(str::to_owned).to_vec(),
+        systemd: Some(SystemdFacts {
+            version: 252,
+            state: "running".into(),
+        }),
+        capabilities: ["CAP_BPF", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"]
+            .map(str::to_owned)
+            .to_vec(),
         oom_score_adj_writable: true,
         conntrack_writable: true,
-        firewall: FirewallFacts { nft: Some("/usr/sbin/nft".into()), ..FirewallFacts::default() },
+        firewall: FirewallFacts {
+            nft: Some("/usr/sbin/nft".into()),
+            ..FirewallFacts::default()
+        },
         network: NetworkFacts {
-            links: vec![LinkFacts { name: "eth0".into(), mtu: 1500, mac: "02:00:00:00:00:01".into(), up: true, running: true }],
+            links: vec![LinkFacts {
+                name: "eth0".into(),
+                mtu: 1500,
+                mac: "02:00:00:00:00:01".into(),
+                up: true,
+                running: true,
+            }],
             default_interface: Some("eth0".into()),
             ..NetworkFacts::default()
         },
-        kernel_features: ["nf_tables", "vxlan", "overlay", "br_netfilter", "bpf"].map(|name| (name.to_owned(), Feature::Present)).into(),
+        kernel_features: ["nf_tables", "vxlan", "overlay", "br_netfilter", "bpf"]
+            .map(|name| (name.to_owned(), Feature::Present))
+            .into(),
         mounts: vec![MountFacts {
             source: "/dev/vda1".into(),
             target: "/".into(),
@@ -559,7 +722,12 @@ pub(super) fn debian(name: &str) -> HostFacts {
 }
 
 pub(super) fn sysctls() -> BTreeMap<String, String> {
-    [("net.ipv4.ip_forward", "0"), ("net.ipv6.conf.all.forwarding", "0"), ("net.netfilter.nf_conntrack_max", "262144"), ("vm.swappiness", "60")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+    [
+        ("net.ipv4.ip_forward", "0"),
+        ("net.ipv6.conf.all.forwarding", "0"),
+        ("net.netfilter.nf_conntrack_max", "262144"),
+        ("vm.swappiness", "60"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
 }

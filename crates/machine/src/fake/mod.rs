@@ -143,22 +143,34 @@ enum What {
 impl Fault {
     /// The nth call from now (1 is the next one) fails and has no effect.
     pub fn call(nth: u64, kind: ErrorKind, message: &str) -> Self {
-        Self { when: When::Call(nth), what: What::Error(kind, message.into()) }
+        Self {
+            when: When::Call(nth),
+            what: What::Error(kind, message.into()),
+        }
     }
 
     /// The nth call from now whose [`Request::operation`] starts with `prefix` fails and has no effect.
     pub fn operation(prefix: &str, nth: u64, kind: ErrorKind, message: &str) -> Self {
-        Self { when: When::Operation(prefix.into(), nth), what: What::Error(kind, message.into()) }
+        Self {
+            when: When::Operation(prefix.into(), nth),
+            what: What::Error(kind, message.into()),
+        }
     }
 
     /// The connection is lost before the nth call from now takes effect; the machine stays unreachable.
     pub fn dies_before_call(nth: u64) -> Self {
-        Self { when: When::Call(nth), what: What::DieBefore }
+        Self {
+            when: When::Call(nth),
+            what: What::DieBefore,
+        }
     }
 
     /// The nth call from now takes effect, but its answer is lost; the machine stays unreachable.
     pub fn dies_after_call(nth: u64) -> Self {
-        Self { when: When::Call(nth), what: What::DieAfter }
+        Self {
+            when: When::Call(nth),
+            what: What::DieAfter,
+        }
     }
 }
 
@@ -173,8 +185,17 @@ struct Hooks {
 impl FakeMachine {
     /// Debian 12 on amd64, two CPUs, systemd, cgroup v2, root.
     pub fn new(name: &str) -> Arc<Self> {
-        let state = FakeState { host: answer::debian(name), sysctls: answer::sysctls(), now_unix: 1_800_000_000, ..FakeState::default() };
-        Arc::new(Self { name: name.into(), state: Mutex::new(state), hooks: Mutex::default() })
+        let state = FakeState {
+            host: answer::debian(name),
+            sysctls: answer::sysctls(),
+            now_unix: 1_800_000_000,
+            ..FakeState::default()
+        };
+        Arc::new(Self {
+            name: name.into(),
+            state: Mutex::new(state),
+            hooks: Mutex::default(),
+        })
     }
 
     /// The machine's state. Not to be held while calling the machine.
@@ -292,35 +313,63 @@ impl FakeMachine {
     fn carry_out(&self, request: Request) -> Answer {
         match request {
             Request::Http(http) => self.http(&http).map(Response::Http),
-            Request::WaitHttp { http, status, timeout_ms } => Ok(Response::Wait(match self.http(&http) {
+            Request::WaitHttp {
+                http,
+                status,
+                timeout_ms,
+            } => Ok(Response::Wait(match self.http(&http) {
                 Ok(reply) if (status.0..=status.1).contains(&reply.status) => waited(true, 0, "answered"),
                 Ok(reply) => waited(false, timeout_ms, &format!("HTTP {}", reply.status)),
                 Err(error) => waited(false, timeout_ms, &error.message),
             })),
             Request::WaitPort { address, timeout_ms } => {
                 let own = address.ip().is_loopback()
-                    || self.state().host.network.addresses.iter().any(|a| a.address == address.ip());
+                    || self
+                        .state()
+                        .host
+                        .network
+                        .addresses
+                        .iter()
+                        .any(|a| a.address == address.ip());
                 let hook = self.hooks().connect.clone();
                 let open = match hook {
                     _ if own => self.listening().iter().any(|(port, _)| *port == address.port()),
                     Some(hook) => hook(self, &address),
                     None => true,
                 };
-                Ok(Response::Wait(if open { waited(true, 0, "connected") } else { waited(false, timeout_ms, "connection refused") }))
+                Ok(Response::Wait(if open {
+                    waited(true, 0, "connected")
+                } else {
+                    waited(false, timeout_ms, "connection refused")
+                }))
             }
             Request::Exec(exec) => {
                 let hook = self.hooks().exec.clone();
                 let said = hook.and_then(|hook| hook(self, &exec));
-                Ok(Response::Exec(said.unwrap_or(ExecOutput { status: Some(0), ..ExecOutput::default() })))
+                Ok(Response::Exec(said.unwrap_or(ExecOutput {
+                    status: Some(0),
+                    ..ExecOutput::default()
+                })))
             }
             other => self.state().carry_out(other),
         }
     }
 
     fn http(&self, request: &HttpRequest) -> Result<HttpReply, RemoteError> {
-        for file in [&request.ca_file, &request.cert_file, &request.key_file, &request.bearer_file].into_iter().flatten() {
+        for file in [
+            &request.ca_file,
+            &request.cert_file,
+            &request.key_file,
+            &request.bearer_file,
+        ]
+        .into_iter()
+        .flatten()
+        {
             if !self.state().files.contains_key(file) {
-                return Err(RemoteError::new(ErrorKind::NotFound, format!("{file}: No such file or directory")));
+                return Err(RemoteError::new(
+                    ErrorKind::NotFound,
+                    format!("{file}: No such file or directory"),
+                ));
             }
         }
         let hook = self.hooks().http.clone();
@@ -352,8 +401,19 @@ impl FakeFile {
     }
 
     fn made(kind: FakeKind, owner: &Owner, mode: u32) -> Self {
-        let or_root = |name: &str| if name.is_empty() { "root".to_owned() } else { name.to_owned() };
-        Self { kind, owner: or_root(&owner.user), group: or_root(&owner.group), mode }
+        let or_root = |name: &str| {
+            if name.is_empty() {
+                "root".to_owned()
+            } else {
+                name.to_owned()
+            }
+        };
+        Self {
+            kind,
+            owner: or_root(&owner.user),
+            group: or_root(&owner.group),
+            mode,
+        }
     }
 }
 
@@ -387,7 +447,11 @@ impl FakeState {
 }
 
 fn waited(ok: bool, took_ms: u64, last: &str) -> Waited {
-    Waited { ok, took_ms, last: last.into() }
+    Waited {
+        ok,
+        took_ms,
+        last: last.into(),
+    }
 }
 
 #[cfg(test)]

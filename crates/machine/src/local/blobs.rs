@@ -42,7 +42,9 @@ pub(super) fn present(session: &Session, wanted: Vec<String>) -> Result<Vec<Stri
 /// There and of the right content; what is not (a power cut before it reached the disk) is deleted.
 pub(super) fn is_present(session: &Session, sha256: &str) -> Result<bool, RemoteError> {
     let path = path(&session.state_dir, sha256)?;
-    let Ok(metadata) = fs::metadata(&path) else { return Ok(false) };
+    let Ok(metadata) = fs::metadata(&path) else {
+        return Ok(false);
+    };
     let io = |error: io::Error| RemoteError::io(path.display(), &error);
     if session.hashes.of(&path, &metadata).map_err(io)? == sha256 {
         return Ok(true);
@@ -73,7 +75,12 @@ pub(super) fn begin(session: &Session, blob: &PackedBlob) -> Result<Option<u64>,
 pub(super) fn chunk(state_dir: &Path, packed_sha256: &str, offset: u64, data: &[u8]) -> Result<(), RemoteError> {
     let part = part_path(state_dir, packed_sha256)?;
     let io = |error: io::Error| RemoteError::io(part.display(), &error);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&part).map_err(io)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&part)
+        .map_err(io)?;
     file.write_all_at(data, offset).map_err(io)
 }
 
@@ -116,12 +123,16 @@ fn unpack_file(packed: &Path, target: &Path, blob: &PackedBlob) -> Result<(), Re
     let reading = |error: &io::Error| RemoteError::io(packed.display(), error);
     let writing = |error: io::Error| RemoteError::io(target.display(), &error);
     let corrupt = |what: String| {
-        RemoteError::new(ErrorKind::Corrupt, format!("blob {}: {what}", blob.sha256)).hint("run again; if it stays, `quorate bundle verify`")
+        RemoteError::new(ErrorKind::Corrupt, format!("blob {}: {what}", blob.sha256))
+            .hint("run again; if it stays, `quorate bundle verify`")
     };
     let source = File::open(packed).map_err(|error| reading(&error))?;
     let length = source.metadata().map_err(|error| reading(&error))?.len();
     if length != blob.packed_size {
-        return Err(corrupt(format!("its packed form has {length} of {} bytes", blob.packed_size)));
+        return Err(corrupt(format!(
+            "its packed form has {length} of {} bytes",
+            blob.packed_size
+        )));
     }
     let mut decoder = zstd::stream::read::Decoder::new(source).map_err(|error| reading(&error))?;
     let _ = fs::remove_file(target);
@@ -129,7 +140,9 @@ fn unpack_file(packed: &Path, target: &Path, blob: &PackedBlob) -> Result<(), Re
     let (mut digest, mut size) = (Sha256::new(), 0u64);
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let got = decoder.read(&mut buffer).map_err(|error| corrupt(format!("cannot be unpacked: {error}")))?;
+        let got = decoder
+            .read(&mut buffer)
+            .map_err(|error| corrupt(format!("cannot be unpacked: {error}")))?;
         if got == 0 {
             break;
         }
@@ -148,14 +161,22 @@ fn unpack_file(packed: &Path, target: &Path, blob: &PackedBlob) -> Result<(), Re
 }
 
 /// From the first source that delivers, going on where the one before stopped.
-pub(super) async fn fetch(session: &Session, blob: &PackedBlob, from: &[SocketAddr], token: &Token) -> Result<(), RemoteError> {
-    let Some(have) = begin(session, blob)? else { return Ok(()) };
+pub(super) async fn fetch(
+    session: &Session,
+    blob: &PackedBlob,
+    from: &[SocketAddr],
+    token: &Token,
+) -> Result<(), RemoteError> {
+    let Some(have) = begin(session, blob)? else {
+        return Ok(());
+    };
     if named(&packed_dir(&session.state_dir), &blob.packed_sha256)?.exists() {
         return Ok(());
     }
     let part = part_path(&session.state_dir, &blob.packed_sha256)?;
     if let Ok(file) = OpenOptions::new().write(true).open(&part) {
-        file.set_len(have).map_err(|error| RemoteError::io(part.display(), &error))?;
+        file.set_len(have)
+            .map_err(|error| RemoteError::io(part.display(), &error))?;
     }
     let mut failures = Vec::new();
     for address in from {
@@ -164,7 +185,11 @@ pub(super) async fn fetch(session: &Session, blob: &PackedBlob, from: &[SocketAd
             Err(error) => failures.push(format!("{address}: {}", error.message)),
         }
     }
-    Err(RemoteError::failed(format!("no peer delivered blob {}: {}", blob.sha256, failures.join("; "))))
+    Err(RemoteError::failed(format!(
+        "no peer delivered blob {}: {}",
+        blob.sha256,
+        failures.join("; ")
+    )))
 }
 
 pub(super) fn prune(state_dir: &Path, keep: Option<Vec<String>>) -> Result<Vec<Item>, RemoteError> {
@@ -174,7 +199,11 @@ pub(super) fn prune(state_dir: &Path, keep: Option<Vec<String>>) -> Result<Vec<I
             let name = entry.file_name().to_string_lossy().into_owned();
             if !stays(&name) {
                 fs::remove_file(entry.path()).map_err(|error| RemoteError::io(entry.path().display(), &error))?;
-                items.push(Item { name, changed: true, ..Item::default() });
+                items.push(Item {
+                    name,
+                    changed: true,
+                    ..Item::default()
+                });
             }
         }
         Ok(())
@@ -189,12 +218,19 @@ pub(super) fn prune(state_dir: &Path, keep: Option<Vec<String>>) -> Result<Vec<I
 /// Blobs of the right content, and a line for each that is damaged.
 pub(super) fn verified(session: &Session) -> (Vec<String>, Vec<String>) {
     let (mut names, mut problems) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(session.state_dir.join("blobs")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(session.state_dir.join("blobs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !is_sha256(&name) {
             continue;
         }
-        match entry.metadata().and_then(|metadata| session.hashes.of(&entry.path(), &metadata)) {
+        match entry
+            .metadata()
+            .and_then(|metadata| session.hashes.of(&entry.path(), &metadata))
+        {
             Ok(sha256) if sha256 == name => names.push(name),
             Ok(_) => problems.push(format!("blob {name} is damaged and counts as missing")),
             Err(error) => problems.push(format!("blob {name}: {error}")),
@@ -205,7 +241,14 @@ pub(super) fn verified(session: &Session) -> (Vec<String>, Vec<String>) {
 }
 
 fn named(dir: &Path, sha256: &str) -> Result<PathBuf, RemoteError> {
-    if is_sha256(sha256) { Ok(dir.join(sha256)) } else { Err(RemoteError::new(ErrorKind::Invalid, format!("{sha256:?} is no SHA-256"))) }
+    if is_sha256(sha256) {
+        Ok(dir.join(sha256))
+    } else {
+        Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{sha256:?} is no SHA-256"),
+        ))
+    }
 }
 
 fn part_path(state_dir: &Path, packed_sha256: &str) -> Result<PathBuf, RemoteError> {
@@ -218,7 +261,11 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), RemoteError> {
         return Ok(());
     }
     if let Some(parent) = dir.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(io)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .map_err(io)?;
     }
     DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(io)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(io)
@@ -239,7 +286,9 @@ mod tests {
     impl Store {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let content: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+            let content: Vec<u8> = (0..3_000_000u32)
+                .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+                .collect();
             let packed = zstd::encode_all(&content[..], 1).unwrap();
             let file = dir.path().join("packed-at-operator");
             fs::write(&file, &packed).unwrap();
@@ -249,7 +298,12 @@ mod tests {
                 packed_sha256: sha256_hex(&packed),
                 packed_size: packed.len() as u64,
             };
-            Self { machine: LocalMachine::with_state_dir("m1", dir.path().join("state")), dir, file, blob }
+            Self {
+                machine: LocalMachine::with_state_dir("m1", dir.path().join("state")),
+                dir,
+                file,
+                blob,
+            }
         }
 
         async fn put(&self, blob: &PackedBlob) -> Result<u64, crate::MachineError> {
@@ -263,8 +317,10 @@ mod tests {
         }
 
         fn files(&self, dir: &str) -> Vec<String> {
-            let mut names: Vec<String> =
-                fs::read_dir(self.dir.path().join("state").join(dir)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<String> = fs::read_dir(self.dir.path().join("state").join(dir))
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
             names.sort();
             names
         }
@@ -275,36 +331,67 @@ mod tests {
         let store = Store::new();
         let machine: &dyn Machine = &store.machine;
         assert_eq!(store.put(&store.blob).await.unwrap(), store.blob.packed_size);
-        assert_eq!(store.put(&store.blob).await.unwrap(), store.blob.packed_size, "accounted for, not sent");
-        assert_eq!((store.files("blobs"), store.files("packed")), (vec![store.blob.sha256.clone()], vec![store.blob.packed_sha256.clone()]));
+        assert_eq!(
+            store.put(&store.blob).await.unwrap(),
+            store.blob.packed_size,
+            "accounted for, not sent"
+        );
+        assert_eq!(
+            (store.files("blobs"), store.files("packed")),
+            (vec![store.blob.sha256.clone()], vec![store.blob.packed_sha256.clone()])
+        );
 
         let path = store.dir.path().join("bin/tool").to_str().unwrap().to_owned();
         let install = |mode| Request::Install {
-            files: vec![crate::proto::BlobInstall { sha256: store.blob.sha256.clone(), path: path.clone(), owner: crate::proto::Owner::default(), mode }],
+            files: vec![crate::proto::BlobInstall {
+                sha256: store.blob.sha256.clone(),
+                path: path.clone(),
+                owner: crate::proto::Owner::default(),
+                mode,
+            }],
             run_id: String::new(),
         };
         assert!(machine.items(install(0o755)).await.unwrap()[0].changed);
         assert!(!machine.items(install(0o755)).await.unwrap()[0].changed);
-        assert!(machine.items(install(0o700)).await.unwrap()[0].changed, "a copy: the blob's own mode is shared");
+        assert!(
+            machine.items(install(0o700)).await.unwrap()[0].changed,
+            "a copy: the blob's own mode is shared"
+        );
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(machine.stat(vec![path]).await.unwrap()[0].sha256.as_ref(), Some(&store.blob.sha256));
+        assert_eq!(
+            machine.stat(vec![path]).await.unwrap()[0].sha256.as_ref(),
+            Some(&store.blob.sha256)
+        );
 
         machine.items(Request::BlobsPrune { keep: None }).await.unwrap();
         assert_eq!((store.files("blobs").len(), store.files("packed").len()), (1, 0));
-        machine.items(Request::BlobsPrune { keep: Some(Vec::new()) }).await.unwrap();
+        machine
+            .items(Request::BlobsPrune { keep: Some(Vec::new()) })
+            .await
+            .unwrap();
         assert_eq!(store.files("blobs").len(), 0);
     }
 
     #[tokio::test]
     async fn an_interrupted_upload_goes_on() {
         let store = Store::new();
-        let begin = Request::BlobBegin { blob: store.blob.clone() };
+        let begin = Request::BlobBegin {
+            blob: store.blob.clone(),
+        };
         store.machine.call(begin.clone()).await.unwrap();
         let packed = fs::read(&store.file).unwrap();
-        let part = store.dir.path().join("state/packed").join(format!("{}.part", store.blob.packed_sha256));
+        let part = store
+            .dir
+            .path()
+            .join("state/packed")
+            .join(format!("{}.part", store.blob.packed_sha256));
         fs::write(&part, &packed[..6 << 20]).unwrap();
         let offset = store.machine.call(begin).await.unwrap();
-        assert_eq!(offset, crate::Response::Offset(2 << 20), "the last pieces are sent again");
+        assert_eq!(
+            offset,
+            crate::Response::Offset(2 << 20),
+            "the last pieces are sent again"
+        );
         store.put(&store.blob).await.unwrap();
         assert_eq!(store.files("blobs").len(), 1);
     }
@@ -313,16 +400,31 @@ mod tests {
     async fn what_is_not_the_promised_content_never_gets_its_name() {
         let store = Store::new();
         for wrong in [
-            PackedBlob { sha256: "0".repeat(64), ..store.blob.clone() },
-            PackedBlob { size: store.blob.size - 1, ..store.blob.clone() },
-            PackedBlob { size: store.blob.size + 1, ..store.blob.clone() },
-            PackedBlob { packed_size: store.blob.packed_size - 1, ..store.blob.clone() },
+            PackedBlob {
+                sha256: "0".repeat(64),
+                ..store.blob.clone()
+            },
+            PackedBlob {
+                size: store.blob.size - 1,
+                ..store.blob.clone()
+            },
+            PackedBlob {
+                size: store.blob.size + 1,
+                ..store.blob.clone()
+            },
+            PackedBlob {
+                packed_size: store.blob.packed_size - 1,
+                ..store.blob.clone()
+            },
         ] {
             let error = store.put(&wrong).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
             assert_eq!((store.files("blobs").len(), store.files("packed").len()), (0, 0));
         }
-        let invalid = PackedBlob { sha256: "../../etc/passwd".into(), ..store.blob.clone() };
+        let invalid = PackedBlob {
+            sha256: "../../etc/passwd".into(),
+            ..store.blob.clone()
+        };
         assert_eq!(store.put(&invalid).await.unwrap_err().kind, ErrorKind::Invalid);
         store.put(&store.blob).await.unwrap();
     }
@@ -336,7 +438,13 @@ mod tests {
         content.truncate(100_000);
         fs::write(&path, content).unwrap();
         let machine: &dyn Machine = &store.machine;
-        assert!(machine.blobs_present(vec![store.blob.sha256.clone()]).await.unwrap().is_empty());
+        assert!(
+            machine
+                .blobs_present(vec![store.blob.sha256.clone()])
+                .await
+                .unwrap()
+                .is_empty()
+        );
         assert!(store.files("blobs").is_empty());
     }
 }

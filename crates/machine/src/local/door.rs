@@ -47,8 +47,12 @@ impl Door {
         let serving = tokio::spawn(async move {
             let callers = Arc::new(Semaphore::new(CALLERS));
             loop {
-                let Ok(permit) = callers.clone().acquire_owned().await else { return };
-                let Ok((stream, _)) = listener.accept().await else { continue };
+                let Ok(permit) = callers.clone().acquire_owned().await else {
+                    return;
+                };
+                let Ok((stream, _)) = listener.accept().await else {
+                    continue;
+                };
                 let (token, packed) = (token.clone(), packed.clone());
                 tokio::spawn(async move {
                     let _ = serve(stream, &token, &packed).await;
@@ -82,8 +86,14 @@ async fn serve(mut stream: TcpStream, token: &Token, packed: &Path) -> std::io::
     let offset = u64::from_le_bytes(offset.try_into().unwrap_or_default());
     // Every byte is compared, so that the time taken does not tell how many were right.
     let right = key.iter().zip(token.0).fold(0, |wrong, (a, b)| wrong | (a ^ b)) == 0;
-    let file = if right { tokio::fs::File::open(packed.join(hex(sum))).await.ok() } else { None };
-    let Some(mut file) = file else { return stream.write_all(&0u64.to_le_bytes()).await };
+    let file = if right {
+        tokio::fs::File::open(packed.join(hex(sum))).await.ok()
+    } else {
+        None
+    };
+    let Some(mut file) = file else {
+        return stream.write_all(&0u64.to_le_bytes()).await;
+    };
     stream.write_all(&file.metadata().await?.len().to_le_bytes()).await?;
     file.seek(SeekFrom::Start(offset)).await?;
     let mut buffer = vec![0; 256 << 10];
@@ -101,8 +111,16 @@ pub(super) async fn fetch(from: SocketAddr, token: &Token, blob: &PackedBlob, pa
     let net = |error: std::io::Error| RemoteError::io(format_args!("peer {from}"), &error);
     let disk = |error: std::io::Error| RemoteError::io(part.display(), &error);
     let silent = |_| RemoteError::new(ErrorKind::Timeout, format!("peer {from} is silent"));
-    let mut stream = tokio::time::timeout(CONNECT, TcpStream::connect(from)).await.map_err(silent)?.map_err(net)?;
-    let mut file = tokio::fs::OpenOptions::new().append(true).create(true).open(part).await.map_err(disk)?;
+    let mut stream = tokio::time::timeout(CONNECT, TcpStream::connect(from))
+        .await
+        .map_err(silent)?
+        .map_err(net)?;
+    let mut file = tokio::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(part)
+        .await
+        .map_err(disk)?;
     let mut have = file.metadata().await.map_err(disk)?.len();
     if have > blob.packed_size {
         file.set_len(0).await.map_err(disk)?;
@@ -113,15 +131,26 @@ pub(super) async fn fetch(from: SocketAddr, token: &Token, blob: &PackedBlob, pa
     asked.extend((0..32).map_while(|i| u8::from_str_radix(blob.packed_sha256.get(i * 2..i * 2 + 2)?, 16).ok()));
     asked.extend(have.to_le_bytes());
     stream.write_all(&asked).await.map_err(net)?;
-    let size = tokio::time::timeout(SILENCE, stream.read_u64_le()).await.map_err(silent)?.map_err(net)?;
+    let size = tokio::time::timeout(SILENCE, stream.read_u64_le())
+        .await
+        .map_err(silent)?
+        .map_err(net)?;
     if size != blob.packed_size {
-        return Err(RemoteError::new(ErrorKind::NotFound, format!("peer {from} does not have it")));
+        return Err(RemoteError::new(
+            ErrorKind::NotFound,
+            format!("peer {from} does not have it"),
+        ));
     }
     let mut buffer = vec![0; 256 << 10];
     while have < size {
-        let got = tokio::time::timeout(SILENCE, stream.read(&mut buffer)).await.map_err(silent)?.map_err(net)?;
+        let got = tokio::time::timeout(SILENCE, stream.read(&mut buffer))
+            .await
+            .map_err(silent)?
+            .map_err(net)?;
         if got == 0 {
-            return Err(RemoteError::failed(format!("peer {from} stopped after {have} of {size} bytes")));
+            return Err(RemoteError::failed(format!(
+                "peer {from} stopped after {have} of {size} bytes"
+            )));
         }
         file.write_all(&buffer[..got]).await.map_err(disk)?;
         have += got as u64;

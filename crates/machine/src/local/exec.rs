@@ -27,11 +27,22 @@ pub(super) async fn run(exec: Exec) -> Result<ExecOutput, RemoteError> {
     let deadline = Instant::now() + Duration::from_millis(exec.timeout_ms);
     let mut command = Command::new(&program);
     command.args(&exec.argv[1..]).env_clear();
-    command.env("PATH", PATH).env("HOME", "/root").env("LANG", "C.UTF-8").env("LC_ALL", "C.UTF-8");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    command
+        .env("PATH", PATH)
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8")
+        .env("LC_ALL", "C.UTF-8");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
     if let Some(user) = &exec.user {
         let owners = Owners::load();
-        let found = owners.user(user).ok_or_else(|| RemoteError::new(ErrorKind::NotFound, format!("there is no user {user:?}")))?;
+        let found = owners
+            .user(user)
+            .ok_or_else(|| RemoteError::new(ErrorKind::NotFound, format!("there is no user {user:?}")))?;
         command.uid(found.uid).gid(found.gid).env("HOME", found.home);
     }
     command.envs(exec.env.iter().map(|(name, value)| (name, value.lossy())));
@@ -55,7 +66,11 @@ pub(super) async fn run(exec: Exec) -> Result<ExecOutput, RemoteError> {
         };
         let work = async {
             let read = async {
-                tokio::join!(out.read(stdout, exec.max_output), err.read(stderr, exec.max_output), feed);
+                tokio::join!(
+                    out.read(stdout, exec.max_output),
+                    err.read(stderr, exec.max_output),
+                    feed
+                );
             };
             tokio::pin!(read);
             tokio::select! {
@@ -77,7 +92,9 @@ pub(super) async fn run(exec: Exec) -> Result<ExecOutput, RemoteError> {
         }
         Err(_) => {
             group.kill();
-            timeout(Duration::from_secs(5), child.wait()).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            timeout(Duration::from_secs(5), child.wait())
+                .await
+                .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
         }
     };
     let status = status.map_err(|error| RemoteError::io(&program, &error))?;
@@ -101,17 +118,35 @@ pub(super) async fn tool(argv: &[&str], stdin: &[u8], timeout_ms: u64) -> Result
 }
 
 pub(super) async fn tool_output(argv: &[&str], stdin: &[u8], timeout_ms: u64) -> Result<ExecOutput, RemoteError> {
-    let env = BTreeMap::from([("SYSTEMD_COLORS".to_owned(), "0".into()), ("SYSTEMD_PAGER".to_owned(), "".into())]);
-    run(Exec { env, stdin: stdin.into(), ..Exec::new(argv.iter().copied()).timeout_ms(timeout_ms) }).await
+    let env = BTreeMap::from([
+        ("SYSTEMD_COLORS".to_owned(), "0".into()),
+        ("SYSTEMD_PAGER".to_owned(), "".into()),
+    ]);
+    run(Exec {
+        env,
+        stdin: stdin.into(),
+        ..Exec::new(argv.iter().copied()).timeout_ms(timeout_ms)
+    })
+    .await
 }
 
 pub(super) fn failure(argv: &[&str], timeout_ms: u64, output: &ExecOutput) -> RemoteError {
-    let said = if output.stderr.is_empty() { output.stdout.lossy() } else { output.stderr.lossy() };
+    let said = if output.stderr.is_empty() {
+        output.stdout.lossy()
+    } else {
+        output.stderr.lossy()
+    };
     let said = crate::machine::last_lines(&said, 8);
     if output.timed_out {
-        return RemoteError::new(ErrorKind::Timeout, format!("`{}` was killed after {timeout_ms} ms: {said}", argv.join(" ")));
+        return RemoteError::new(
+            ErrorKind::Timeout,
+            format!("`{}` was killed after {timeout_ms} ms: {said}", argv.join(" ")),
+        );
     }
-    let status = output.status.map_or_else(|| format!("signal {}", output.signal.unwrap_or(0)), |status| format!("status {status}"));
+    let status = output.status.map_or_else(
+        || format!("signal {}", output.signal.unwrap_or(0)),
+        |status| format!("status {status}"),
+    );
     RemoteError::failed(format!("`{}` ended with {status}: {said}", argv.join(" ")))
 }
 
@@ -161,14 +196,23 @@ mod tests {
     #[tokio::test]
     async fn output_status_and_input() {
         let output = run(sh("cat; echo no >&2; exit 3").stdin("yes")).await.unwrap();
-        assert_eq!((output.status, output.stdout.lossy(), output.stderr.lossy()), (Some(3), "yes".into(), "no\n".into()));
+        assert_eq!(
+            (output.status, output.stdout.lossy(), output.stderr.lossy()),
+            (Some(3), "yes".into(), "no\n".into())
+        );
         let missing = run(Exec::new(["no-such-program"])).await.unwrap_err();
-        assert_eq!((missing.kind, missing.message.as_str()), (ErrorKind::NotFound, "no-such-program: no such program"));
+        assert_eq!(
+            (missing.kind, missing.message.as_str()),
+            (ErrorKind::NotFound, "no-such-program: no such program")
+        );
     }
 
     #[tokio::test]
     async fn large_input_and_bounded_output() {
-        let exec = Exec { max_output: 1000, ..sh("cat").stdin(vec![b'x'; 1 << 20]) };
+        let exec = Exec {
+            max_output: 1000,
+            ..sh("cat").stdin(vec![b'x'; 1 << 20])
+        };
         let output = run(exec).await.unwrap();
         assert!(output.ok() && output.truncated);
         assert_eq!(output.stdout.len(), 1000);
@@ -195,7 +239,17 @@ mod tests {
     #[tokio::test]
     async fn the_environment_is_minimal() {
         let output = run(Exec::new(["env"])).await.unwrap();
-        let names: Vec<String> = output.stdout.lossy().lines().map(|l| l.split('=').next().unwrap().to_owned()).collect();
-        assert!(names.iter().all(|name| ["PATH", "HOME", "LANG", "LC_ALL"].contains(&name.as_str())), "{names:?}");
+        let names: Vec<String> = output
+            .stdout
+            .lossy()
+            .lines()
+            .map(|l| l.split('=').next().unwrap().to_owned())
+            .collect();
+        assert!(
+            names
+                .iter()
+                .all(|name| ["PATH", "HOME", "LANG", "LC_ALL"].contains(&name.as_str())),
+            "{names:?}"
+        );
     }
 }

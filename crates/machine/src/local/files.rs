@@ -27,7 +27,10 @@ pub(super) const TEMPORARY_SUFFIX: &str = ".quorate~";
 
 pub(super) fn stat(paths: &[String], hashes: Option<&Hashes>) -> Result<Vec<FileFacts>, RemoteError> {
     let owners = Owners::load();
-    paths.iter().map(|path| facts(absolute(path)?, &owners, hashes)).collect()
+    paths
+        .iter()
+        .map(|path| facts(absolute(path)?, &owners, hashes))
+        .collect()
 }
 
 /// Facts of one path, hashed if it is a regular file and `hashes` is given.
@@ -49,7 +52,12 @@ pub(super) fn facts(path: &Path, owners: &Owners, hashes: Option<&Hashes>) -> Re
         _ => None,
     };
     let target = match kind {
-        FileKind::Symlink => Some(fs::read_link(path).map_err(|error| io(&error))?.to_string_lossy().into_owned()),
+        FileKind::Symlink => Some(
+            fs::read_link(path)
+                .map_err(|error| io(&error))?
+                .to_string_lossy()
+                .into_owned(),
+        ),
         _ => None,
     };
     Ok(FileFacts {
@@ -68,7 +76,9 @@ pub(super) fn read(path: &str, max_bytes: u64) -> Result<Vec<u8>, RemoteError> {
     let io = |error: io::Error| RemoteError::io(path, &error);
     let file = File::open(absolute(path)?).map_err(io)?;
     let mut content = Vec::new();
-    file.take(max_bytes.saturating_add(1)).read_to_end(&mut content).map_err(io)?;
+    file.take(max_bytes.saturating_add(1))
+        .read_to_end(&mut content)
+        .map_err(io)?;
     if content.len() as u64 > max_bytes {
         return Err(RemoteError::failed(format!("{path}: longer than {max_bytes} bytes")));
     }
@@ -81,7 +91,10 @@ pub(super) fn list(path: &str) -> Result<Vec<String>, RemoteError> {
         Err(error) if absent(&error) => return Ok(Vec::new()),
         Err(error) => return Err(RemoteError::io(path, &error)),
     };
-    let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     Ok(names)
 }
@@ -89,7 +102,14 @@ pub(super) fn list(path: &str) -> Result<Vec<String>, RemoteError> {
 pub(super) fn write(state_dir: &Path, files: Vec<FileWrite>, run_id: &str) -> Result<Vec<Item>, RemoteError> {
     let owners = Owners::load();
     let mut batch = Batch::new(state_dir, run_id)?;
-    for FileWrite { path, content, owner, mode, parent_mode } in files {
+    for FileWrite {
+        path,
+        content,
+        owner,
+        mode,
+        parent_mode,
+    } in files
+    {
         let ids = owners.resolve(&owner).map_err(|error| naming(&path, error))?;
         let place = absolute(&path)?;
         if is_already(place, &content, ids, mode) {
@@ -98,7 +118,11 @@ pub(super) fn write(state_dir: &Path, files: Vec<FileWrite>, run_id: &str) -> Re
         }
         make_parents(place, ids, parent_mode)?;
         batch.prepare(path, |temporary| {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(temporary)?;
             file.write_all(&content)?;
             set_owner(temporary, ids)?;
             file.set_permissions(Permissions::from_mode(mode))?;
@@ -111,12 +135,21 @@ pub(super) fn write(state_dir: &Path, files: Vec<FileWrite>, run_id: &str) -> Re
 pub(super) fn install(session: &Session, files: Vec<BlobInstall>, run_id: &str) -> Result<Vec<Item>, RemoteError> {
     let owners = Owners::load();
     let mut batch = Batch::new(&session.state_dir, run_id)?;
-    for BlobInstall { sha256, path, owner, mode } in files {
+    for BlobInstall {
+        sha256,
+        path,
+        owner,
+        mode,
+    } in files
+    {
         let ids = owners.resolve(&owner).map_err(|error| naming(&path, error))?;
         let place = absolute(&path)?;
         if !blobs::is_present(session, &sha256)? {
-            return Err(RemoteError::new(ErrorKind::NotFound, format!("{path}: blob {sha256} is not in the store"))
-                .hint("distribute the bundle again"));
+            return Err(RemoteError::new(
+                ErrorKind::NotFound,
+                format!("{path}: blob {sha256} is not in the store"),
+            )
+            .hint("distribute the bundle again"));
         }
         let blob = blobs::path(&session.state_dir, &sha256)?;
         let io = |error: io::Error| RemoteError::io(&path, &error);
@@ -155,7 +188,10 @@ pub(super) fn install(session: &Session, files: Vec<BlobInstall>, run_id: &str) 
 pub(super) fn link(state_dir: &Path, path: &str, target: &str, run_id: &str) -> Result<Item, RemoteError> {
     let place = absolute(path)?;
     if fs::read_link(place).is_ok_and(|found| found == Path::new(target)) {
-        return Ok(Item { name: path.into(), ..Item::default() });
+        return Ok(Item {
+            name: path.into(),
+            ..Item::default()
+        });
     }
     make_parents(place, (None, None), 0o755)?;
     let mut batch = Batch::new(state_dir, run_id)?;
@@ -166,18 +202,40 @@ pub(super) fn link(state_dir: &Path, path: &str, target: &str, run_id: &str) -> 
 pub(super) fn managed_block(state_dir: &Path, wanted: &ManagedBlock) -> Result<Item, RemoteError> {
     /// Nobody edits by hand what is longer.
     const LONGEST: u64 = 4 << 20;
-    let ManagedBlock { path, marker, content, mode, run_id } = wanted;
+    let ManagedBlock {
+        path,
+        marker,
+        content,
+        mode,
+        run_id,
+    } = wanted;
     let found = fs::metadata(absolute(path)?).ok();
-    let text = if found.is_some() { read(path, LONGEST)? } else { Vec::new() };
+    let text = if found.is_some() {
+        read(path, LONGEST)?
+    } else {
+        Vec::new()
+    };
     let made = block::edit(&text, marker, content.as_deref());
     if made == text {
-        return Ok(Item { name: path.clone(), ..Item::default() });
+        return Ok(Item {
+            name: path.clone(),
+            ..Item::default()
+        });
     }
     let (owner, mode) = match &found {
-        Some(found) => (Owner::new(found.uid().to_string(), found.gid().to_string()), found.mode() & 0o7777),
+        Some(found) => (
+            Owner::new(found.uid().to_string(), found.gid().to_string()),
+            found.mode() & 0o7777,
+        ),
         None => (Owner::default(), *mode),
     };
-    let file = FileWrite { path: path.clone(), content: made.clone().into(), owner, mode, parent_mode: 0o755 };
+    let file = FileWrite {
+        path: path.clone(),
+        content: made.clone().into(),
+        owner,
+        mode,
+        parent_mode: 0o755,
+    };
     match write(state_dir, vec![file], run_id) {
         Ok(mut items) => Ok(items.remove(0)),
         // A bind-mounted file (/etc/hosts of a container) cannot be renamed over, only written into.
@@ -185,13 +243,22 @@ pub(super) fn managed_block(state_dir: &Path, wanted: &ManagedBlock) -> Result<I
             let io = |error: io::Error| RemoteError::io(path, &error);
             keep(state_dir, run_id, Path::new(path)).map_err(io)?;
             fs::write(path, made).map_err(io)?;
-            Ok(Item { name: path.clone(), changed: true, ..Item::default() })
+            Ok(Item {
+                name: path.clone(),
+                changed: true,
+                ..Item::default()
+            })
         }
         Err(error) => Err(error),
     }
 }
 
-pub(super) fn remove(state_dir: &Path, paths: &[String], recursive: bool, run_id: &str) -> Result<Vec<Item>, RemoteError> {
+pub(super) fn remove(
+    state_dir: &Path,
+    paths: &[String],
+    recursive: bool,
+    run_id: &str,
+) -> Result<Vec<Item>, RemoteError> {
     check_run_id(run_id)?;
     let mut items = Vec::new();
     for path in paths {
@@ -215,7 +282,11 @@ pub(super) fn remove(state_dir: &Path, paths: &[String], recursive: bool, run_id
                 true
             }
         };
-        items.push(Item { name: path.clone(), changed, ..Item::default() });
+        items.push(Item {
+            name: path.clone(),
+            changed,
+            ..Item::default()
+        });
     }
     Ok(items)
 }
@@ -227,7 +298,11 @@ pub(super) fn restore(state_dir: &Path, paths: &[String], run_id: &str) -> Resul
         let kept = kept_path(state_dir, run_id, place)?;
         if kept.symlink_metadata().is_err() {
             let error = RemoteError::new(ErrorKind::NotFound, format!("{path}: run {run_id} kept nothing"));
-            items.push(Item { name: path.clone(), error: Some(error), ..Item::default() });
+            items.push(Item {
+                name: path.clone(),
+                error: Some(error),
+                ..Item::default()
+            });
             continue;
         }
         make_parents(place, (None, None), 0o755)?;
@@ -246,7 +321,9 @@ pub(super) fn mkdir(dirs: &[DirSpec]) -> Result<Vec<Item>, RemoteError> {
         let ids = owners.resolve(owner).map_err(|error| naming(path, error))?;
         let io = |error: io::Error| RemoteError::io(path, &error);
         let changed = match fs::metadata(place) {
-            Ok(found) if !found.is_dir() => return Err(RemoteError::failed(format!("{path}: exists and is no directory"))),
+            Ok(found) if !found.is_dir() => {
+                return Err(RemoteError::failed(format!("{path}: exists and is no directory")));
+            }
             Ok(found) => adjust(place, &found, ids, *mode).map_err(io)?,
             Err(_) => {
                 make_parents(place, (None, None), 0o755)?;
@@ -254,7 +331,11 @@ pub(super) fn mkdir(dirs: &[DirSpec]) -> Result<Vec<Item>, RemoteError> {
                 true
             }
         };
-        items.push(Item { name: path.clone(), changed, ..Item::default() });
+        items.push(Item {
+            name: path.clone(),
+            changed,
+            ..Item::default()
+        });
     }
     Ok(items)
 }
@@ -267,7 +348,11 @@ pub(super) fn set_mode(entries: &[DirSpec]) -> Result<Vec<Item>, RemoteError> {
         let ids = owners.resolve(owner).map_err(|error| naming(path, error))?;
         let found = fs::metadata(place).map_err(|error| RemoteError::io(path, &error))?;
         let changed = adjust(place, &found, ids, *mode).map_err(|error| RemoteError::io(path, &error))?;
-        items.push(Item { name: path.clone(), changed, ..Item::default() });
+        items.push(Item {
+            name: path.clone(),
+            changed,
+            ..Item::default()
+        });
     }
     Ok(items)
 }
@@ -278,7 +363,13 @@ pub(super) fn kept_paths(state_dir: &Path, run_id: &str) -> Vec<String> {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => walk(&entry.path(), root, paths),
-                _ => paths.extend(entry.path().strip_prefix(root).ok().map(|path| format!("/{}", path.display()))),
+                _ => paths.extend(
+                    entry
+                        .path()
+                        .strip_prefix(root)
+                        .ok()
+                        .map(|path| format!("/{}", path.display())),
+                ),
             }
         }
     }
@@ -305,33 +396,61 @@ struct Entry {
 impl<'a> Batch<'a> {
     fn new(state_dir: &'a Path, run_id: &'a str) -> Result<Self, RemoteError> {
         check_run_id(run_id)?;
-        Ok(Self { state_dir, run_id, entries: Vec::new() })
+        Ok(Self {
+            state_dir,
+            run_id,
+            entries: Vec::new(),
+        })
     }
 
     fn unchanged(&mut self, path: String) {
-        self.entries.push(Entry { path, temporary: None, to_sync: None });
+        self.entries.push(Entry {
+            path,
+            temporary: None,
+            to_sync: None,
+        });
     }
 
     /// Lets `make` create the file under its temporary name; the file it returns is synced before the rename.
-    fn prepare(&mut self, path: String, make: impl FnOnce(&Path) -> io::Result<Option<File>>) -> Result<(), RemoteError> {
+    fn prepare(
+        &mut self,
+        path: String,
+        make: impl FnOnce(&Path) -> io::Result<Option<File>>,
+    ) -> Result<(), RemoteError> {
         let place = Path::new(&path);
         if place.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            return Err(RemoteError::failed(format!("{path}: is a directory; a file should take its place"))
-                .hint("move the directory away, then run again"));
+            return Err(
+                RemoteError::failed(format!("{path}: is a directory; a file should take its place"))
+                    .hint("move the directory away, then run again"),
+            );
         }
         let mut name = OsString::from(".");
-        name.push(place.file_name().ok_or_else(|| RemoteError::new(ErrorKind::Invalid, format!("{path:?} names no file")))?);
+        name.push(
+            place
+                .file_name()
+                .ok_or_else(|| RemoteError::new(ErrorKind::Invalid, format!("{path:?} names no file")))?,
+        );
         name.push(TEMPORARY_SUFFIX);
         let temporary = place.with_file_name(name);
         let _ = fs::remove_file(&temporary);
-        self.entries.push(Entry { path, temporary: Some(temporary.clone()), to_sync: None });
-        let Some(entry) = self.entries.last_mut() else { return Ok(()) };
+        self.entries.push(Entry {
+            path,
+            temporary: Some(temporary.clone()),
+            to_sync: None,
+        });
+        let Some(entry) = self.entries.last_mut() else {
+            return Ok(());
+        };
         entry.to_sync = make(&temporary).map_err(|error| RemoteError::io(&entry.path, &error))?;
         Ok(())
     }
 
     fn commit(mut self) -> Result<Vec<Item>, RemoteError> {
-        let written: Vec<(String, File)> = self.entries.iter_mut().filter_map(|entry| Some((entry.path.clone(), entry.to_sync.take()?))).collect();
+        let written: Vec<(String, File)> = self
+            .entries
+            .iter_mut()
+            .filter_map(|entry| Some((entry.path.clone(), entry.to_sync.take()?)))
+            .collect();
         sync_all(&written)?;
         for entry in &self.entries {
             if entry.temporary.is_some() {
@@ -348,7 +467,11 @@ impl<'a> Batch<'a> {
                 directories.extend(temporary.parent().map(Path::to_owned));
                 entry.temporary = None;
             }
-            items.push(Item { name: entry.path.clone(), changed, ..Item::default() });
+            items.push(Item {
+                name: entry.path.clone(),
+                changed,
+                ..Item::default()
+            });
         }
         let open = |directory: PathBuf| -> Result<(String, File), RemoteError> {
             let shown = directory.display().to_string();
@@ -369,8 +492,15 @@ fn sync_all(files: &[(String, File)]) -> Result<(), RemoteError> {
         return files.iter().try_for_each(sync);
     }
     std::thread::scope(|scope| {
-        let threads: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || files.iter().try_for_each(sync))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(RemoteError::failed("a thread that synced files died"))))
+        let threads: Vec<_> = files
+            .chunks(share)
+            .map(|files| scope.spawn(move || files.iter().try_for_each(sync)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(RemoteError::failed("a thread that synced files died")))
+        })
     })
 }
 
@@ -429,8 +559,18 @@ fn kept_path(state_dir: &Path, run_id: &str, path: &Path) -> Result<PathBuf, Rem
 }
 
 fn check_run_id(run_id: &str) -> Result<(), RemoteError> {
-    let plain = run_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) && !run_id.starts_with('.');
-    if plain { Ok(()) } else { Err(RemoteError::new(ErrorKind::Invalid, format!("{run_id:?} cannot be a run's id"))) }
+    let plain = run_id
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && !run_id.starts_with('.');
+    if plain {
+        Ok(())
+    } else {
+        Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{run_id:?} cannot be a run's id"),
+        ))
+    }
 }
 
 type Ids = (Option<u32>, Option<u32>);
@@ -451,7 +591,11 @@ fn has_owner(found: &fs::Metadata, (uid, gid): Ids) -> bool {
 
 /// Only if it differs: an ordinary user may keep what is his.
 fn set_owner(path: &Path, ids: Ids) -> io::Result<()> {
-    if has_owner(&path.symlink_metadata()?, ids) { Ok(()) } else { lchown(path, ids.0, ids.1) }
+    if has_owner(&path.symlink_metadata()?, ids) {
+        Ok(())
+    } else {
+        lchown(path, ids.0, ids.1)
+    }
 }
 
 fn adjust(place: &Path, found: &fs::Metadata, ids: Ids, mode: u32) -> io::Result<bool> {
@@ -464,7 +608,11 @@ fn adjust(place: &Path, found: &fs::Metadata, ids: Ids, mode: u32) -> io::Result
 }
 
 fn make_parents(place: &Path, ids: Ids, mode: u32) -> Result<(), RemoteError> {
-    let missing: Vec<&Path> = place.ancestors().skip(1).take_while(|dir| dir.metadata().is_err()).collect();
+    let missing: Vec<&Path> = place
+        .ancestors()
+        .skip(1)
+        .take_while(|dir| dir.metadata().is_err())
+        .collect();
     for dir in missing.into_iter().rev() {
         make_dir(dir, ids, mode).map_err(|error| RemoteError::io(dir.display(), &error))?;
     }
@@ -485,10 +633,15 @@ fn make_dir(dir: &Path, ids: Ids, mode: u32) -> io::Result<()> {
 fn check_removable(place: &Path) -> Result<(), RemoteError> {
     let shown = place.display();
     if place.components().count() < 3 {
-        return Err(RemoteError::new(ErrorKind::Invalid, format!("{shown}: will not remove a top-level directory")));
+        return Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{shown}: will not remove a top-level directory"),
+        ));
     }
     match mount_points().iter().find(|mounted| mounted.starts_with(place)) {
-        Some(mounted) => Err(RemoteError::failed(format!("{shown}: {} is mounted", mounted.display())).hint("unmount it first")),
+        Some(mounted) => {
+            Err(RemoteError::failed(format!("{shown}: {} is mounted", mounted.display())).hint("unmount it first"))
+        }
         None => Ok(()),
     }
 }
@@ -498,11 +651,17 @@ fn is_mount_point(path: &str) -> bool {
 }
 
 fn mount_points() -> Vec<PathBuf> {
-    super::procfs::mounts().into_iter().map(|mount| mount.target.into()).collect()
+    super::procfs::mounts()
+        .into_iter()
+        .map(|mount| mount.target.into())
+        .collect()
 }
 
 fn naming(path: &str, error: RemoteError) -> RemoteError {
-    RemoteError { message: format!("{path}: {}", error.message), ..error }
+    RemoteError {
+        message: format!("{path}: {}", error.message),
+        ..error
+    }
 }
 
 fn absent(error: &io::Error) -> bool {

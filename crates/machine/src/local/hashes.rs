@@ -55,11 +55,20 @@ struct Known {
 impl Hashes {
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join("hashes");
-        let known: Vec<(Identity, Known)> =
-            fs::read(&path).ok().and_then(|bytes| postcard::from_bytes(&bytes).ok()).unwrap_or_default();
+        let known: Vec<(Identity, Known)> = fs::read(&path)
+            .ok()
+            .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+            .unwrap_or_default();
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let known = known.into_iter().filter(|(_, known)| known.durable || known.boot_id == boot_id).collect();
-        Self { path, boot_id, state: Mutex::new(State { known, dirty: false }) }
+        let known = known
+            .into_iter()
+            .filter(|(_, known)| known.durable || known.boot_id == boot_id)
+            .collect();
+        Self {
+            path,
+            boot_id,
+            state: Mutex::new(State { known, dirty: false }),
+        }
     }
 
     /// Hash of a regular file.
@@ -110,14 +119,24 @@ impl Hashes {
         let Ok(bytes) = postcard::to_stdvec(&known) else { return };
         drop(state);
         let temporary = self.path.with_extension(format!("{}~", std::process::id()));
-        if fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &self.path)).is_err() {
+        if fs::write(&temporary, bytes)
+            .and_then(|()| fs::rename(&temporary, &self.path))
+            .is_err()
+        {
             let _ = fs::remove_file(&temporary);
         }
     }
 
     fn insert(&self, identity: Identity, sha256: String) {
         let mut state = self.state();
-        state.known.insert(identity, Known { sha256, boot_id: self.boot_id.clone(), durable: false });
+        state.known.insert(
+            identity,
+            Known {
+                sha256,
+                boot_id: self.boot_id.clone(),
+                durable: false,
+            },
+        );
         state.dirty = true;
     }
 
@@ -183,7 +202,11 @@ mod tests {
             let mut before = Hashes::load(dir.path());
             before.boot_id = "an earlier boot".into();
             before.remember(&metadata, "remembered");
-            if durable { before.mark_durable() } else { before.save() }
+            if durable {
+                before.mark_durable()
+            } else {
+                before.save()
+            }
             assert_eq!(Hashes::load(dir.path()).of(&path, &metadata).unwrap(), expected);
         }
     }

@@ -24,13 +24,20 @@ const SWAP_TIMEOUT_MS: u64 = 300_000;
 
 /// Each on its own: one the kernel refuses does not keep the others from being set.
 pub(super) fn sysctl(values: BTreeMap<String, String>) -> Vec<Item> {
-    values.into_iter().map(|(name, value)| set_sysctl(name, &value)).collect()
+    values
+        .into_iter()
+        .map(|(name, value)| set_sysctl(name, &value))
+        .collect()
 }
 
 fn set_sysctl(name: String, value: &str) -> Item {
     let before = read_sysctl(&name);
     let path = sysctl_path(&name);
-    let mut item = Item { name, before: before.clone(), ..Item::default() };
+    let mut item = Item {
+        name,
+        before: before.clone(),
+        ..Item::default()
+    };
     if before.as_deref().is_some_and(|before| words(before) == words(value)) {
         return item;
     }
@@ -50,8 +57,22 @@ pub(super) fn read_sysctl(name: &str) -> Option<String> {
 
 /// As sysctl(8): dots separate, a slash stands for a dot within a part (`net.ipv4.conf.eth0/1.rp_filter`).
 fn sysctl_path(name: &str) -> Option<PathBuf> {
-    let swapped: String = name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect();
-    let plain = !swapped.is_empty() && swapped.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    let swapped: String = name
+        .chars()
+        .map(|c| {
+            if c == '.' {
+                '/'
+            } else if c == '/' {
+                '.'
+            } else {
+                c
+            }
+        })
+        .collect();
+    let plain = !swapped.is_empty()
+        && swapped
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..");
     plain.then(|| Path::new("/proc/sys").join(swapped))
 }
 
@@ -63,7 +84,10 @@ fn words(value: &str) -> Vec<&str> {
 pub(super) async fn modules(names: Vec<String>) -> Result<Vec<Item>, RemoteError> {
     let mut items = Vec::new();
     for name in names {
-        let mut item = Item { name, ..Item::default() };
+        let mut item = Item {
+            name,
+            ..Item::default()
+        };
         if !module_present(&item.name) {
             match tool(&["modprobe", "--", &item.name], b"", TOOL_TIMEOUT_MS).await {
                 Ok(_) => item.changed = true,
@@ -79,7 +103,9 @@ pub(super) async fn modules(names: Vec<String>) -> Result<Vec<Item>, RemoteError
 pub(super) fn module_present(name: &str) -> bool {
     let name = name.replace('-', "_");
     Path::new("/sys/module").join(&name).exists()
-        || procfs::text("/proc/filesystems").lines().any(|line| line.split_whitespace().next_back() == Some(name.as_str()))
+        || procfs::text("/proc/filesystems")
+            .lines()
+            .any(|line| line.split_whitespace().next_back() == Some(name.as_str()))
         || listed_in("modules.builtin", &name)
 }
 
@@ -94,13 +120,24 @@ pub(super) fn listed_in(list: &str, name: &str) -> bool {
 
 pub(super) async fn mount(wanted: MountSpec) -> Result<Item, RemoteError> {
     absolute(&wanted.target)?;
-    let mut item = Item { name: wanted.target.clone(), ..Item::default() };
+    let mut item = Item {
+        name: wanted.target.clone(),
+        ..Item::default()
+    };
     let remount = wanted.options.iter().any(|option| option == "remount");
-    if !remount && let Some(found) = procfs::mounts().into_iter().rev().find(|mount| mount.target == wanted.target) {
+    if !remount
+        && let Some(found) = procfs::mounts()
+            .into_iter()
+            .rev()
+            .find(|mount| mount.target == wanted.target)
+    {
         if wanted.fstype.is_empty() || wanted.fstype == found.fstype {
             return Ok(item);
         }
-        return Err(RemoteError::failed(format!("{}: {} ({}) is mounted there already", found.target, found.source, found.fstype)));
+        return Err(RemoteError::failed(format!(
+            "{}: {} ({}) is mounted there already",
+            found.target, found.source, found.fstype
+        )));
     }
     let options = wanted.options.join(",");
     let mut argv = vec!["mount"];
@@ -125,8 +162,14 @@ pub(super) async fn unmount(targets: Vec<String>) -> Result<Vec<Item>, RemoteErr
     let mut items = Vec::new();
     for target in targets {
         absolute(&target)?;
-        let mut item = Item { name: target, ..Item::default() };
-        let stacked = procfs::mounts().iter().filter(|mount| mount.target == item.name).count();
+        let mut item = Item {
+            name: target,
+            ..Item::default()
+        };
+        let stacked = procfs::mounts()
+            .iter()
+            .filter(|mount| mount.target == item.name)
+            .count();
         for _ in 0..stacked {
             match tool(&["umount", "--", &item.name], b"", TOOL_TIMEOUT_MS).await {
                 Ok(_) => item.changed = true,
@@ -148,20 +191,38 @@ pub(super) async fn swap(on: bool) -> Result<Item, RemoteError> {
     } else if !before.is_empty() {
         tool(&["swapoff", "--all"], b"", SWAP_TIMEOUT_MS).await?;
     }
-    Ok(Item { name: "swap".into(), changed: procfs::swaps() != before, ..Item::default() })
+    Ok(Item {
+        name: "swap".into(),
+        changed: procfs::swaps() != before,
+        ..Item::default()
+    })
 }
 
 pub(super) async fn user(wanted: UserSpec) -> Result<Item, RemoteError> {
-    let mut item = Item { name: wanted.name.clone(), ..Item::default() };
+    let mut item = Item {
+        name: wanted.name.clone(),
+        ..Item::default()
+    };
     if let Some(found) = Owners::load().user(&wanted.name) {
         if let Some(uid) = wanted.uid.filter(|uid| *uid != found.uid) {
-            item.error = Some(RemoteError::failed(format!("user {} exists with uid {}, not {uid}", wanted.name, found.uid)));
+            item.error = Some(RemoteError::failed(format!(
+                "user {} exists with uid {}, not {uid}",
+                wanted.name, found.uid
+            )));
         }
         return Ok(item);
     }
     let uid = wanted.uid.map(|uid| uid.to_string());
     let groups = wanted.groups.join(",");
-    let mut argv = vec!["useradd", "--user-group", "--no-create-home", "--home-dir", &wanted.home, "--shell", &wanted.shell];
+    let mut argv = vec![
+        "useradd",
+        "--user-group",
+        "--no-create-home",
+        "--home-dir",
+        &wanted.home,
+        "--shell",
+        &wanted.shell,
+    ];
     if wanted.system {
         argv.push("--system");
     }
@@ -187,7 +248,10 @@ pub(super) async fn user(wanted: UserSpec) -> Result<Item, RemoteError> {
 
 pub(super) async fn user_remove(name: String) -> Result<Item, RemoteError> {
     let owners = Owners::load();
-    let mut item = Item { name, ..Item::default() };
+    let mut item = Item {
+        name,
+        ..Item::default()
+    };
     if let Some(found) = owners.user(&item.name) {
         if found.uid == 0 {
             return Err(RemoteError::new(ErrorKind::Invalid, "will not remove root"));
@@ -201,7 +265,10 @@ pub(super) async fn user_remove(name: String) -> Result<Item, RemoteError> {
 pub(super) async fn links_remove(names: Vec<String>) -> Result<Vec<Item>, RemoteError> {
     let mut items = Vec::new();
     for name in names {
-        let mut item = Item { name, ..Item::default() };
+        let mut item = Item {
+            name,
+            ..Item::default()
+        };
         if !item.name.is_empty() && !item.name.contains('/') && Path::new("/sys/class/net").join(&item.name).exists() {
             match tool(&["ip", "link", "delete", "dev", &item.name], b"", TOOL_TIMEOUT_MS).await {
                 Ok(_) => item.changed = true,
@@ -217,7 +284,10 @@ pub(super) async fn links_remove(names: Vec<String>) -> Result<Vec<Item>, Remote
 pub(super) async fn nft_table(family: &str, name: &str, ruleset: Option<Bytes>) -> Result<(), RemoteError> {
     let word = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
     if !word(family) || !word(name) {
-        return Err(RemoteError::new(ErrorKind::Invalid, format!("{family:?} {name:?} cannot name an nftables table")));
+        return Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{family:?} {name:?} cannot name an nftables table"),
+        ));
     }
     let mut script = format!("add table {family} {name}\ndelete table {family} {name}\n").into_bytes();
     script.extend(ruleset.iter().flat_map(|ruleset| ruleset.iter()));
@@ -229,7 +299,9 @@ pub(super) fn hosts_file() -> BTreeMap<String, Vec<IpAddr>> {
     let mut hosts: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for line in procfs::text("/etc/hosts").lines() {
         let mut fields = line.split('#').next().unwrap_or_default().split_whitespace();
-        let Some(ip) = fields.next().and_then(|ip| ip.parse().ok()) else { continue };
+        let Some(ip) = fields.next().and_then(|ip| ip.parse().ok()) else {
+            continue;
+        };
         for name in fields {
             hosts.entry(name.to_owned()).or_default().push(ip);
         }
@@ -244,8 +316,14 @@ mod tests {
     #[test]
     fn names_of_sysctls() {
         let path = |name| sysctl_path(name).map(|path| path.display().to_string());
-        assert_eq!(path("net.ipv4.ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
-        assert_eq!(path("net.ipv4.conf.eth0/1.rp_filter").as_deref(), Some("/proc/sys/net/ipv4/conf/eth0.1/rp_filter"));
+        assert_eq!(
+            path("net.ipv4.ip_forward").as_deref(),
+            Some("/proc/sys/net/ipv4/ip_forward")
+        );
+        assert_eq!(
+            path("net.ipv4.conf.eth0/1.rp_filter").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.1/rp_filter")
+        );
         for name in ["", "..", "kernel..x", "net.//.x"] {
             assert_eq!(path(name), None, "{name}");
         }

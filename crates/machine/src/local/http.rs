@@ -52,24 +52,34 @@ impl Pool {
         let timeout = Duration::from_millis(request.timeout_ms);
         match tokio::time::timeout(timeout, self.exchange(request)).await {
             Ok(answer) => answer,
-            Err(_) => Err(RemoteError::new(ErrorKind::Timeout, format!("no answer within {} ms", request.timeout_ms))),
+            Err(_) => Err(RemoteError::new(
+                ErrorKind::Timeout,
+                format!("no answer within {} ms", request.timeout_ms),
+            )),
         }
     }
 
     async fn exchange(&self, request: &HttpRequest) -> Result<HttpReply, RemoteError> {
-        let uri: Uri = request.url.parse().map_err(|error| invalid(format!("{:?} is no URL: {error}", request.url)))?;
+        let uri: Uri = request
+            .url
+            .parse()
+            .map_err(|error| invalid(format!("{:?} is no URL: {error}", request.url)))?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             _ => return Err(invalid(format!("{:?}: only http and https are known", request.url))),
         };
-        let host = uri.host().ok_or_else(|| invalid(format!("{:?} has no host", request.url)))?;
+        let host = uri
+            .host()
+            .ok_or_else(|| invalid(format!("{:?} has no host", request.url)))?;
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let server_name = request.server_name.clone().unwrap_or_else(|| bare.to_owned());
         let identity = if tls { Some(Identity::read(request)?) } else { None };
         let key = Key {
-            destination: request.connect.map_or_else(|| format!("{bare} {port}"), |address| address.to_string()),
+            destination: request
+                .connect
+                .map_or_else(|| format!("{bare} {port}"), |address| address.to_string()),
             server_name,
             identity: identity.as_ref().map(Identity::hash),
         };
@@ -79,35 +89,59 @@ impl Pool {
             match kept.try_send_request(made(request, &uri)?).await {
                 Ok(response) => return self.finish(request, key, kept, response).await,
                 Err(error) if error.message().is_some() => {}
-                Err(error) => return Err(RemoteError::failed(format!("{}: {}", request.url, chain(error.error())))),
+                Err(error) => {
+                    return Err(RemoteError::failed(format!(
+                        "{}: {}",
+                        request.url,
+                        chain(error.error())
+                    )));
+                }
             }
         }
         let address = match request.connect {
             Some(address) => address,
             None => resolve(bare, port).await?,
         };
-        let stream = TcpStream::connect(address).await.map_err(|error| RemoteError::io(format_args!("connect to {address}"), &error))?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| RemoteError::io(format_args!("connect to {address}"), &error))?;
         let _ = stream.set_nodelay(true);
         let mut sender = match identity {
             None => handshake(stream).await?,
             Some(identity) => {
-                let name = ServerName::try_from(key.server_name.clone()).map_err(|_| invalid(format!("{:?} is no server name", key.server_name)))?;
+                let name = ServerName::try_from(key.server_name.clone())
+                    .map_err(|_| invalid(format!("{:?} is no server name", key.server_name)))?;
                 let connector = TlsConnector::from(Arc::new(identity.config()?));
-                let stream = connector.connect(name, stream).await.map_err(|error| RemoteError::io(format_args!("TLS with {address}"), &error))?;
+                let stream = connector
+                    .connect(name, stream)
+                    .await
+                    .map_err(|error| RemoteError::io(format_args!("TLS with {address}"), &error))?;
                 handshake(stream).await?
             }
         };
-        let response = sender.send_request(made(request, &uri)?).await.map_err(|error| failed(request, &error))?;
+        let response = sender
+            .send_request(made(request, &uri)?)
+            .await
+            .map_err(|error| failed(request, &error))?;
         self.finish(request, key, sender, response).await
     }
 
-    async fn finish(&self, request: &HttpRequest, key: Key, sender: Sender, response: hyper::Response<hyper::body::Incoming>) -> Result<HttpReply, RemoteError> {
+    async fn finish(
+        &self,
+        request: &HttpRequest,
+        key: Key,
+        sender: Sender,
+        response: hyper::Response<hyper::body::Incoming>,
+    ) -> Result<HttpReply, RemoteError> {
         let (head, mut incoming) = response.into_parts();
         let mut body = Vec::new();
         while let Some(frame) = incoming.frame().await {
             if let Ok(data) = frame.map_err(|error| failed(request, &error))?.into_data() {
                 if (body.len() + data.len()) as u64 > request.max_body {
-                    return Err(RemoteError::failed(format!("{}: the answer is longer than {} bytes", request.url, request.max_body)));
+                    return Err(RemoteError::failed(format!(
+                        "{}: the answer is longer than {} bytes",
+                        request.url, request.max_body
+                    )));
                 }
                 body.extend_from_slice(&data);
             }
@@ -116,9 +150,18 @@ impl Pool {
         let headers = head
             .headers
             .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .map(|(name, value)| {
+                (
+                    name.as_str().to_owned(),
+                    String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                )
+            })
             .collect();
-        Ok(HttpReply { status: head.status.as_u16(), headers, body: body.into() })
+        Ok(HttpReply {
+            status: head.status.as_u16(),
+            headers,
+            body: body.into(),
+        })
     }
 
     fn take(&self, key: &Key) -> Option<Sender> {
@@ -160,14 +203,22 @@ impl Identity {
             (Some(pem), ..) => Some((pem.0.clone(), pem.0.clone())),
             (None, Some(cert), Some(key)) => Some((file(cert)?, file(key)?)),
             (None, None, None) => None,
-            _ => return Err(invalid(format!("{}: a client certificate needs both its files", request.url))),
+            _ => {
+                return Err(invalid(format!(
+                    "{}: a client certificate needs both its files",
+                    request.url
+                )));
+            }
         };
         Ok(Self { ca, client })
     }
 
     fn hash(&self) -> [u8; 32] {
         let mut digest = Sha256::new();
-        let (cert, key) = self.client.as_ref().map_or((&[][..], &[][..]), |(cert, key)| (cert, key));
+        let (cert, key) = self
+            .client
+            .as_ref()
+            .map_or((&[][..], &[][..]), |(cert, key)| (cert, key));
         for part in [&self.ca, cert, key] {
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
@@ -176,7 +227,8 @@ impl Identity {
     }
 
     fn config(&self) -> Result<ClientConfig, RemoteError> {
-        let pem = |what: &str, error: &dyn std::fmt::Display| RemoteError::failed(format!("{what} cannot be read: {error}"));
+        let pem =
+            |what: &str, error: &dyn std::fmt::Display| RemoteError::failed(format!("{what} cannot be read: {error}"));
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.ca) {
             let certificate = certificate.map_err(|error| pem("the CA file", &error))?;
@@ -187,10 +239,16 @@ impl Identity {
             .with_safe_default_protocol_versions()
             .map_err(|error| RemoteError::failed(error.to_string()))?
             .with_root_certificates(roots);
-        let Some((cert, key)) = &self.client else { return Ok(config.with_no_client_auth()) };
-        let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>().map_err(|error| pem("the client certificate", &error))?;
+        let Some((cert, key)) = &self.client else {
+            return Ok(config.with_no_client_auth());
+        };
+        let chain = CertificateDer::pem_slice_iter(cert)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| pem("the client certificate", &error))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| pem("the client key", &error))?;
-        config.with_client_auth_cert(chain, key).map_err(|error| pem("the client certificate", &error))
+        config
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| pem("the client certificate", &error))
     }
 }
 
@@ -212,11 +270,16 @@ fn made(request: &HttpRequest, uri: &Uri) -> Result<Request<Full<Body>>, RemoteE
         value.set_sensitive(true);
         made = made.header(AUTHORIZATION, value);
     }
-    made.body(Full::new(Body::from(request.body.0.clone()))).map_err(|error| bad(&error))
+    made.body(Full::new(Body::from(request.body.0.clone())))
+        .map_err(|error| bad(&error))
 }
 
-async fn handshake(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static) -> Result<Sender, RemoteError> {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| RemoteError::failed(error.to_string()))?;
+async fn handshake(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+) -> Result<Sender, RemoteError> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| RemoteError::failed(error.to_string()))?;
     tokio::spawn(connection);
     Ok(sender)
 }
@@ -233,7 +296,8 @@ async fn resolve(host: &str, port: u16) -> Result<SocketAddr, RemoteError> {
     let said = tool(&["getent", "ahosts", host], b"", 5_000).await.unwrap_or_default();
     let ip = said.split_whitespace().next().and_then(|ip| ip.parse().ok());
     ip.map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| {
-        RemoteError::new(ErrorKind::NotFound, format!("the name {host} has no address")).hint("check DNS and /etc/hosts on that machine")
+        RemoteError::new(ErrorKind::NotFound, format!("the name {host} has no address"))
+            .hint("check DNS and /etc/hosts on that machine")
     })
 }
 
@@ -279,7 +343,11 @@ mod tests {
                         request.push(byte[0]);
                     }
                     let body = format!("connection {n}");
-                    let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nX-A: b\r\n\r\n{body}", body.len());
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nX-A: b\r\n\r\n{body}",
+                        body.len()
+                    );
                 }
             }
         });
@@ -292,8 +360,14 @@ mod tests {
         let pool = Pool::default();
         let mut seen = Vec::new();
         for _ in 0..3 {
-            let reply = pool.send(&HttpRequest::get(format!("http://{address}/readyz?verbose"))).await.unwrap();
-            assert_eq!((reply.status, reply.headers[1].clone()), (200, ("x-a".into(), "b".into())));
+            let reply = pool
+                .send(&HttpRequest::get(format!("http://{address}/readyz?verbose")))
+                .await
+                .unwrap();
+            assert_eq!(
+                (reply.status, reply.headers[1].clone()),
+                (200, ("x-a".into(), "b".into()))
+            );
             seen.push(reply.body.lossy());
         }
         assert_eq!(seen, ["connection 0", "connection 0", "connection 1"]);
@@ -303,12 +377,22 @@ mod tests {
     async fn errors_say_what_and_where() {
         let pool = Pool::default();
         let error = pool.send(&HttpRequest::get("http://127.0.0.1:1/")).await.unwrap_err();
-        assert!(error.message.starts_with("connect to 127.0.0.1:1: "), "{}", error.message);
+        assert!(
+            error.message.starts_with("connect to 127.0.0.1:1: "),
+            "{}",
+            error.message
+        );
         let error = pool.send(&HttpRequest::get("https://127.0.0.1:1/")).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", silent.local_addr().unwrap());
-        let error = pool.send(&HttpRequest { timeout_ms: 50, ..HttpRequest::get(url) }).await.unwrap_err();
+        let error = pool
+            .send(&HttpRequest {
+                timeout_ms: 50,
+                ..HttpRequest::get(url)
+            })
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, ErrorKind::Timeout);
     }
 
@@ -324,7 +408,10 @@ mod tests {
             let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
             let certificate = params.self_signed(&key).unwrap();
-            Self { certificate, issuer: rcgen::Issuer::new(params, key) }
+            Self {
+                certificate,
+                issuer: rcgen::Issuer::new(params, key),
+            }
         }
 
         fn issue(&self, name: &str) -> (String, String) {
@@ -340,13 +427,18 @@ mod tests {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate.der().clone()).unwrap();
-        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .unwrap();
         let (certificate, key) = authority.issue(name);
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(clients)
-            .with_single_cert(vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
             .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -355,10 +447,16 @@ mod tests {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
-                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let Ok(mut stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
                     let mut head = vec![0; 4096];
                     while let Ok(got @ 1..) = stream.read(&mut head).await {
-                        let answer = [format!("HTTP/1.1 200 OK\r\ncontent-length: {got}\r\n\r\n").as_bytes(), &head[..got]].concat();
+                        let answer = [
+                            format!("HTTP/1.1 200 OK\r\ncontent-length: {got}\r\n\r\n").as_bytes(),
+                            &head[..got],
+                        ]
+                        .concat();
                         stream.write_all(&answer).await.unwrap();
                     }
                 });
@@ -387,7 +485,10 @@ mod tests {
         };
         let pool = Pool::default();
         let reply = pool.send(&from_files).await.unwrap().body.lossy();
-        assert!(reply.starts_with("GET /api HTTP/1.1\r\n") && reply.contains("authorization: Bearer secret-token\r\n"), "{reply}");
+        assert!(
+            reply.starts_with("GET /api HTTP/1.1\r\n") && reply.contains("authorization: Bearer secret-token\r\n"),
+            "{reply}"
+        );
 
         let from_memory = HttpRequest {
             connect: Some(address),
@@ -397,14 +498,34 @@ mod tests {
         };
         assert!(!format!("{from_memory:?}").contains("PRIVATE"), "keys are not printed");
         let reply = pool.send(&from_memory).await.unwrap().body.lossy();
-        assert!(reply.starts_with("POST /x HTTP/1.1\r\n") && reply.contains("host: kubernetes:6443\r\n"), "{reply}");
+        assert!(
+            reply.starts_with("POST /x HTTP/1.1\r\n") && reply.contains("host: kubernetes:6443\r\n"),
+            "{reply}"
+        );
 
-        let wrong_name = HttpRequest { server_name: Some("other".into()), ..from_files.clone() };
-        let untrusted = HttpRequest { ca_pem: Some(foreign.certificate.pem().into()), ..from_files.clone() };
+        let wrong_name = HttpRequest {
+            server_name: Some("other".into()),
+            ..from_files.clone()
+        };
+        let untrusted = HttpRequest {
+            ca_pem: Some(foreign.certificate.pem().into()),
+            ..from_files.clone()
+        };
         let (certificate, key) = foreign.issue("client");
-        let stranger = HttpRequest { identity: Some(format!("{certificate}{key}").into()), ..from_files.clone() };
-        let no_file = HttpRequest { key_file: Some("/no/such/key".into()), ..from_files };
-        for (request, said) in [(wrong_name, "not valid for name"), (untrusted, "invalid peer certificate"), (stranger, ""), (no_file, "/no/such/key")] {
+        let stranger = HttpRequest {
+            identity: Some(format!("{certificate}{key}").into()),
+            ..from_files.clone()
+        };
+        let no_file = HttpRequest {
+            key_file: Some("/no/such/key".into()),
+            ..from_files
+        };
+        for (request, said) in [
+            (wrong_name, "not valid for name"),
+            (untrusted, "invalid peer certificate"),
+            (stranger, ""),
+            (no_file, "/no/such/key"),
+        ] {
             let error = Pool::default().send(&request).await.unwrap_err();
             assert!(error.message.contains(said), "{}", error.message);
         }

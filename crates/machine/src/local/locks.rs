@@ -40,10 +40,16 @@ impl Held {
             let record = read(&path(state_dir, name)?)?;
             if record.token != *token || record.owner.is_none() {
                 let holder = record.owner.map_or("released".into(), |owner| {
-                    format!("taken over by run {} of {}@{} (pid {})", owner.run_id, owner.user, owner.host, owner.pid)
+                    format!(
+                        "taken over by run {} of {}@{} (pid {})",
+                        owner.run_id, owner.user, owner.host, owner.pid
+                    )
                 });
-                return Err(RemoteError::new(ErrorKind::LockLost, format!("the lock on {name} was {holder}; nothing was changed"))
-                    .hint("let that run finish, then plan again"));
+                return Err(RemoteError::new(
+                    ErrorKind::LockLost,
+                    format!("the lock on {name} was {holder}; nothing was changed"),
+                )
+                .hint("let that run finish, then plan again"));
             }
         }
         Ok(())
@@ -67,7 +73,8 @@ fn change<T>(state_dir: &Path, name: &str, change: impl FnOnce(&mut LockRecord) 
     if record != before {
         let temporary = path.with_extension("new");
         let mut file = File::create(&temporary).map_err(io)?;
-        file.write_all(&serde_json::to_vec(&record).map_err(|error| RemoteError::failed(error.to_string()))?).map_err(io)?;
+        file.write_all(&serde_json::to_vec(&record).map_err(|error| RemoteError::failed(error.to_string()))?)
+            .map_err(io)?;
         file.sync_all().map_err(io)?;
         fs::rename(&temporary, &path).map_err(io)?;
     }
@@ -77,7 +84,8 @@ fn change<T>(state_dir: &Path, name: &str, change: impl FnOnce(&mut LockRecord) 
 fn read(path: &Path) -> Result<LockRecord, RemoteError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-            RemoteError::new(ErrorKind::Corrupt, format!("{}: {error}", path.display())).hint("if no run is under way, delete that file")
+            RemoteError::new(ErrorKind::Corrupt, format!("{}: {error}", path.display()))
+                .hint("if no run is under way, delete that file")
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(LockRecord::default()),
         Err(error) => Err(RemoteError::io(path.display(), &error)),
@@ -85,12 +93,23 @@ fn read(path: &Path) -> Result<LockRecord, RemoteError> {
 }
 
 fn path(state_dir: &Path, name: &str) -> Result<PathBuf, RemoteError> {
-    let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !name.starts_with('.');
-    if plain { Ok(state_dir.join("lock").join(format!("{name}.json"))) } else { Err(RemoteError::new(ErrorKind::Invalid, format!("{name:?} cannot name a lock"))) }
+    let plain = !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !name.starts_with('.');
+    if plain {
+        Ok(state_dir.join("lock").join(format!("{name}.json")))
+    } else {
+        Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{name:?} cannot name a lock"),
+        ))
+    }
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -103,7 +122,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let request = |run_id: &str, steal| LockRequest {
             name: "prod".into(),
-            owner: LockOwner { run_id: run_id.into(), user: "ada".into(), host: "desk".into(), pid: 7 },
+            owner: LockOwner {
+                run_id: run_id.into(),
+                user: "ada".into(),
+                host: "desk".into(),
+                pid: 7,
+            },
             ttl_s: 60,
             steal,
         };
@@ -114,7 +138,11 @@ mod tests {
         assert!(b.take(dir.path(), &request("b", true)).unwrap().acquired);
         let error = a.check(dir.path()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::LockLost);
-        assert!(error.message.contains("taken over by run b of ada@desk"), "{}", error.message);
+        assert!(
+            error.message.contains("taken over by run b of ada@desk"),
+            "{}",
+            error.message
+        );
         assert!(b.check(dir.path()).is_ok());
         a.release(dir.path(), "prod", 1).unwrap();
         assert!(b.check(dir.path()).is_ok(), "a former holder's release changes nothing");

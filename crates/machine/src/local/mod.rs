@@ -61,7 +61,10 @@ impl LocalMachine {
             unpackers: tokio::sync::Semaphore::new(unpackers),
             state_dir,
         };
-        Self { name: name.into(), session: Arc::new(session) }
+        Self {
+            name: name.into(),
+            session: Arc::new(session),
+        }
     }
 
     pub(crate) async fn answer(&self, request: Request) -> Answer {
@@ -71,13 +74,23 @@ impl LocalMachine {
         }
         match request {
             Request::Ping => Ok(Response::Done),
-            Request::Gather(query) => gather::gather(session.clone(), query).await.map(|facts| Response::Facts(Box::new(facts))),
+            Request::Gather(query) => gather::gather(session.clone(), query)
+                .await
+                .map(|facts| Response::Facts(Box::new(facts))),
             Request::Http(request) => session.http.send(&request).await.map(Response::Http),
             Request::WaitPort { address, timeout_ms } => Ok(Response::Wait(wait::port(address, timeout_ms).await)),
-            Request::WaitFile { path, absent, timeout_ms } => Ok(Response::Wait(wait::file(&path, absent, timeout_ms).await)),
-            Request::WaitHttp { http, status, timeout_ms } => {
-                Ok(Response::Wait(wait::http(&session.http, http, status, timeout_ms).await))
-            }
+            Request::WaitFile {
+                path,
+                absent,
+                timeout_ms,
+            } => Ok(Response::Wait(wait::file(&path, absent, timeout_ms).await)),
+            Request::WaitHttp {
+                http,
+                status,
+                timeout_ms,
+            } => Ok(Response::Wait(
+                wait::http(&session.http, http, status, timeout_ms).await,
+            )),
             Request::Exec(exec) => exec::run(exec).await.map(Response::Exec),
             Request::Units { ops, timeout_ms } => units::carry_out(&ops, timeout_ms).await.map(|()| Response::Done),
             Request::UnitStatus { names } => units::status(&names).await.map(Response::Units),
@@ -88,10 +101,14 @@ impl LocalMachine {
             Request::User(user) => host::user(user).await.map(|item| Response::Items(vec![item])),
             Request::UserRemove { name } => host::user_remove(name).await.map(|item| Response::Items(vec![item])),
             Request::LinksRemove { names } => host::links_remove(names).await.map(Response::Items),
-            Request::NftTable { family, name, ruleset } => host::nft_table(&family, &name, ruleset).await.map(|()| Response::Done),
-            Request::BlobServe { listen, token } => {
-                session.door.open(listen, token, blobs::packed_dir(&session.state_dir)).await.map(Response::Port)
+            Request::NftTable { family, name, ruleset } => {
+                host::nft_table(&family, &name, ruleset).await.map(|()| Response::Done)
             }
+            Request::BlobServe { listen, token } => session
+                .door
+                .open(listen, token, blobs::packed_dir(&session.state_dir))
+                .await
+                .map(Response::Port),
             Request::BlobFetch { blob, from, token } => {
                 blobs::fetch(session, &blob, &from, &token).await?;
                 self.unpack(blob).await
@@ -106,7 +123,11 @@ impl LocalMachine {
 
     async fn unpack(&self, blob: PackedBlob) -> Answer {
         let session = self.session.clone();
-        let _permit = session.unpackers.acquire().await.map_err(|error| RemoteError::failed(error.to_string()))?;
+        let _permit = session
+            .unpackers
+            .acquire()
+            .await
+            .map_err(|error| RemoteError::failed(error.to_string()))?;
         let session = self.session.clone();
         blocking(move || blobs::unpack(&session, &blob).map(|()| Response::Done)).await
     }
@@ -122,15 +143,25 @@ impl Session {
             Request::List { path } => Response::Names(files::list(&path)?),
             Request::Write { files, run_id } => Response::Items(files::write(state_dir, files, &run_id)?),
             Request::Install { files, run_id } => Response::Items(files::install(self, files, &run_id)?),
-            Request::Remove { paths, recursive, run_id } => Response::Items(files::remove(state_dir, &paths, recursive, &run_id)?),
+            Request::Remove {
+                paths,
+                recursive,
+                run_id,
+            } => Response::Items(files::remove(state_dir, &paths, recursive, &run_id)?),
             Request::Restore { paths, run_id } => Response::Items(files::restore(state_dir, &paths, &run_id)?),
             Request::Mkdir { dirs } => Response::Items(files::mkdir(&dirs)?),
             Request::SetMode { entries } => Response::Items(files::set_mode(&entries)?),
-            Request::Link { path, target, run_id } => Response::Items(vec![files::link(state_dir, &path, &target, &run_id)?]),
+            Request::Link { path, target, run_id } => {
+                Response::Items(vec![files::link(state_dir, &path, &target, &run_id)?])
+            }
             Request::ManagedBlock(block) => Response::Items(vec![files::managed_block(state_dir, &block)?]),
             Request::BlobsPresent { sha256 } => Response::Names(blobs::present(self, sha256)?),
             Request::BlobBegin { blob } => blobs::begin(self, &blob)?.map_or(Response::Done, Response::Offset),
-            Request::BlobChunk { packed_sha256, offset, data } => {
+            Request::BlobChunk {
+                packed_sha256,
+                offset,
+                data,
+            } => {
                 blobs::chunk(state_dir, &packed_sha256, offset, &data)?;
                 Response::Done
             }
@@ -139,7 +170,9 @@ impl Session {
                 Response::Items(blobs::prune(state_dir, keep)?)
             }
             Request::Sysctl { values } => Response::Items(host::sysctl(values)),
-            Request::Network => Response::Network(netlink::network().map_err(|error| RemoteError::io("netlink", &error))?),
+            Request::Network => {
+                Response::Network(netlink::network().map_err(|error| RemoteError::io("netlink", &error))?)
+            }
             Request::Lock(lock) => Response::Lock(self.locks.take(state_dir, &lock)?),
             Request::Unlock { name, token } => {
                 self.locks.release(state_dir, &name, token)?;
@@ -151,7 +184,10 @@ impl Session {
                 Response::Done
             }
             other => {
-                return Err(RemoteError::new(ErrorKind::Invalid, format!("{} is not a matter of files", other.operation())));
+                return Err(RemoteError::new(
+                    ErrorKind::Invalid,
+                    format!("{} is not a matter of files", other.operation()),
+                ));
             }
         })
     }
@@ -165,18 +201,33 @@ impl Machine for LocalMachine {
     fn call(&self, request: Request) -> BoxFuture<'_, Result<Response, MachineError>> {
         Box::pin(async move {
             let operation = request.operation();
-            self.answer(request).await.map_err(|error| MachineError::remote(&self.name, &operation, error))
+            self.answer(request)
+                .await
+                .map_err(|error| MachineError::remote(&self.name, &operation, error))
         })
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static) -> Result<T, RemoteError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RemoteError::failed(format!("internal error: {error}")))?
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
+) -> Result<T, RemoteError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| RemoteError::failed(format!("internal error: {error}")))?
 }
 
 /// Paths are absolute and free of `..`: what is written is what was planned.
 fn absolute(path: &str) -> Result<&std::path::Path, RemoteError> {
     let checked = std::path::Path::new(path);
-    let plain = checked.is_absolute() && !path.contains('\0') && checked.components().all(|part| part != std::path::Component::ParentDir);
-    if plain { Ok(checked) } else { Err(RemoteError::new(ErrorKind::Invalid, format!("{path:?} is not an absolute path without `..`"))) }
+    let plain = checked.is_absolute()
+        && !path.contains('\0')
+        && checked.components().all(|part| part != std::path::Component::ParentDir);
+    if plain {
+        Ok(checked)
+    } else {
+        Err(RemoteError::new(
+            ErrorKind::Invalid,
+            format!("{path:?} is not an absolute path without `..`"),
+        ))
+    }
 }

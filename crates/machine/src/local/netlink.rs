@@ -46,8 +46,16 @@ pub(super) fn network() -> io::Result<NetworkFacts> {
     dump(RTM_GETLINK, RTM_NEWLINK, 16, |header, attributes| {
         let index = u32_at(header, 4);
         let flags = u32_at(header, 8);
-        let name = attributes.get(&IFLA_IFNAME).map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()).unwrap_or_default();
-        let mac: Vec<String> = attributes.get(&IFLA_ADDRESS).into_iter().flat_map(|mac| mac.iter()).map(|byte| format!("{byte:02x}")).collect();
+        let name = attributes
+            .get(&IFLA_IFNAME)
+            .map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
+            .unwrap_or_default();
+        let mac: Vec<String> = attributes
+            .get(&IFLA_ADDRESS)
+            .into_iter()
+            .flat_map(|mac| mac.iter())
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         names.insert(index, name.clone());
         facts.links.push(LinkFacts {
             name,
@@ -59,14 +67,23 @@ pub(super) fn network() -> io::Result<NetworkFacts> {
     })?;
     dump(RTM_GETADDR, RTM_NEWADDR, 8, |header, attributes| {
         // On a point-to-point link IFA_ADDRESS is the peer's.
-        let address = attributes.get(&IFA_LOCAL).or_else(|| attributes.get(&IFA_ADDRESS)).and_then(|bytes| ip(bytes));
+        let address = attributes
+            .get(&IFA_LOCAL)
+            .or_else(|| attributes.get(&IFA_ADDRESS))
+            .and_then(|bytes| ip(bytes));
         if let (Some(address), Some(interface)) = (address, names.get(&u32_at(header, 4))) {
-            facts.addresses.push(AddressFacts { interface: interface.clone(), address, prefix: header[1] });
+            facts.addresses.push(AddressFacts {
+                interface: interface.clone(),
+                address,
+                prefix: header[1],
+            });
         }
     })?;
     dump(RTM_GETROUTE, RTM_NEWROUTE, 12, |header, attributes| {
         let (family, prefix, kind) = (header[0], header[1], header[7]);
-        let table = attributes.get(&RTA_TABLE).map_or(u32::from(header[4]), |table| u32_at(table, 0));
+        let table = attributes
+            .get(&RTA_TABLE)
+            .map_or(u32::from(header[4]), |table| u32_at(table, 0));
         let unspecified: IpAddr = match family {
             AF_INET => Ipv4Addr::UNSPECIFIED.into(),
             AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -76,10 +93,15 @@ pub(super) fn network() -> io::Result<NetworkFacts> {
             return;
         }
         facts.routes.push(RouteFacts {
-            destination: attributes.get(&RTA_DST).and_then(|bytes| ip(bytes)).unwrap_or(unspecified),
+            destination: attributes
+                .get(&RTA_DST)
+                .and_then(|bytes| ip(bytes))
+                .unwrap_or(unspecified),
             prefix,
             gateway: attributes.get(&RTA_GATEWAY).and_then(|bytes| ip(bytes)),
-            interface: attributes.get(&RTA_OIF).and_then(|index| names.get(&u32_at(index, 0)).cloned()),
+            interface: attributes
+                .get(&RTA_OIF)
+                .and_then(|index| names.get(&u32_at(index, 0)).cloned()),
             metric: attributes.get(&RTA_PRIORITY).map_or(0, |metric| u32_at(metric, 0)),
         });
     })?;
@@ -119,7 +141,9 @@ fn dump(ask: u16, expect: u16, header_length: usize, mut each: impl FnMut(&[u8],
             match kind {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => return Err(io::Error::from_raw_os_error(-(u32_at(body, 0) as i32))),
-                _ if kind == expect && body.len() >= header_length => each(&body[..header_length], &attributes(&body[header_length..])),
+                _ if kind == expect && body.len() >= header_length => {
+                    each(&body[..header_length], &attributes(&body[header_length..]))
+                }
                 _ => {}
             }
             rest = &rest[length.next_multiple_of(4).min(rest.len())..];
@@ -143,7 +167,10 @@ fn attributes(mut rest: &[u8]) -> Attributes<'_> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_ne_bytes)
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {

@@ -10,7 +10,9 @@ use quorate_facts::{Listener, MountFacts, SwapFacts, Transport};
 
 /// A file's text; empty if it cannot be read, for files whose absence is itself the answer.
 pub(super) fn text(path: &str) -> String {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 /// Mounts without sizes, in mount order (`/proc/self/mountinfo`, proc(5)).
@@ -21,7 +23,9 @@ pub(super) fn mounts() -> Vec<MountFacts> {
 fn mount(line: &str) -> Option<MountFacts> {
     let (left, right) = line.split_once(" - ")?;
     let left: Vec<&str> = left.split(' ').collect();
-    let [fstype, source, super_options] = right.splitn(3, ' ').collect::<Vec<_>>()[..] else { return None };
+    let [fstype, source, super_options] = right.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+        return None;
+    };
     // Options of the mount first, then the file system's own, each once: "ro" of the former wins over "rw" of the latter.
     let mut options: Vec<String> = left.get(5)?.split(',').map(str::to_owned).collect();
     for option in super_options.split(',') {
@@ -44,7 +48,12 @@ fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let octal = (first == b'\\').then(|| tail.get(..3).and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok())).flatten();
+        let octal = (first == b'\\')
+            .then(|| {
+                tail.get(..3)
+                    .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok())
+            })
+            .flatten();
         match octal {
             Some(byte) => {
                 bytes.push(byte);
@@ -62,9 +71,17 @@ fn unescape(text: &str) -> String {
 pub(super) fn swaps() -> Vec<SwapFacts> {
     let line = |line: &str| {
         let mut fields = line.split_whitespace();
-        let (path, kind, kib) = (unescape(fields.next()?), fields.next()?, fields.next()?.parse::<u64>().ok()?);
+        let (path, kind, kib) = (
+            unescape(fields.next()?),
+            fields.next()?,
+            fields.next()?.parse::<u64>().ok()?,
+        );
         let kind = if path.contains("/zram") { "zram" } else { kind };
-        Some(SwapFacts { kind: kind.to_owned(), size_bytes: kib << 10, path })
+        Some(SwapFacts {
+            kind: kind.to_owned(),
+            size_bytes: kib << 10,
+            path,
+        })
     };
     text("/proc/swaps").lines().skip(1).filter_map(line).collect()
 }
@@ -72,30 +89,78 @@ pub(super) fn swaps() -> Vec<SwapFacts> {
 /// `MemTotal` and the like, in bytes.
 pub(super) fn meminfo(key: &str) -> u64 {
     let text = text("/proc/meminfo");
-    let kib = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(':')?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
     kib.unwrap_or(0) << 10
 }
 
 /// A hexadecimal capability set of `/proc/self/status`.
 pub(super) fn capability_bits(set: &str) -> u64 {
     let text = text("/proc/self/status");
-    let bits = text.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(set)?.strip_prefix(':')?.trim(), 16).ok());
+    let bits = text
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix(set)?.strip_prefix(':')?.trim(), 16).ok());
     bits.unwrap_or(0)
 }
 
 /// Names of capabilities by number (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 pub(super) fn capabilities(bits: u64) -> Vec<String> {
-    let mut names: Vec<String> =
-        CAPABILITIES.iter().enumerate().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| format!("CAP_{name}")).collect();
+    let mut names: Vec<String> = CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| bits >> bit & 1 == 1)
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect();
     names.sort();
     names
 }
@@ -104,8 +169,18 @@ pub(super) fn capabilities(bits: u64) -> Vec<String> {
 pub(super) fn listening() -> Vec<Listener> {
     let mut sockets: Vec<(u64, Listener)> = Vec::new();
     // 0A is TCP_LISTEN; 07 (TCP_CLOSE) is what an unconnected UDP socket shows.
-    for (table, transport, state) in [("tcp", Transport::Tcp, "0A"), ("tcp6", Transport::Tcp, "0A"), ("udp", Transport::Udp, "07"), ("udp6", Transport::Udp, "07")] {
-        sockets.extend(text(&format!("/proc/self/net/{table}")).lines().skip(1).filter_map(|line| socket(line, transport, state)));
+    for (table, transport, state) in [
+        ("tcp", Transport::Tcp, "0A"),
+        ("tcp6", Transport::Tcp, "0A"),
+        ("udp", Transport::Udp, "07"),
+        ("udp6", Transport::Udp, "07"),
+    ] {
+        sockets.extend(
+            text(&format!("/proc/self/net/{table}"))
+                .lines()
+                .skip(1)
+                .filter_map(|line| socket(line, transport, state)),
+        );
     }
     let owners = socket_owners(&sockets.iter().map(|(inode, _)| *inode).collect());
     for (inode, listener) in &mut sockets {
@@ -124,17 +199,30 @@ fn socket(line: &str, transport: Transport, state: &str) -> Option<(u64, Listene
         return None;
     }
     let (address, port) = fields.get(1)?.split_once(':')?;
-    let listener = Listener { transport, address: hex_address(address)?, port: u16::from_str_radix(port, 16).ok()?, pid: None, process: None };
+    let listener = Listener {
+        transport,
+        address: hex_address(address)?,
+        port: u16::from_str_radix(port, 16).ok()?,
+        pid: None,
+        process: None,
+    };
     Some((fields.get(9)?.parse().ok()?, listener))
 }
 
 /// The kernel prints each 32-bit word in host order.
 fn hex_address(text: &str) -> Option<IpAddr> {
-    let words: Vec<[u8; 4]> =
-        (0..text.len() / 8).map(|i| u32::from_str_radix(&text[i * 8..i * 8 + 8], 16).ok().map(u32::to_ne_bytes)).collect::<Option<_>>()?;
+    let words: Vec<[u8; 4]> = (0..text.len() / 8)
+        .map(|i| {
+            u32::from_str_radix(&text[i * 8..i * 8 + 8], 16)
+                .ok()
+                .map(u32::to_ne_bytes)
+        })
+        .collect::<Option<_>>()?;
     match words[..] {
         [v4] => Some(Ipv4Addr::from(v4).into()),
-        [a, b, c, d] => <[u8; 16]>::try_from([a, b, c, d].concat()).ok().map(|bytes| Ipv6Addr::from(bytes).into()),
+        [a, b, c, d] => <[u8; 16]>::try_from([a, b, c, d].concat())
+            .ok()
+            .map(|bytes| Ipv6Addr::from(bytes).into()),
         _ => None,
     }
 }
@@ -145,12 +233,18 @@ fn socket_owners(wanted: &BTreeSet<u64>) -> BTreeMap<u64, (u32, String)> {
         if found.len() == wanted.len() {
             break;
         }
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         for fd in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
             let Ok(target) = fs::read_link(fd.path()) else { continue };
-            let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
+            let inode = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
             if let Some(inode) = inode.filter(|inode| wanted.contains(inode)) {
-                found.entry(inode).or_insert_with(|| (pid, text(&format!("/proc/{pid}/comm")).trim().to_owned()));
+                found
+                    .entry(inode)
+                    .or_insert_with(|| (pid, text(&format!("/proc/{pid}/comm")).trim().to_owned()));
             }
         }
     }
@@ -165,7 +259,10 @@ mod tests {
     fn a_line_of_mountinfo() {
         let line = r"36 35 98:0 /mnt1 /mnt\040a ro,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue";
         let mount = mount(line).unwrap();
-        assert_eq!((mount.target.as_str(), mount.source.as_str(), mount.fstype.as_str()), ("/mnt a", "/dev/root", "ext3"));
+        assert_eq!(
+            (mount.target.as_str(), mount.source.as_str(), mount.fstype.as_str()),
+            ("/mnt a", "/dev/root", "ext3")
+        );
         assert_eq!(mount.options, ["ro", "noatime", "errors=continue"]);
         assert_eq!(unescape(r"a\\b\1"), r"a\\b\1");
     }
@@ -174,7 +271,10 @@ mod tests {
     fn addresses_of_sockets() {
         if cfg!(target_endian = "little") {
             assert_eq!(hex_address("0100007F"), Some("127.0.0.1".parse().unwrap()));
-            assert_eq!(hex_address("00000000000000000000000001000000"), Some("::1".parse().unwrap()));
+            assert_eq!(
+                hex_address("00000000000000000000000001000000"),
+                Some("::1".parse().unwrap())
+            );
         }
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -56,20 +56,41 @@ pub(super) async fn carry_out(ops: &[UnitOp], timeout_ms: u64) -> Result<(), Rem
 }
 
 fn is_missing(said: &str) -> bool {
-    ["not loaded", "does not exist", "not be found", "not found"].iter().any(|words| said.contains(words))
+    ["not loaded", "does not exist", "not be found", "not found"]
+        .iter()
+        .any(|words| said.contains(words))
 }
 
 /// Adds what the units that did not come up wrote last.
 async fn explained(mut error: RemoteError, names: &[String]) -> RemoteError {
     let states = status(names).await.unwrap_or_default();
     for (name, unit) in states.iter().filter(|(_, unit)| unit.active != "active") {
-        error.message.push_str(&format!("\n{name} is {} ({}), result {}", unit.active, unit.sub, unit.result));
-        let log = tool(&["journalctl", "--unit", name, "--lines", "10", "--no-pager", "--output", "cat"], b"", 5_000).await;
+        error.message.push_str(&format!(
+            "\n{name} is {} ({}), result {}",
+            unit.active, unit.sub, unit.result
+        ));
+        let log = tool(
+            &[
+                "journalctl",
+                "--unit",
+                name,
+                "--lines",
+                "10",
+                "--no-pager",
+                "--output",
+                "cat",
+            ],
+            b"",
+            5_000,
+        )
+        .await;
         for line in log.unwrap_or_default().lines() {
             error.message.push_str("\n  ");
             error.message.push_str(line);
         }
-        error.hint.get_or_insert_with(|| format!("`journalctl -u {name}` on that machine tells more"));
+        error
+            .hint
+            .get_or_insert_with(|| format!("`journalctl -u {name}` on that machine tells more"));
     }
     error
 }
@@ -78,7 +99,10 @@ pub(super) fn need_systemd() -> Result<(), RemoteError> {
     if Path::new("/run/systemd/system").is_dir() {
         return Ok(());
     }
-    Err(RemoteError::new(ErrorKind::NoSystemd, "this machine was not booted with systemd").hint("Quorate needs systemd as the init system"))
+    Err(
+        RemoteError::new(ErrorKind::NoSystemd, "this machine was not booted with systemd")
+            .hint("Quorate needs systemd as the init system"),
+    )
 }
 
 const PROPERTIES: &str = "--property=Id,LoadState,UnitFileState,ActiveState,SubState,Result,ExecMainStatus,MainPID,NRestarts,\
@@ -92,9 +116,14 @@ pub(super) async fn status(names: &[String]) -> Result<BTreeMap<String, UnitFact
     let mut argv = vec!["systemctl", "show", PROPERTIES, "--"];
     argv.extend(names.iter().map(String::as_str));
     let shown = tool(&argv, b"", STATUS_TIMEOUT_MS).await?;
-    let now = (clock_gettime(ClockId::Realtime).tv_sec as u64).saturating_sub(clock_gettime(ClockId::Monotonic).tv_sec as u64);
+    let now = (clock_gettime(ClockId::Realtime).tv_sec as u64)
+        .saturating_sub(clock_gettime(ClockId::Monotonic).tv_sec as u64);
     // One block per name, in the order asked: an alias shows another Id than it was asked by.
-    Ok(names.iter().cloned().zip(shown.split("\n\n").map(|block| parse(block, now))).collect())
+    Ok(names
+        .iter()
+        .cloned()
+        .zip(shown.split("\n\n").map(|block| parse(block, now)))
+        .collect())
 }
 
 fn parse(block: &str, boot_unix: u64) -> UnitFacts {
@@ -111,7 +140,11 @@ fn parse(block: &str, boot_unix: u64) -> UnitFacts {
         exit_status: text("ExecMainStatus").parse().unwrap_or(0),
         main_pid: number("MainPID") as u32,
         restarts: number("NRestarts") as u32,
-        since_unix: if changed_us == 0 { 0 } else { boot_unix + changed_us / 1_000_000 },
+        since_unix: if changed_us == 0 {
+            0
+        } else {
+            boot_unix + changed_us / 1_000_000
+        },
         needs_daemon_reload: text("NeedDaemonReload") == "yes",
         fragment: text("FragmentPath"),
     }

@@ -69,7 +69,11 @@ struct Wait {
 
 impl Wait {
     fn new(timeout_ms: u64, pause: Duration) -> Self {
-        Self { start: Instant::now(), timeout: Duration::from_millis(timeout_ms), pause }
+        Self {
+            start: Instant::now(),
+            timeout: Duration::from_millis(timeout_ms),
+            pause,
+        }
     }
 
     /// For one more attempt.
@@ -82,7 +86,11 @@ impl Wait {
         let took = self.start.elapsed();
         let ok = seen.is_ok();
         if ok || took + self.pause >= self.timeout {
-            return Some(Waited { ok, took_ms: took.as_millis() as u64, last: seen.unwrap_or_else(|last| last) });
+            return Some(Waited {
+                ok,
+                took_ms: took.as_millis() as u64,
+                last: seen.unwrap_or_else(|last| last),
+            });
         }
         tokio::time::sleep(self.pause).await;
         None
@@ -92,7 +100,11 @@ impl Wait {
 /// What failed among the lines of a `/readyz?verbose`, or else the beginning.
 fn excerpt(body: &str) -> String {
     let failed: Vec<&str> = body.lines().filter(|line| line.starts_with("[-]")).collect();
-    let text = if failed.is_empty() { body.lines().next().unwrap_or_default().to_owned() } else { failed.join(", ") };
+    let text = if failed.is_empty() {
+        body.lines().next().unwrap_or_default().to_owned()
+    } else {
+        failed.join(", ")
+    };
     text.chars().take(300).collect()
 }
 
@@ -112,7 +124,10 @@ mod tests {
         assert!(waited.ok && waited.took_ms < 1_000, "{waited:?}");
 
         let waited = port("127.0.0.1:1".parse().unwrap(), 100).await;
-        assert!(!waited.ok && waited.took_ms < 1_000 && waited.last.contains("refused"), "{waited:?}");
+        assert!(
+            !waited.ok && waited.took_ms < 1_000 && waited.last.contains("refused"),
+            "{waited:?}"
+        );
     }
 
     #[tokio::test]
@@ -125,7 +140,10 @@ mod tests {
 
     #[test]
     fn an_excerpt_names_what_failed() {
-        assert_eq!(excerpt("[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"), "[-]etcd failed: reason withheld");
+        assert_eq!(
+            excerpt("[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"),
+            "[-]etcd failed: reason withheld"
+        );
         assert_eq!(excerpt("not found\nmore"), "not found");
     }
 }

@@ -23,9 +23,13 @@ pub(super) enum Failure {
     /// The connection ended before our script said a word.
     Ended,
     /// sudo asks for a password and there is none, or asks again.
-    PasswordWanted { given: bool },
+    PasswordWanted {
+        given: bool,
+    },
     NoSudo,
-    WrongArch { found: String },
+    WrongArch {
+        found: String,
+    },
     /// The program could not be written; with the machine's words.
     Write(String),
     /// What arrived is not what was sent.
@@ -39,7 +43,11 @@ pub(super) enum Failure {
 /// The command for the login shell, whichever shell that is: one word for `sh`, no single quotes or newlines in it.
 pub(super) fn command(target: &SshTarget, program: &ProgramFile) -> String {
     let as_root = as_root(target.state_dir.as_deref().unwrap_or(STATE_DIR), program);
-    let sudo = if target.sudo_password.is_some() { format!("sudo -S -p {PROMPT}") } else { "sudo -n".to_owned() };
+    let sudo = if target.sudo_password.is_some() {
+        format!("sudo -S -p {PROMPT}")
+    } else {
+        "sudo -n".to_owned()
+    };
     // The inner script travels as "$1": no second level of quotes.
     format!(
         "exec sh -c 'if [ \"$(id -u)\" = 0 ]; then exec sh -c \"$1\"; fi; \
@@ -110,7 +118,9 @@ fn understood(word: &str) -> Result<(), Failure> {
     match word.split_once(' ').unwrap_or((word, "")) {
         ("have", _) => Ok(()),
         ("nosudo", _) => Err(Failure::NoSudo),
-        ("arch", found) => Err(Failure::WrongArch { found: found.to_owned() }),
+        ("arch", found) => Err(Failure::WrongArch {
+            found: found.to_owned(),
+        }),
         ("write", why) => Err(Failure::Write(why.to_owned())),
         ("damaged", sum) => Err(Failure::Damaged(sum.to_owned())),
         _ => Err(Failure::Noise(word.to_owned())),
@@ -119,10 +129,15 @@ fn understood(word: &str) -> Result<(), Failure> {
 
 /// Raw: gzip would save time only below some 300 Mbit/s, and cost it above.
 async fn send(program: &ProgramFile, stdin: &mut ChildStdin) -> Result<(), Failure> {
-    let mut file = tokio::fs::File::open(&program.path).await.map_err(|error| Failure::Write(format!("{}: {error}", program.path.display())))?;
+    let mut file = tokio::fs::File::open(&program.path)
+        .await
+        .map_err(|error| Failure::Write(format!("{}: {error}", program.path.display())))?;
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let got = file.read(&mut buffer).await.map_err(|error| Failure::Write(error.to_string()))?;
+        let got = file
+            .read(&mut buffer)
+            .await
+            .map_err(|error| Failure::Write(error.to_string()))?;
         if got == 0 {
             // A write that fails is explained by what the script prints, or by how ssh ended.
             let _ = stdin.flush().await;
@@ -139,14 +154,22 @@ async fn word(stdout: &mut (impl AsyncBufRead + Unpin)) -> Result<String, Failur
     let mut noise = Vec::new();
     loop {
         let mut line = Vec::new();
-        let got = (&mut *stdout).take(LONGEST_NOISE as u64).read_until(b'\n', &mut line).await.map_err(|_| Failure::Ended)?;
+        let got = (&mut *stdout)
+            .take(LONGEST_NOISE as u64)
+            .read_until(b'\n', &mut line)
+            .await
+            .map_err(|_| Failure::Ended)?;
         let text = String::from_utf8_lossy(&line);
         if let Some((_, word)) = text.split_once(MARK) {
             return Ok(word.trim().to_owned());
         }
         noise.extend_from_slice(&line);
         if got == 0 || noise.len() > LONGEST_NOISE {
-            return Err(if noise.is_empty() { Failure::Ended } else { Failure::Noise(String::from_utf8_lossy(&noise).trim().to_owned()) });
+            return Err(if noise.is_empty() {
+                Failure::Ended
+            } else {
+                Failure::Noise(String::from_utf8_lossy(&noise).trim().to_owned())
+            });
         }
     }
 }
@@ -156,7 +179,11 @@ mod tests {
     use super::*;
 
     fn program() -> ProgramFile {
-        ProgramFile { path: "/bin/true".into(), size: 3, sha256: "ab".repeat(32) }
+        ProgramFile {
+            path: "/bin/true".into(),
+            size: 3,
+            sha256: "ab".repeat(32),
+        }
     }
 
     #[test]
@@ -164,10 +191,19 @@ mod tests {
         let command = command(&SshTarget::default(), &program());
         assert_eq!(command.matches('\'').count(), 4, "two quoted words: {command}");
         assert!(!command.contains('\n') && !command.contains('!'.to_string().repeat(2).as_str()));
-        let status = std::process::Command::new("sh").args(["-n", "-c", &command]).status().unwrap();
+        let status = std::process::Command::new("sh")
+            .args(["-n", "-c", &command])
+            .status()
+            .unwrap();
         assert!(status.success());
         let inner = as_root(STATE_DIR, &program());
-        assert!(std::process::Command::new("sh").args(["-n", "-c", &inner]).status().unwrap().success());
+        assert!(
+            std::process::Command::new("sh")
+                .args(["-n", "-c", &inner])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     #[tokio::test]

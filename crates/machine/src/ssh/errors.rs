@@ -106,37 +106,82 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
         let fingerprint = fingerprint(machine).await.unwrap_or_else(|| "unknown".into());
         let accept_command = accept_command(machine);
         let message = format!("its host key is not known; it shows {fingerprint}");
-        let hint = format!("compare the fingerprint with the machine's own (`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), then run `{accept_command}` or use --accept-new-host-keys");
-        return error(ErrorKind::HostKeyUnknown(Box::new(HostKey { fingerprint, accept_command })), message).hint(hint);
+        let hint = format!(
+            "compare the fingerprint with the machine's own (`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), then run `{accept_command}` or use --accept-new-host-keys"
+        );
+        return error(
+            ErrorKind::HostKeyUnknown(Box::new(HostKey {
+                fingerprint,
+                accept_command,
+            })),
+            message,
+        )
+        .hint(hint);
     }
-    if has(&["Permission denied (", "Too many authentication failures", "No supported authentication methods"]) {
+    if has(&[
+        "Permission denied (",
+        "Too many authentication failures",
+        "No supported authentication methods",
+    ]) {
         return error(ErrorKind::AuthFailed, brief).hint("`ssh` to the machine must work without questions: add the key to its authorized_keys, or to the agent (`ssh-add`)");
     }
     match &failure {
-        Failure::PasswordWanted { given: true } => return sudo_password(error(ErrorKind::SudoPassword, "sudo does not accept the password".into())),
-        Failure::PasswordWanted { given: false } => return sudo_password(error(ErrorKind::SudoPassword, "sudo wants a password".into())),
+        Failure::PasswordWanted { given: true } => {
+            return sudo_password(error(
+                ErrorKind::SudoPassword,
+                "sudo does not accept the password".into(),
+            ));
+        }
+        Failure::PasswordWanted { given: false } => {
+            return sudo_password(error(ErrorKind::SudoPassword, "sudo wants a password".into()));
+        }
         Failure::NoSudo => {
-            return error(ErrorKind::SudoDenied, "the user is not root and sudo is not installed".into()).hint("log in as root, or install sudo");
+            return error(
+                ErrorKind::SudoDenied,
+                "the user is not root and sudo is not installed".into(),
+            )
+            .hint("log in as root, or install sudo");
         }
         Failure::WrongArch { found } => {
             let expected = std::env::consts::ARCH.to_owned();
             let message = format!("the machine is {found}, this program is for {expected}");
-            return place(ErrorKind::WrongArch(Box::new(WrongArch { expected, found: found.clone() })), message).hint(format!("use a quorate built for {found}"));
+            return place(
+                ErrorKind::WrongArch(Box::new(WrongArch {
+                    expected,
+                    found: found.clone(),
+                })),
+                message,
+            )
+            .hint(format!("use a quorate built for {found}"));
         }
         Failure::Write(why) => return write_failed(place, why, &brief),
-        Failure::Damaged(sum) => return place(ErrorKind::Corrupt, format!("the program arrived damaged (hash {sum})")).hint("run again"),
+        Failure::Damaged(sum) => {
+            return place(ErrorKind::Corrupt, format!("the program arrived damaged (hash {sum})")).hint("run again");
+        }
         _ => {}
     }
-    if has(&["a password is required", "a terminal is required", "no password was provided"]) {
+    if has(&[
+        "a password is required",
+        "a terminal is required",
+        "no password was provided",
+    ]) {
         return sudo_password(error(ErrorKind::SudoPassword, "sudo wants a password".into()));
     }
     if has(&["you must have a tty", "must be run from a terminal"]) {
-        return error(ErrorKind::SudoDenied, "sudo wants a terminal".into()).hint("remove `requiretty` for this user in sudoers");
+        return error(ErrorKind::SudoDenied, "sudo wants a terminal".into())
+            .hint("remove `requiretty` for this user in sudoers");
     }
-    if has(&["is not in the sudoers file", "may not run sudo", "is not allowed to execute", "is not allowed to run sudo"]) {
-        return error(ErrorKind::SudoDenied, brief).hint("let this user run `sh` as root in sudoers, or log in as root");
+    if has(&[
+        "is not in the sudoers file",
+        "may not run sudo",
+        "is not allowed to execute",
+        "is not allowed to run sudo",
+    ]) {
+        return error(ErrorKind::SudoDenied, brief)
+            .hint("let this user run `sh` as root in sudoers, or log in as root");
     }
-    if status == Some(126) || has(&["Permission denied", "Exec format error"]) && matches!(failure, Failure::NoHello(_)) {
+    if status == Some(126) || has(&["Permission denied", "Exec format error"]) && matches!(failure, Failure::NoHello(_))
+    {
         if has(&["Exec format error"]) {
             return place(ErrorKind::Corrupt, brief).hint("delete /var/lib/quorate/bin on the machine and run again");
         }
@@ -146,7 +191,10 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
     // 255 is ssh's own failure, not that of the command.
     if status == Some(255) && !brief.is_empty() {
         let hint = if has(&["timed out"]) {
-            format!("no answer within {} s: is the machine up, and does a firewall let SSH through?", CONNECT_TIMEOUT.as_secs())
+            format!(
+                "no answer within {} s: is the machine up, and does a firewall let SSH through?",
+                CONNECT_TIMEOUT.as_secs()
+            )
         } else if has(&["Could not resolve"]) {
             "check the address in the cluster file, or the Host in ssh_config".into()
         } else {
@@ -155,16 +203,31 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
         return error(ErrorKind::Unreachable, brief).hint(hint);
     }
     let message = match failure {
-        Failure::Silent(after) => return error(ErrorKind::Timeout, format!("no conversation within {} s; {brief}", after.as_secs())),
+        Failure::Silent(after) => {
+            return error(
+                ErrorKind::Timeout,
+                format!("no conversation within {} s; {brief}", after.as_secs()),
+            );
+        }
         Failure::Noise(noise) => format!("something else answered: {}", last_lines(&noise, 3)),
         Failure::NoHello(reason) => format!("the program did not say hello: {reason}; {brief}"),
-        _ => format!("the connection ended before the program ran (status {}); {brief}", status.map_or("unknown".into(), |status| status.to_string())),
+        _ => format!(
+            "the connection ended before the program ran (status {}); {brief}",
+            status.map_or("unknown".into(), |status| status.to_string())
+        ),
     };
-    error(ErrorKind::Protocol, message).hint(format!("try `{}` by hand: it must run commands without printing anything else", ssh_command(machine, " true")))
+    error(ErrorKind::Protocol, message).hint(format!(
+        "try `{}` by hand: it must run commands without printing anything else",
+        ssh_command(machine, " true")
+    ))
 }
 
 fn write_failed(place: impl Fn(ErrorKind, String) -> MachineError, why: &str, said: &str) -> MachineError {
-    let message = if why.is_empty() { said.to_owned() } else { why.to_owned() };
+    let message = if why.is_empty() {
+        said.to_owned()
+    } else {
+        why.to_owned()
+    };
     if message.contains("No space left") || message.contains("quota exceeded") {
         return place(ErrorKind::NoSpace, message).hint("free some 50 MB in /var/lib/quorate");
     }
@@ -182,11 +245,23 @@ fn sudo_password(error: MachineError) -> MachineError {
 async fn fingerprint(machine: &SshMachine) -> Option<String> {
     let mut ssh = tokio::process::Command::new("ssh");
     // The first value given for an option counts.
-    ssh.args(["-o", "LogLevel=DEBUG1"]).args(machine.options()).arg("--").arg(&machine.target.host).arg("true");
-    ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let output = tokio::time::timeout(CONNECT_TIMEOUT * 2, ssh.output()).await.ok()?.ok()?;
+    ssh.args(["-o", "LogLevel=DEBUG1"])
+        .args(machine.options())
+        .arg("--")
+        .arg(&machine.target.host)
+        .arg("true");
+    ssh.stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(CONNECT_TIMEOUT * 2, ssh.output())
+        .await
+        .ok()?
+        .ok()?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    text.lines().rev().find_map(|line| Some(line.split_once("Server host key: ")?.1.trim().to_owned()))
+    text.lines()
+        .rev()
+        .find_map(|line| Some(line.split_once("Server host key: ")?.1.trim().to_owned()))
 }
 
 fn accept_command(machine: &SshMachine) -> String {

@@ -98,7 +98,11 @@ impl Program {
                 }
             }
         }
-        Ok(Self(Arc::new(ProgramFile { path: path.to_owned(), size, sha256: hex(&digest.finalize()) })))
+        Ok(Self(Arc::new(ProgramFile {
+            path: path.to_owned(),
+            size,
+            sha256: hex(&digest.finalize()),
+        })))
     }
 
     /// Lower-case hex.
@@ -129,7 +133,12 @@ const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl SshMachine {
     pub fn new(target: SshTarget, program: Program) -> Self {
-        Self { target, program, session: Mutex::default(), locks: std::sync::Mutex::default() }
+        Self {
+            target,
+            program,
+            session: Mutex::default(),
+            locks: std::sync::Mutex::default(),
+        }
     }
 
     /// Connects now, to learn early what is wrong.
@@ -155,31 +164,61 @@ impl SshMachine {
 
     async fn open(&self) -> Result<Session, MachineError> {
         let name = &self.target.name;
-        let mut child = self.ssh().arg(bootstrap::command(&self.target, &self.program.0)).spawn().map_err(|error| {
-            MachineError::new(name, "connect", ErrorKind::Unreachable, format!("ssh: {error}")).hint("install the OpenSSH client (`ssh`) on this computer")
-        })?;
-        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
-            return Err(MachineError::new(name, "connect", ErrorKind::Unreachable, "ssh: no pipes"));
+        let mut child = self
+            .ssh()
+            .arg(bootstrap::command(&self.target, &self.program.0))
+            .spawn()
+            .map_err(|error| {
+                MachineError::new(name, "connect", ErrorKind::Unreachable, format!("ssh: {error}"))
+                    .hint("install the OpenSSH client (`ssh`) on this computer")
+            })?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(MachineError::new(
+                name,
+                "connect",
+                ErrorKind::Unreachable,
+                "ssh: no pipes",
+            ));
         };
         let stderr = errors::Tail::follow(stderr);
         let opening = self.converse(stdin, stdout, &stderr);
         let failure = match tokio::time::timeout(BOOTSTRAP_TIMEOUT, opening).await {
-            Ok(Ok(connection)) => return Ok(Session { connection, stderr, _child: child }),
+            Ok(Ok(connection)) => {
+                return Ok(Session {
+                    connection,
+                    stderr,
+                    _child: child,
+                });
+            }
             Ok(Err(failure)) => failure,
             Err(_) => bootstrap::Failure::Silent(BOOTSTRAP_TIMEOUT),
         };
         // What ssh says and how it ends explains more than what was missing on the pipe.
-        let status = tokio::time::timeout(Duration::from_secs(1), child.wait()).await.ok().and_then(Result::ok);
+        let status = tokio::time::timeout(Duration::from_secs(1), child.wait())
+            .await
+            .ok()
+            .and_then(Result::ok);
         let _ = child.start_kill();
         stderr.settle().await;
         Err(errors::explain(self, failure, status.and_then(|status| status.code()), &stderr.text()).await)
     }
 
-    async fn converse(&self, mut stdin: ChildStdin, stdout: ChildStdout, stderr: &errors::Tail) -> Result<Connection, bootstrap::Failure> {
+    async fn converse(
+        &self,
+        mut stdin: ChildStdin,
+        stdout: ChildStdout,
+        stderr: &errors::Tail,
+    ) -> Result<Connection, bootstrap::Failure> {
         let stdout = bootstrap::place(&self.target, &self.program.0, &mut stdin, stdout, stderr).await?;
-        let connection = Connection::open(stdout, stdin).await.map_err(bootstrap::Failure::NoHello)?;
+        let connection = Connection::open(stdout, stdin)
+            .await
+            .map_err(bootstrap::Failure::NoHello)?;
         if connection.hello.build != self.program.0.sha256 {
-            return Err(bootstrap::Failure::Noise(format!("another build of quorate ({})", connection.hello.build)));
+            return Err(bootstrap::Failure::Noise(format!(
+                "another build of quorate ({})",
+                connection.hello.build
+            )));
         }
         Ok(connection)
     }
@@ -188,7 +227,10 @@ impl SshMachine {
     fn ssh(&self) -> Command {
         let mut command = Command::new("ssh");
         command.args(self.options()).arg("--").arg(&self.target.host);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         // A Ctrl-C at the terminal is for the operator's program, which then ends its connections in order.
         command.process_group(0).kill_on_drop(true);
         command
@@ -196,7 +238,11 @@ impl SshMachine {
 
     fn options(&self) -> Vec<String> {
         let target = &self.target;
-        let strict = if target.accept_new_host_keys { "accept-new" } else { "yes" };
+        let strict = if target.accept_new_host_keys {
+            "accept-new"
+        } else {
+            "yes"
+        };
         let mut options: Vec<String> = ["-T", "-a", "-x"].map(str::to_owned).to_vec();
         if let Some(file) = &target.config_file {
             options.extend(["-F".into(), file.display().to_string()]);
@@ -221,7 +267,14 @@ impl SshMachine {
             "PermitLocalCommand=no".into(),
             "LogLevel=INFO".into(),
         ];
-        options.extend(target.options.iter().cloned().chain(ours).flat_map(|option| ["-o".to_owned(), option]));
+        options.extend(
+            target
+                .options
+                .iter()
+                .cloned()
+                .chain(ours)
+                .flat_map(|option| ["-o".to_owned(), option]),
+        );
         options
     }
 
@@ -231,11 +284,20 @@ impl SshMachine {
         for (mut request, token) in held {
             request.steal = false;
             let request = Request::Lock(request);
-            let answer = session.connection.call(&request).await.map_err(|error| self.call_failed(&request, session, error))?;
+            let answer = session
+                .connection
+                .call(&request)
+                .await
+                .map_err(|error| self.call_failed(&request, session, error))?;
             let ours = matches!(&answer, Ok(Response::Lock(reply)) if reply.acquired && reply.token == token);
             if !ours {
-                return Err(MachineError::new(&self.target.name, &request.operation(), ErrorKind::LockLost, "another run took the lock while this one was cut off")
-                    .hint("let that run finish, then plan again"));
+                return Err(MachineError::new(
+                    &self.target.name,
+                    &request.operation(),
+                    ErrorKind::LockLost,
+                    "another run took the lock while this one was cut off",
+                )
+                .hint("let that run finish, then plan again"));
             }
         }
         Ok(())
@@ -259,14 +321,26 @@ impl SshMachine {
             CallError::Lost(reason) => {
                 let said = session.stderr.text();
                 let said = crate::machine::last_lines(&said, 2);
-                let message = if said.is_empty() { reason } else { format!("{reason} ({said})") };
-                MachineError::new(name, &operation, ErrorKind::ConnectionLost, format!("{message}; whether it took place is unknown"))
-                    .hint("run again: what is there is looked at first")
+                let message = if said.is_empty() {
+                    reason
+                } else {
+                    format!("{reason} ({said})")
+                };
+                MachineError::new(
+                    name,
+                    &operation,
+                    ErrorKind::ConnectionLost,
+                    format!("{message}; whether it took place is unknown"),
+                )
+                .hint("run again: what is there is looked at first")
             }
-            CallError::Timeout(after) => {
-                MachineError::new(name, &operation, ErrorKind::Timeout, format!("no answer within {} s", after.as_secs()))
-                    .hint("the machine is very slow or stuck; see its load and disks, then run again")
-            }
+            CallError::Timeout(after) => MachineError::new(
+                name,
+                &operation,
+                ErrorKind::Timeout,
+                format!("no answer within {} s", after.as_secs()),
+            )
+            .hint("the machine is very slow or stuck; see its load and disks, then run again"),
             CallError::Unsendable(error) => MachineError::new(name, &operation, ErrorKind::Invalid, error.to_string()),
         }
     }
@@ -280,8 +354,13 @@ impl Machine for SshMachine {
     fn call(&self, request: Request) -> BoxFuture<'_, Result<Response, MachineError>> {
         Box::pin(async move {
             let session = self.session().await?;
-            let answer = session.connection.call(&request).await.map_err(|error| self.call_failed(&request, &session, error))?;
-            let response = answer.map_err(|error| MachineError::remote(&self.target.name, &request.operation(), error))?;
+            let answer = session
+                .connection
+                .call(&request)
+                .await
+                .map_err(|error| self.call_failed(&request, &session, error))?;
+            let response =
+                answer.map_err(|error| MachineError::remote(&self.target.name, &request.operation(), error))?;
             self.note_lock(&request, &response);
             Ok(response)
         })

@@ -36,9 +36,16 @@ impl Sshd {
             return None;
         }
         fs::create_dir_all("/run/sshd").unwrap();
-        let dir = tempfile::Builder::new().prefix(&format!("qt-machine-{}-", std::process::id())).tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("qt-machine-{}-", std::process::id()))
+            .tempdir()
+            .unwrap();
         for key in ["host", "client", "stranger"] {
-            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.path().join(key)).status().unwrap();
+            let made = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(dir.path().join(key))
+                .status()
+                .unwrap();
             assert!(made.success());
         }
         fs::copy(dir.path().join("client.pub"), dir.path().join("authorized_keys")).unwrap();
@@ -120,7 +127,10 @@ impl Tmpfs {
     /// `None`, after saying so, where mounting is not allowed.
     pub(crate) fn mount(at: PathBuf, options: &str) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).status();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&at)
+            .status();
         if !mounted.is_ok_and(|status| status.success()) {
             skipped("mounting a tmpfs is not allowed here");
             return None;

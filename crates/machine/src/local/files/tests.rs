@@ -16,7 +16,10 @@ impl Dir {
     }
 
     fn write(&self, name: &str, content: &str, mode: u32, run_id: &str) -> Result<bool, RemoteError> {
-        let file = FileWrite { owner: Owner::default(), ..FileWrite::new(self.path(name), content, mode) };
+        let file = FileWrite {
+            owner: Owner::default(),
+            ..FileWrite::new(self.path(name), content, mode)
+        };
         write(&self.state(), vec![file], run_id).map(|items| items[0].changed)
     }
 
@@ -33,8 +36,14 @@ impl Dir {
 fn a_write_replaces_keeps_and_can_be_taken_back() {
     let dir = Dir::new();
     assert!(dir.write("a/b/c.conf", "one", 0o640, "r1").unwrap());
-    assert_eq!((dir.text("a/b/c.conf").as_str(), dir.mode("a/b/c.conf"), dir.mode("a")), ("one", 0o640, 0o755));
-    assert!(!dir.write("a/b/c.conf", "one", 0o640, "r2").unwrap(), "the same content, owner and mode is no change");
+    assert_eq!(
+        (dir.text("a/b/c.conf").as_str(), dir.mode("a/b/c.conf"), dir.mode("a")),
+        ("one", 0o640, 0o755)
+    );
+    assert!(
+        !dir.write("a/b/c.conf", "one", 0o640, "r2").unwrap(),
+        "the same content, owner and mode is no change"
+    );
 
     assert!(dir.write("a/b/c.conf", "two", 0o600, "r2").unwrap());
     assert!(dir.write("a/b/c.conf", "three", 0o600, "r2").unwrap());
@@ -42,7 +51,11 @@ fn a_write_replaces_keeps_and_can_be_taken_back() {
     assert_eq!(kept_paths(&dir.state(), "r2"), [dir.path("a/b/c.conf")]);
 
     let items = restore(&dir.state(), &[dir.path("a/b/c.conf"), dir.path("never")], "r2").unwrap();
-    assert_eq!((dir.text("a/b/c.conf").as_str(), dir.mode("a/b/c.conf")), ("one", 0o640), "the state before the run");
+    assert_eq!(
+        (dir.text("a/b/c.conf").as_str(), dir.mode("a/b/c.conf")),
+        ("one", 0o640),
+        "the state before the run"
+    );
     assert_eq!(items[1].error.as_ref().unwrap().kind, ErrorKind::NotFound);
     assert_eq!(list(&dir.path("a/b")).unwrap(), ["c.conf"], "no temporary file is left");
 }
@@ -61,13 +74,25 @@ fn a_batch_with_one_bad_file_changes_none() {
     let dir = Dir::new();
     dir.write("good", "old", 0o644, "r1").unwrap();
     fs::create_dir(dir.path("taken")).unwrap();
-    let file = |name: &str| FileWrite { owner: Owner::default(), ..FileWrite::new(dir.path(name), "new", 0o644) };
+    let file = |name: &str| FileWrite {
+        owner: Owner::default(),
+        ..FileWrite::new(dir.path(name), "new", 0o644)
+    };
     let error = write(&dir.state(), vec![file("good"), file("taken")], "r2").unwrap_err();
     assert!(error.message.contains("is a directory"), "{}", error.message);
     assert_eq!(dir.text("good"), "old");
-    let unknown = FileWrite { owner: Owner::new("no-such-user", ""), ..file("other") };
-    assert_eq!(write(&dir.state(), vec![file("good"), unknown], "r2").unwrap_err().kind, ErrorKind::NotFound);
-    assert_eq!((dir.text("good").as_str(), list(&dir.path("")).unwrap()), ("old", vec!["good".to_owned(), "taken".into()]));
+    let unknown = FileWrite {
+        owner: Owner::new("no-such-user", ""),
+        ..file("other")
+    };
+    assert_eq!(
+        write(&dir.state(), vec![file("good"), unknown], "r2").unwrap_err().kind,
+        ErrorKind::NotFound
+    );
+    assert_eq!(
+        (dir.text("good").as_str(), list(&dir.path("")).unwrap()),
+        ("old", vec!["good".to_owned(), "taken".into()])
+    );
 }
 
 #[test]
@@ -82,7 +107,8 @@ fn what_a_killed_write_left_behind_is_overwritten() {
 fn removing_keeps_files_and_refuses_what_is_not_ours() {
     let dir = Dir::new();
     dir.write("d/x", "x", 0o644, "").unwrap();
-    let gone = |name: &str, recursive| remove(&dir.state(), &[dir.path(name)], recursive, "r1").map(|items| items[0].changed);
+    let gone =
+        |name: &str, recursive| remove(&dir.state(), &[dir.path(name)], recursive, "r1").map(|items| items[0].changed);
     assert!(gone("d", false).is_err(), "not empty");
     assert!(gone("d/x", false).unwrap());
     assert!(!gone("d/x", false).unwrap());
@@ -90,7 +116,11 @@ fn removing_keeps_files_and_refuses_what_is_not_ours() {
     restore(&dir.state(), &[dir.path("d/x")], "r1").unwrap();
     assert_eq!(dir.text("d/x"), "x");
     for path in ["/", "/etc", "relative", "/tmp/../etc/passwd"] {
-        assert_eq!(remove(&dir.state(), &[path.into()], true, "r1").unwrap_err().kind, ErrorKind::Invalid, "{path}");
+        assert_eq!(
+            remove(&dir.state(), &[path.into()], true, "r1").unwrap_err().kind,
+            ErrorKind::Invalid,
+            "{path}"
+        );
     }
 }
 
@@ -100,7 +130,10 @@ fn links_are_replaced_and_restored() {
     let make = |target: &str| link(&dir.state(), &dir.path("l"), target, "r1").unwrap().changed;
     assert!(make("/a") && !make("/a") && make("/b"));
     let found = stat(&[dir.path("l"), dir.path("none")], None).unwrap();
-    assert_eq!((found[0].kind.clone(), found[0].target.as_deref()), (FileKind::Symlink, Some("/b")));
+    assert_eq!(
+        (found[0].kind.clone(), found[0].target.as_deref()),
+        (FileKind::Symlink, Some("/b"))
+    );
     assert_eq!(found[1], FileFacts::absent());
     restore(&dir.state(), &[dir.path("l")], "r1").unwrap();
     assert_eq!(fs::read_link(dir.path("l")).unwrap(), Path::new("/a"));
@@ -109,7 +142,11 @@ fn links_are_replaced_and_restored() {
 #[test]
 fn directories_get_owner_and_mode_whatever_the_umask() {
     let dir = Dir::new();
-    let wanted = |mode| DirSpec { path: dir.path("p/q"), owner: Owner::default(), mode };
+    let wanted = |mode| DirSpec {
+        path: dir.path("p/q"),
+        owner: Owner::default(),
+        mode,
+    };
     assert!(mkdir(&[wanted(0o700)]).unwrap()[0].changed);
     assert!(!mkdir(&[wanted(0o700)]).unwrap()[0].changed);
     assert!(set_mode(&[wanted(0o2775)]).unwrap()[0].changed);
@@ -127,8 +164,16 @@ fn a_block_keeps_the_files_owner_mode_and_rest() {
         mode: 0o644,
         run_id: "r1".into(),
     };
-    assert!(managed_block(&dir.state(), &block(Some("10.77.0.100 api\n"))).unwrap().changed);
-    assert!(!managed_block(&dir.state(), &block(Some("10.77.0.100 api\n"))).unwrap().changed);
+    assert!(
+        managed_block(&dir.state(), &block(Some("10.77.0.100 api\n")))
+            .unwrap()
+            .changed
+    );
+    assert!(
+        !managed_block(&dir.state(), &block(Some("10.77.0.100 api\n")))
+            .unwrap()
+            .changed
+    );
     assert_eq!(dir.mode("hosts"), 0o664);
     assert!(managed_block(&dir.state(), &block(None)).unwrap().changed);
     assert_eq!(dir.text("hosts"), "127.0.0.1 localhost\n");

@@ -47,11 +47,16 @@ pub(super) fn walk(session: &Session, query: &GatherQuery) -> Result<Found, Remo
 
     for place in &query.certificates {
         let place = absolute(place)?;
-        for path in below(place, &mut found.problems).into_iter().filter(|path| path.is_file()) {
+        for path in below(place, &mut found.problems)
+            .into_iter()
+            .filter(|path| path.is_file())
+        {
             let name = path.to_string_lossy().into_owned();
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("key") => drop(found.keys.insert(name, key(&path))),
-                extension if path == place || matches!(extension, Some("crt" | "pem")) => drop(found.certificates.insert(name, certificate(&path))),
+                extension if path == place || matches!(extension, Some("crt" | "pem")) => {
+                    drop(found.certificates.insert(name, certificate(&path)))
+                }
                 _ => {}
             }
         }
@@ -65,7 +70,9 @@ pub(super) fn walk(session: &Session, query: &GatherQuery) -> Result<Found, Remo
 }
 
 fn facts(session: &Session, owners: &Owners, path: &Path, text: bool) -> Result<FileFacts, RemoteError> {
-    let small_enough = path.symlink_metadata().is_ok_and(|found| found.len() <= GatherQuery::MAX_HASHED);
+    let small_enough = path
+        .symlink_metadata()
+        .is_ok_and(|found| found.len() <= GatherQuery::MAX_HASHED);
     let mut facts = files::facts(path, owners, small_enough.then_some(&session.hashes))?;
     if text && facts.kind == FileKind::File && facts.size <= GatherQuery::MAX_TEXT {
         facts.text = fs::read(path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
@@ -85,13 +92,20 @@ fn below(root: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
         }
         match fs::read_dir(&path) {
             Ok(entries) => paths.extend(
-                entries.flatten().map(|entry| entry.path()).filter(|path| !path.to_string_lossy().ends_with(files::TEMPORARY_SUFFIX)),
+                entries
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| !path.to_string_lossy().ends_with(files::TEMPORARY_SUFFIX)),
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => problems.push(format!("{}: {error}", path.display())),
         }
         if paths.len() > GatherQuery::MAX_WALKED {
-            problems.push(format!("{}: more than {} files, the rest was not looked at", root.display(), GatherQuery::MAX_WALKED));
+            problems.push(format!(
+                "{}: more than {} files, the rest was not looked at",
+                root.display(),
+                GatherQuery::MAX_WALKED
+            ));
             paths.truncate(GatherQuery::MAX_WALKED);
             break;
         }
@@ -100,11 +114,23 @@ fn below(root: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 }
 
 fn certificate(path: &Path) -> CertificateFacts {
-    pem(path).map_or_else(|error| CertificateFacts { error: Some(error), ..CertificateFacts::default() }, |pem| certificates::certificate(&pem))
+    pem(path).map_or_else(
+        |error| CertificateFacts {
+            error: Some(error),
+            ..CertificateFacts::default()
+        },
+        |pem| certificates::certificate(&pem),
+    )
 }
 
 fn key(path: &Path) -> KeyFacts {
-    pem(path).map_or_else(|error| KeyFacts { error: Some(error), ..KeyFacts::default() }, |pem| certificates::key(&pem))
+    pem(path).map_or_else(
+        |error| KeyFacts {
+            error: Some(error),
+            ..KeyFacts::default()
+        },
+        |pem| certificates::key(&pem),
+    )
 }
 
 fn pem(path: &Path) -> Result<String, String> {

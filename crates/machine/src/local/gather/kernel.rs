@@ -29,8 +29,15 @@ const FEATURES: [(&str, &str); 13] = [
 
 pub(super) fn features(more: &[String]) -> BTreeMap<String, Feature> {
     let config = config();
-    let mut features: BTreeMap<String, Feature> =
-        FEATURES.iter().map(|(name, option)| ((*name).to_owned(), feature(name, config.as_deref().map(|config| state(config, option))))).collect();
+    let mut features: BTreeMap<String, Feature> = FEATURES
+        .iter()
+        .map(|(name, option)| {
+            (
+                (*name).to_owned(),
+                feature(name, config.as_deref().map(|config| state(config, option))),
+            )
+        })
+        .collect();
     for name in more {
         features.entry(name.clone()).or_insert_with(|| feature(name, None));
     }
@@ -70,7 +77,10 @@ fn config() -> Option<String> {
 }
 
 fn state(config: &str, option: &str) -> char {
-    config.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('=')?.chars().next()).unwrap_or('n')
+    config
+        .lines()
+        .find_map(|line| line.strip_prefix(option)?.strip_prefix('=')?.chars().next())
+        .unwrap_or('n')
 }
 
 #[cfg(test)]
@@ -80,9 +90,22 @@ mod tests {
     #[test]
     fn options_of_a_configuration() {
         let config = "CONFIG_IP_VS=m\nCONFIG_IP_VS_RR=y\n# CONFIG_DUMMY is not set\nCONFIG_VXLAN=y\n";
-        let states: String = ["CONFIG_IP_VS", "CONFIG_IP_VS_RR", "CONFIG_DUMMY", "CONFIG_VXLAN", "CONFIG_VX"].map(|option| state(config, option)).iter().collect();
+        let states: String = [
+            "CONFIG_IP_VS",
+            "CONFIG_IP_VS_RR",
+            "CONFIG_DUMMY",
+            "CONFIG_VXLAN",
+            "CONFIG_VX",
+        ]
+        .map(|option| state(config, option))
+        .iter()
+        .collect();
         assert_eq!(states, "mynyn");
         assert_eq!(feature("no_such_module", Some('n')), Feature::Absent);
-        assert_eq!(feature("proc", None), Feature::Present, "a file system the kernel lists");
+        assert_eq!(
+            feature("proc", None),
+            Feature::Present,
+            "a file system the kernel lists"
+        );
     }
 }

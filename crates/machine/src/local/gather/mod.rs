@@ -12,12 +12,21 @@ use tokio::join;
 use super::{
     Session, blobs, blocking,
     exec::{PATH, tool},
-    files as kept, host, netlink, owners::Owners, procfs, units,
+    files as kept, host, netlink,
+    owners::Owners,
+    procfs, units,
 };
 use crate::{error::RemoteError, proto::GatherQuery};
 
 /// Time services whose activity tells who keeps the clock; firewalls that would be in the way.
-const TIME_SERVICES: [&str; 6] = ["chrony.service", "chronyd.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "ntpd.service"];
+const TIME_SERVICES: [&str; 6] = [
+    "chrony.service",
+    "chronyd.service",
+    "systemd-timesyncd.service",
+    "ntpsec.service",
+    "ntp.service",
+    "ntpd.service",
+];
 const FIREWALLD: &str = "firewalld.service";
 const TOOL_TIMEOUT_MS: u64 = 5_000;
 
@@ -25,12 +34,21 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
     let query = Arc::new(query);
     let (files, own) = (session.clone(), session.clone());
     let (asked, walked) = (query.clone(), query.clone());
-    let watched: Vec<String> = query.units.iter().cloned().chain(TIME_SERVICES.into_iter().chain([FIREWALLD]).map(str::to_owned)).collect();
+    let watched: Vec<String> = query
+        .units
+        .iter()
+        .cloned()
+        .chain(TIME_SERVICES.into_iter().chain([FIREWALLD]).map(str::to_owned))
+        .collect();
     let (host, files, units, manager, tables, iptables) = join!(
         blocking(move || Ok(of_host(&own, &asked))),
         blocking(move || files::walk(&files, &walked)),
         units::status(&watched),
-        tool(&["systemctl", "show", "--property=Version,SystemState"], b"", TOOL_TIMEOUT_MS),
+        tool(
+            &["systemctl", "show", "--property=Version,SystemState"],
+            b"",
+            TOOL_TIMEOUT_MS
+        ),
         tool(&["nft", "list", "tables"], b"", TOOL_TIMEOUT_MS),
         tool(&["iptables", "--version"], b"", TOOL_TIMEOUT_MS),
     );
@@ -44,7 +62,10 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
         match units {
             Ok(mut units) => {
                 let active = |name: &str| units.get(name).is_some_and(|unit| unit.is_active());
-                facts.clock.service = TIME_SERVICES.into_iter().find(|name| active(name)).map(|name| name.trim_end_matches(".service").to_owned());
+                facts.clock.service = TIME_SERVICES
+                    .into_iter()
+                    .find(|name| active(name))
+                    .map(|name| name.trim_end_matches(".service").to_owned());
                 facts.firewall.firewalld_active = active(FIREWALLD);
                 units.retain(|name, _| query.units.contains(name));
                 facts.units = units;
@@ -54,12 +75,24 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
         facts.systemd = manager.ok().map(|text| systemd(&text));
     }
     match tables {
-        Ok(text) => facts.firewall.nft_tables = text.lines().filter_map(|line| line.strip_prefix("table ")).map(str::to_owned).collect(),
+        Ok(text) => {
+            facts.firewall.nft_tables = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("table "))
+                .map(str::to_owned)
+                .collect()
+        }
         Err(error) if facts.firewall.nft.is_some() => facts.problems.push(format!("nftables: {error}")),
         Err(_) => {}
     }
-    facts.firewall.iptables_backend =
-        iptables.ok().map(|text| if text.contains("nf_tables") { "nf_tables" } else { "legacy" }.to_owned());
+    facts.firewall.iptables_backend = iptables.ok().map(|text| {
+        if text.contains("nf_tables") {
+            "nf_tables"
+        } else {
+            "legacy"
+        }
+        .to_owned()
+    });
     facts.clock.unix_ns = system::now_ns();
     session.hashes.save();
     Ok(facts)
@@ -77,11 +110,21 @@ fn of_host(session: &Session, query: &GatherQuery) -> HostFacts {
     facts.kernel_features = kernel::features(&query.modules);
     facts.firewall.nft = program("nft");
     facts.firewall.iptables = program("iptables");
-    facts.firewall.ufw_active = procfs::text("/etc/ufw/ufw.conf").lines().any(|line| line.trim() == "ENABLED=yes");
+    facts.firewall.ufw_active = procfs::text("/etc/ufw/ufw.conf")
+        .lines()
+        .any(|line| line.trim() == "ENABLED=yes");
     facts.hosts = host::hosts_file();
-    facts.sysctls = query.sysctls.iter().map(|name| (name.clone(), host::read_sysctl(name))).collect();
+    facts.sysctls = query
+        .sysctls
+        .iter()
+        .map(|name| (name.clone(), host::read_sysctl(name)))
+        .collect();
     facts.users = Owners::load().users(&query.users);
-    facts.programs = query.programs.iter().map(|name| (name.clone(), program(name))).collect();
+    facts.programs = query
+        .programs
+        .iter()
+        .map(|name| (name.clone(), program(name)))
+        .collect();
     let (blobs, damaged) = blobs::verified(session);
     facts.blobs = blobs;
     facts.problems.extend(damaged);
@@ -92,19 +135,31 @@ fn of_host(session: &Session, query: &GatherQuery) -> HostFacts {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     runs.sort();
-    facts.kept_runs = runs.into_iter().map(|run_id| KeptRun { paths: kept::kept_paths(&session.state_dir, &run_id), run_id }).collect();
+    facts.kept_runs = runs
+        .into_iter()
+        .map(|run_id| KeptRun {
+            paths: kept::kept_paths(&session.state_dir, &run_id),
+            run_id,
+        })
+        .collect();
     facts
 }
 
 /// Where a program is on root's usual path.
 fn program(name: &str) -> Option<String> {
-    PATH.split(':').map(|dir| format!("{dir}/{name}")).find(|path| std::path::Path::new(path).is_file())
+    PATH.split(':')
+        .map(|dir| format!("{dir}/{name}"))
+        .find(|path| std::path::Path::new(path).is_file())
 }
 
 fn systemd(shown: &str) -> SystemdFacts {
     let properties: BTreeMap<&str, &str> = shown.lines().filter_map(|line| line.split_once('=')).collect();
     let version = properties.get("Version").copied().unwrap_or_default();
-    let digits: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let digits: String = version
+        .chars()
+        .skip_while(|c| !c.is_ascii_digit())
+        .take_while(char::is_ascii_digit)
+        .collect();
     SystemdFacts {
         version: digits.parse().unwrap_or(0),
         state: properties.get("SystemState").copied().unwrap_or_default().to_owned(),
@@ -118,7 +173,11 @@ mod tests {
 
     #[test]
     fn versions_of_systemd() {
-        for (text, version) in [("Version=252.39-1~deb12u1\nSystemState=running", 252), ("Version=v255-stable", 255), ("", 0)] {
+        for (text, version) in [
+            ("Version=252.39-1~deb12u1\nSystemState=running", 252),
+            ("Version=v255-stable", 255),
+            ("", 0),
+        ] {
             assert_eq!(systemd(text).version, version, "{text}");
         }
     }
@@ -151,11 +210,18 @@ mod tests {
         assert!(facts.mounts.iter().any(|mount| mount.target == "/"));
         assert_eq!(facts.files[&path("deep/app.conf")].text.as_deref(), Some("a: 1\n"));
         assert!(!facts.files[&path("none")].exists());
-        assert!(!facts.files.contains_key(&path(".app.conf.quorate~")), "a file being written is not there yet");
+        assert!(
+            !facts.files.contains_key(&path(".app.conf.quorate~")),
+            "a file being written is not there yet"
+        );
         assert!(facts.certificates[&path("bad.crt")].error.is_some());
         assert_eq!(facts.sysctls["kernel.ostype"].as_deref(), Some("Linux"));
         assert_eq!(facts.sysctls["no.such"], None);
         assert_eq!(facts.users["root"].as_ref().unwrap().uid, 0);
-        assert!(facts.users["no-such-user"].is_none() && facts.programs["no-such-program"].is_none() && facts.programs["sh"].is_some());
+        assert!(
+            facts.users["no-such-user"].is_none()
+                && facts.programs["no-such-program"].is_none()
+                && facts.programs["sh"].is_some()
+        );
     }
 }

@@ -19,7 +19,11 @@ pub(super) fn fill(facts: &mut HostFacts) {
     facts.hostname = uname.nodename().to_string_lossy().into_owned();
     facts.kernel = uname.release().to_string_lossy().into_owned();
     facts.arch = uname.machine().to_string_lossy().into_owned();
-    facts.os = os(&procfs::text(if Path::new("/etc/os-release").exists() { "/etc/os-release" } else { "/usr/lib/os-release" }));
+    facts.os = os(&procfs::text(if Path::new("/etc/os-release").exists() {
+        "/etc/os-release"
+    } else {
+        "/usr/lib/os-release"
+    }));
     facts.cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
     facts.memory_bytes = procfs::meminfo("MemTotal");
     facts.swaps = procfs::swaps();
@@ -29,14 +33,24 @@ pub(super) fn fill(facts: &mut HostFacts) {
     let uptime = clock_gettime(ClockId::Boottime);
     facts.uptime_ms = uptime.tv_sec as u64 * 1000 + uptime.tv_nsec as u64 / 1_000_000;
     facts.container = some(line("/run/systemd/container")).or_else(|| some(line("/run/host/container-manager")));
-    facts.clock = ClockFacts { unix_ns: now_ns(), synchronized: adjtimex::synchronized(), service: None };
+    facts.clock = ClockFacts {
+        unix_ns: now_ns(),
+        synchronized: adjtimex::synchronized(),
+        service: None,
+    };
     facts.mounts = mounts();
     facts.cgroup = cgroup(&facts.mounts);
     facts.capabilities = procfs::capabilities(procfs::capability_bits("CapBnd"));
     facts.oom_score_adj_writable = oom_score_adj_writable();
     facts.conntrack_writable = writable("/proc/sys/net/netfilter/nf_conntrack_max");
-    facts.user_namespace = procfs::text("/proc/self/uid_map").split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"];
-    facts.privilege = Privilege { uid: geteuid().as_raw(), sudo_user: std::env::var("SUDO_USER").ok() };
+    facts.user_namespace = procfs::text("/proc/self/uid_map")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        != ["0", "0", "4294967295"];
+    facts.privilege = Privilege {
+        uid: geteuid().as_raw(),
+        sudo_user: std::env::var("SUDO_USER").ok(),
+    };
     facts.security = SecurityFacts {
         selinux: match line("/sys/fs/selinux/enforce").as_str() {
             "1" => Some("enforcing".into()),
@@ -53,13 +67,17 @@ pub(super) fn fill(facts: &mut HostFacts) {
 }
 
 pub(super) fn now_ns() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// os-release(5).
 fn os(text: &str) -> OsFacts {
     let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
         line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
     };
     OsFacts {
@@ -72,7 +90,9 @@ fn os(text: &str) -> OsFacts {
 
 /// Sizes only of local file systems: asking a dead network server would hang.
 fn mounts() -> Vec<MountFacts> {
-    const LOCAL: [&str; 10] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs", "vfat"];
+    const LOCAL: [&str; 10] = [
+        "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs", "vfat",
+    ];
     let mut mounts = procfs::mounts();
     for mount in mounts.iter_mut().filter(|mount| LOCAL.contains(&mount.fstype.as_str())) {
         if let Ok(size) = statvfs(mount.target.as_str()) {
@@ -85,10 +105,26 @@ fn mounts() -> Vec<MountFacts> {
 
 /// cgroups(7): v2 if /sys/fs/cgroup itself is a cgroup2 file system, as systemd and the kubelet decide it.
 fn cgroup(mounts: &[MountFacts]) -> CgroupFacts {
-    const V1_CONTROLLERS: [&str; 12] =
-        ["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids"];
+    const V1_CONTROLLERS: [&str; 12] = [
+        "blkio",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "devices",
+        "freezer",
+        "hugetlb",
+        "memory",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "pids",
+    ];
     let is_rw = |mount: &MountFacts| mount.options.iter().any(|option| option == "rw");
-    if let Some(unified) = mounts.iter().rev().find(|mount| mount.target == "/sys/fs/cgroup" && mount.fstype == "cgroup2") {
+    if let Some(unified) = mounts
+        .iter()
+        .rev()
+        .find(|mount| mount.target == "/sys/fs/cgroup" && mount.fstype == "cgroup2")
+    {
         let controllers = procfs::text("/sys/fs/cgroup/cgroup.controllers");
         return CgroupFacts {
             version: CgroupVersion::V2,
@@ -97,9 +133,15 @@ fn cgroup(mounts: &[MountFacts]) -> CgroupFacts {
             writable: is_rw(unified),
         };
     }
-    let mut facts = CgroupFacts { version: CgroupVersion::V1, ..CgroupFacts::default() };
+    let mut facts = CgroupFacts {
+        version: CgroupVersion::V1,
+        ..CgroupFacts::default()
+    };
     for controller in V1_CONTROLLERS {
-        let mounted = mounts.iter().rev().find(|mount| mount.fstype == "cgroup" && mount.options.iter().any(|option| option == controller));
+        let mounted = mounts
+            .iter()
+            .rev()
+            .find(|mount| mount.fstype == "cgroup" && mount.options.iter().any(|option| option == controller));
         if let Some(mount) = mounted {
             facts.controllers.push(controller.to_owned());
             if !is_rw(mount) {
@@ -114,7 +156,9 @@ fn cgroup(mounts: &[MountFacts]) -> CgroupFacts {
 /// Tried on this very process: lowering needs CAP_SYS_RESOURCE in the first user namespace, raising back never fails.
 fn oom_score_adj_writable() -> bool {
     const PATH: &str = "/proc/self/oom_score_adj";
-    let Ok(present) = procfs::text(PATH).trim().parse::<i32>() else { return false };
+    let Ok(present) = procfs::text(PATH).trim().parse::<i32>() else {
+        return false;
+    };
     if present <= -1000 {
         return true;
     }
@@ -136,7 +180,10 @@ mod tests {
     #[test]
     fn an_os_release() {
         let facts = os("PRETTY_NAME=\"Ubuntu 24.04 LTS\"\nVERSION_ID=\"24.04\"\nID=ubuntu\nID_LIKE='debian'\n");
-        assert_eq!((facts.id.as_str(), facts.version_id.as_str(), facts.id_like), ("ubuntu", "24.04", vec!["debian".to_owned()]));
+        assert_eq!(
+            (facts.id.as_str(), facts.version_id.as_str(), facts.id_like),
+            ("ubuntu", "24.04", vec!["debian".to_owned()])
+        );
     }
 
     #[test]
@@ -153,7 +200,13 @@ mod tests {
             mount("/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
         ]);
         assert_eq!((v1.version, v1.writable), (CgroupVersion::V1, false));
-        assert_eq!((v1.controllers, v1.read_only), (vec!["cpu".to_owned(), "cpuacct".into(), "memory".into()], vec!["cpu".to_owned(), "cpuacct".into()]));
+        assert_eq!(
+            (v1.controllers, v1.read_only),
+            (
+                vec!["cpu".to_owned(), "cpuacct".into(), "memory".into()],
+                vec!["cpu".to_owned(), "cpuacct".into()]
+            )
+        );
         let v2 = cgroup(&[mount("/sys/fs/cgroup", "cgroup2", "ro,nsdelegate")]);
         assert_eq!((v2.version, v2.writable), (CgroupVersion::V2, false));
     }
