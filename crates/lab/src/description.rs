@@ -143,7 +143,12 @@ impl Description {
         let groups = [
             ("machines", "m", plain, wanted.machines),
             ("etcd machines", "etcd", self.with_role(Role::Etcd).count(), wanted.etcd),
-            ("load balancers", "lb", self.with_role(Role::LoadBalancer).count(), wanted.load_balancers),
+            (
+                "load balancers",
+                "lb",
+                self.with_role(Role::LoadBalancer).count(),
+                wanted.load_balancers,
+            ),
         ];
         for (what, prefix, have, want) in groups {
             let want = want.unwrap_or(have);
@@ -218,11 +223,7 @@ impl std::str::FromStr for Subnet {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = || Error::BadSubnet(text.to_owned());
-        let address: Ipv4Addr = text
-            .strip_suffix("/24")
-            .ok_or_else(bad)?
-            .parse()
-            .map_err(|_| bad())?;
+        let address: Ipv4Addr = text.strip_suffix("/24").ok_or_else(bad)?.parse().map_err(|_| bad())?;
         match address.octets() {
             [a, b, c, 0] if a != 0 && a != 127 && a < 224 => Ok(Self([a, b, c])),
             _ => Err(bad()),
@@ -348,7 +349,10 @@ pub(crate) mod tests {
             machines: Some(3),
             ..Wanted::default()
         };
-        assert!(matches!(lab.grow(fewer, String::new), Err(Error::Shrink { have: 4, .. })));
+        assert!(matches!(
+            lab.grow(fewer, String::new),
+            Err(Error::Shrink { have: 4, .. })
+        ));
     }
 
     #[test]

@@ -16,7 +16,9 @@ pub enum Error {
     #[error("\"{0}\" is not a lab name: 1 to 30 of a-z, 0-9 and -, beginning with a letter")]
     BadName(String),
 
-    #[error("{path} cannot hold a lab: overlay mounts do not take ':', ',' or '\\' in a path; choose another directory with XDG_STATE_HOME or XDG_CACHE_HOME")]
+    #[error(
+        "{path} cannot hold a lab: overlay mounts do not take ':', ',' or '\\' in a path; choose another directory with XDG_STATE_HOME or XDG_CACHE_HOME"
+    )]
     BadPath { path: PathBuf },
 
     #[error("there is no lab \"{name}\"{}; `quorate lab up {name}` makes one", known_labs(.known))]
@@ -35,7 +37,9 @@ pub enum Error {
         known: Vec<String>,
     },
 
-    #[error("lab {lab} already has {have} {what}, {wanted} were asked for; machines can be added but not taken away: `quorate lab down {lab}` first")]
+    #[error(
+        "lab {lab} already has {have} {what}, {wanted} were asked for; machines can be added but not taken away: `quorate lab down {lab}` first"
+    )]
     Shrink {
         lab: String,
         what: &'static str,
@@ -43,7 +47,9 @@ pub enum Error {
         wanted: usize,
     },
 
-    #[error("lab {lab} was made with {what} {have}, now {wanted} is asked for: `quorate lab down {lab}` first, or give the new lab another name")]
+    #[error(
+        "lab {lab} was made with {what} {have}, now {wanted} is asked for: `quorate lab down {lab}` first, or give the new lab another name"
+    )]
     Differs {
         lab: String,
         what: &'static str,
@@ -68,7 +74,9 @@ pub enum Error {
         variable: &'static str,
     },
 
-    #[error("debootstrap of {suite} failed ({status}); its last lines:\n{tail}\n(see {log}; another mirror: --mirror URL)")]
+    #[error(
+        "debootstrap of {suite} failed ({status}); its last lines:\n{tail}\n(see {log}; another mirror: --mirror URL)"
+    )]
     Debootstrap {
         suite: String,
         status: String,
@@ -84,7 +92,9 @@ pub enum Error {
         log: PathBuf,
     },
 
-    #[error("machine {machine} could not be switched off: processes {pids:?} are still there {waited_ms} ms after SIGKILL")]
+    #[error(
+        "machine {machine} could not be switched off: processes {pids:?} are still there {waited_ms} ms after SIGKILL"
+    )]
     StillRunning {
         machine: String,
         pids: Vec<u32>,
@@ -109,11 +119,7 @@ pub enum Error {
     },
 
     #[error("{path} is not a lab's description: {reason}; `quorate lab down {lab}` clears it away")]
-    BadDescription {
-        path: PathBuf,
-        lab: String,
-        reason: String,
-    },
+    BadDescription { path: PathBuf, lab: String, reason: String },
 
     #[error("entering the network of lab {lab}: {source}; `quorate lab up {lab}` repairs it")]
     Enter { lab: String, source: io::Error },
@@ -134,10 +140,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// For `map_err`: an I/O error with what was being done to which path.
-    pub(crate) fn file(
-        operation: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn file(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File {
             operation,

@@ -6,22 +6,51 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    RootBuilding { suite: String, path: PathBuf },
-    RootProgress { line: String },
-    RootReady { path: PathBuf },
-    NetworkReady { subnet: String, operator: String },
-    Storage { copied: bool },
-    Starting { machine: String },
-    Kept { machine: String },
+    RootBuilding {
+        suite: String,
+        path: PathBuf,
+    },
+    RootProgress {
+        line: String,
+    },
+    RootReady {
+        path: PathBuf,
+    },
+    NetworkReady {
+        subnet: String,
+        operator: String,
+    },
+    Storage {
+        copied: bool,
+    },
+    Starting {
+        machine: String,
+    },
+    Kept {
+        machine: String,
+    },
     /// Its sshd answers; `took` counts from when the first machine was started.
-    Ready { machine: String, took: Duration },
-    Wrote { path: PathBuf },
+    Ready {
+        machine: String,
+        took: Duration,
+    },
+    Wrote {
+        path: PathBuf,
+    },
     /// Changed by someone since it was written, so it was left alone.
-    LeftAlone { path: PathBuf },
-    Stopped { machines: usize },
+    LeftAlone {
+        path: PathBuf,
+    },
+    Stopped {
+        machines: usize,
+    },
     /// There was nothing to take down.
-    NeverWas { lab: String },
-    Gone { lab: String },
+    NeverWas {
+        lab: String,
+    },
+    Gone {
+        lab: String,
+    },
 }
 
 impl fmt::Display for Event {
@@ -37,9 +66,9 @@ impl fmt::Display for Event {
             Self::NetworkReady { subnet, operator } => {
                 write!(f, "network {subnet} ready, you are {operator} in it")
             }
-            Self::Storage { copied: true } => f.write_str(
-                "the file system here cannot carry overlays: each machine gets a copy of the root tree",
-            ),
+            Self::Storage { copied: true } => {
+                f.write_str("the file system here cannot carry overlays: each machine gets a copy of the root tree")
+            }
             Self::Storage { copied: false } => f.write_str("disks are overlays over the root tree"),
             Self::Starting { machine } => write!(f, "{machine} switched on"),
             Self::Kept { machine } => write!(f, "{machine} is on already"),

@@ -133,14 +133,20 @@ spec:
         let text = cluster(&lab(3, 3, 2), Path::new("/x"));
         assert!(text.contains("on: load-balancers}"), "{text}");
         assert!(text.contains("etcd: {topology: external}"), "{text}");
-        assert!(text.contains("{name: lb2, address: 10.77.0.18, roles: [load-balancer]}"), "{text}");
+        assert!(
+            text.contains("{name: lb2, address: 10.77.0.18, roles: [load-balancer]}"),
+            "{text}"
+        );
     }
 
     #[test]
     fn every_machine_is_found_by_name_and_address() {
         let text = ssh_config(&lab(2, 0, 0), Path::new("/a b/key"), Path::new("/k"));
         assert!(text.contains("Host m2 10.77.0.12\n"), "{text}");
-        assert!(text.contains("ProxyCommand /usr/bin/quorate lab dial demo %h %p\n"), "{text}");
+        assert!(
+            text.contains("ProxyCommand /usr/bin/quorate lab dial demo %h %p\n"),
+            "{text}"
+        );
         assert!(text.contains("IdentityFile \"/a b/key\"\n"), "{text}");
     }
 }

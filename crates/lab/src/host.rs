@@ -107,10 +107,7 @@ impl Host {
             if hierarchy.unified {
                 for controller in CONTROLLERS {
                     // Not every kernel has each, and in a container the root group may refuse.
-                    let _ = fs::write(
-                        hierarchy.mount.join("cgroup.subtree_control"),
-                        format!("+{controller}"),
-                    );
+                    let _ = fs::write(hierarchy.mount.join("cgroup.subtree_control"), format!("+{controller}"));
                 }
             }
             match fs::create_dir(&group) {
@@ -124,8 +121,7 @@ impl Host {
                 if let Ok(value) = fs::read_to_string(hierarchy.mount.join(file))
                     && !hierarchy.unified
                 {
-                    fs::write(group.join(file), value)
-                        .map_err(Error::file("writing", group.join(file)))?;
+                    fs::write(group.join(file), value).map_err(Error::file("writing", group.join(file)))?;
                 }
             }
         }
@@ -209,7 +205,11 @@ fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
             .filter(|o| !["rw", "ro", "relatime", "nosuid", "nodev", "noexec"].contains(o))
             .collect();
         controllers.sort_unstable();
-        let key = if kind == "cgroup2" { "2".to_owned() } else { controllers.join(",") };
+        let key = if kind == "cgroup2" {
+            "2".to_owned()
+        } else {
+            controllers.join(",")
+        };
         if found.iter().all(|(k, _)| *k != key) {
             let hierarchy = Hierarchy {
                 mount: mount.into(),

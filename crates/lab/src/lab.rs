@@ -182,7 +182,9 @@ impl Lab {
         if was_there {
             events(Event::Stopped { machines: stopped });
         }
-        namespaces.iter().try_for_each(|namespace| network::delete_namespace(namespace))?;
+        namespaces
+            .iter()
+            .try_for_each(|namespace| network::delete_namespace(namespace))?;
         if let Some(description) = &known {
             remove_written(description, events)?;
         }
@@ -192,7 +194,11 @@ impl Lab {
         drop(lock);
         places::tidy();
         let lab = name.into();
-        events(if was_there { Event::Gone { lab } } else { Event::NeverWas { lab } });
+        events(if was_there {
+            Event::Gone { lab }
+        } else {
+            Event::NeverWas { lab }
+        });
         Ok(())
     }
 
@@ -402,7 +408,6 @@ impl Lab {
             }
         }
     }
-
 }
 
 fn only_name() -> Result<String> {
@@ -454,13 +459,21 @@ fn describe(options: &Options, state_dir: &Path, events: &mut dyn FnMut(Event)) 
                 return Err(differs("root suite", &there.suite, suite));
             }
             if !options.packages.is_empty() && options.packages != there.packages {
-                return Err(differs("packages", &there.packages.join(" "), &options.packages.join(" ")));
+                return Err(differs(
+                    "packages",
+                    &there.packages.join(" "),
+                    &options.packages.join(" "),
+                ));
             }
             if let Some(subnet) = options.subnet.filter(|s| *s != there.subnet) {
                 return Err(differs("subnet", &there.subnet.to_string(), &subnet.to_string()));
             }
             if let Some(dir) = absolute(options.dir.as_deref())?.filter(|d| *d != there.dir) {
-                return Err(differs("directory", &there.dir.to_string_lossy(), &dir.to_string_lossy()));
+                return Err(differs(
+                    "directory",
+                    &there.dir.to_string_lossy(),
+                    &dir.to_string_lossy(),
+                ));
             }
             if !there.root.is_dir() {
                 // The cache was cleared. The same tree again fits under the disks there are.
@@ -533,7 +546,17 @@ fn absolute(dir: Option<&Path>) -> Result<Option<PathBuf>> {
 fn load_kernel_modules() {
     if Path::new("/lib/modules").is_dir() {
         let mut modprobe = Command::new("modprobe");
-        modprobe.args(["--all", "--quiet", "veth", "bridge", "overlay", "nf_tables", "tun", "br_netfilter", "vxlan"]);
+        modprobe.args([
+            "--all",
+            "--quiet",
+            "veth",
+            "bridge",
+            "overlay",
+            "nf_tables",
+            "tun",
+            "br_netfilter",
+            "vxlan",
+        ]);
         let _ = command::run(&mut modprobe, "");
     }
 }
@@ -546,4 +569,3 @@ fn random_id() -> String {
         .filter(char::is_ascii_hexdigit)
         .collect()
 }
-

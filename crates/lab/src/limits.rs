@@ -13,7 +13,9 @@ const ENOUGH: u64 = 8_192;
 
 /// Best effort: without the right to it a small lab works all the same.
 pub(crate) fn raise() {
-    let Some(now) = read(INSTANCES).filter(|now| *now < ENOUGH) else { return };
+    let Some(now) = read(INSTANCES).filter(|now| *now < ENOUGH) else {
+        return;
+    };
     if fs::write(BEFORE, now.to_string()).is_ok() {
         let _ = fs::write(INSTANCES, ENOUGH.to_string());
     }

@@ -86,10 +86,7 @@ pub(crate) fn ensure_lab(lab: &Description) -> Result<bool> {
 /// addresses, firewall rules and sockets do not outlive a power cut.
 pub(crate) fn plug_in(lab: &Description, machine: &Machine) -> Result<()> {
     unplug(&lab.name, &machine.name)?;
-    let (namespace, lab_namespace) = (
-        machine_namespace(&lab.name, &machine.name),
-        lab_namespace(&lab.name),
-    );
+    let (namespace, lab_namespace) = (machine_namespace(&lab.name, &machine.name), lab_namespace(&lab.name));
     command::run(Command::new("ip").args(["netns", "add", &namespace]), "")?;
     let port = &machine.name;
     // Fixed hardware addresses: a machine that comes back is the same to its neighbours' caches.
@@ -128,7 +125,10 @@ pub(crate) fn is_plugged_in(lab: &str, machine: &str) -> bool {
 
 /// Takes the bridge's port down at once: nothing the machine still sends arrives anywhere.
 pub(crate) fn pull_cable(lab: &str, machine: &str) -> Result<()> {
-    command::run(ip(&lab_namespace(lab)).args(["link", "set", "dev", machine, "down"]), "")?;
+    command::run(
+        ip(&lab_namespace(lab)).args(["link", "set", "dev", machine, "down"]),
+        "",
+    )?;
     Ok(())
 }
 

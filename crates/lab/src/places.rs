@@ -73,9 +73,5 @@ fn xdg(variable: &str, default: &str) -> PathBuf {
     std::env::var_os(variable)
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
-        .unwrap_or_else(|| {
-            std::env::home_dir()
-                .unwrap_or_else(|| "/root".into())
-                .join(default)
-        })
+        .unwrap_or_else(|| std::env::home_dir().unwrap_or_else(|| "/root".into()).join(default))
 }

@@ -79,7 +79,11 @@ impl Power<'_> {
         let name = &self.machine.name;
         make_dir(&disk.join("etc/ssh"), 0o755)?;
         write(&disk.join("etc/hostname"), 0o644, &format!("{name}\n"))?;
-        write(&disk.join("etc/machine-id"), 0o444, &format!("{}\n", self.machine.machine_id))?;
+        write(
+            &disk.join("etc/machine-id"),
+            0o444,
+            &format!("{}\n", self.machine.machine_id),
+        )?;
         let uuid = uuid(&self.machine.machine_id);
         write(&disk.join("etc/quorate-lab/product_uuid"), 0o444, &format!("{uuid}\n"))?;
         write(&disk.join("etc/hosts"), 0o644, &self.hosts())?;
@@ -169,7 +173,16 @@ impl Power<'_> {
         let mut words: Vec<String> = Vec::new();
         if self.host.systemd {
             let unit = format!("--unit={}.scope", self.unit());
-            words.extend(["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"].map(Into::into));
+            words.extend(
+                [
+                    "systemd-run",
+                    "--scope",
+                    "--quiet",
+                    "--collect",
+                    "--property=Delegate=yes",
+                ]
+                .map(Into::into),
+            );
             words.extend([unit, "--".into()]);
         }
         // Mounts made for the machine are its own: they go when it goes, however it goes.
@@ -197,7 +210,10 @@ impl Power<'_> {
     }
 
     fn hosts(&self) -> String {
-        let mut hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {}\n", self.machine.name);
+        let mut hosts = format!(
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {}\n",
+            self.machine.name
+        );
         for machine in self.lab.machines.iter().filter(|m| m.name != self.machine.name) {
             hosts += &format!("{} {}\n", machine.address, machine.name);
         }
@@ -332,7 +348,9 @@ pub(crate) fn overlay_works(tree: &Path, dir: &Path) -> Result<bool> {
 
 pub(crate) fn keygen(file: &Path, comment: &str) -> Result<()> {
     let mut command = Command::new("ssh-keygen");
-    command.args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(file);
+    command
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
+        .arg(file);
     command::run(&mut command, "").map(drop)
 }
 

@@ -42,7 +42,12 @@ impl Lab {
 
     /// Until each has sent the first line of the SSH protocol. A machine whose processes are all gone has failed
     /// and is not waited for.
-    pub(crate) fn wait_for_ssh(&self, host: &Host, machines: &[&Machine], ready: &mut dyn FnMut(&Machine)) -> Result<()> {
+    pub(crate) fn wait_for_ssh(
+        &self,
+        host: &Host,
+        machines: &[&Machine],
+        ready: &mut dyn FnMut(&Machine),
+    ) -> Result<()> {
         let begun = Instant::now();
         let mut waiting: Vec<&Machine> = machines.to_vec();
         loop {

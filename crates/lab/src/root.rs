@@ -156,11 +156,7 @@ pub(crate) struct Recipe {
 }
 
 /// The tree's path in the cache, making it if it is not there. Safe to be run by several processes at a time.
-pub(crate) fn ensure(
-    cache: &Path,
-    recipe: &Recipe,
-    events: &mut dyn FnMut(Event),
-) -> Result<PathBuf> {
+pub(crate) fn ensure(cache: &Path, recipe: &Recipe, events: &mut dyn FnMut(Event)) -> Result<PathBuf> {
     let tree = cache.join(format!("{}-{}", recipe.suite, fingerprint(recipe)));
     if tree.is_dir() {
         return Ok(tree);
@@ -228,17 +224,20 @@ fn packages(recipe: &Recipe) -> Vec<String> {
     packages
 }
 
-fn debootstrap(
-    recipe: &Recipe,
-    target: &Path,
-    log: &Path,
-    events: &mut dyn FnMut(Event),
-) -> Result<()> {
+fn debootstrap(recipe: &Recipe, target: &Path, log: &Path, events: &mut dyn FnMut(Event)) -> Result<()> {
     // It mounts /proc below the target and starts many programs. In namespaces of their own all of that ends with it,
     // however it ends; otherwise clearing away what a killed one left would go through a mounted /proc.
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
         .args(["debootstrap", "--variant=minbase"])
         .arg(format!("--include={}", packages(recipe).join(",")))
         .arg(&recipe.suite)
@@ -260,11 +259,20 @@ fn debootstrap(
         .spawn()
         .map_err(|e| failed(e.to_string()))?;
     let mut stage = String::new();
-    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+    for line in child
+        .stdout
+        .take()
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
         let Ok(line) = line else { break };
         let _ = writeln!(log_file, "{line}");
         // Of several hundred lines only the change from one kind of work to the next is news.
-        let next = line.strip_prefix("I: ").and_then(|l| l.split(' ').next()).unwrap_or_default();
+        let next = line
+            .strip_prefix("I: ")
+            .and_then(|l| l.split(' ').next())
+            .unwrap_or_default();
         if ["Retrieving", "Extracting", "Unpacking", "Configuring"].contains(&next) && next != stage {
             next.clone_into(&mut stage);
             events(Event::RootProgress {
@@ -295,11 +303,11 @@ fn furnish(tree: &Path) -> Result<()> {
         "../quorate-lab-setup.service",
         &units.join("sysinit.target.wants/quorate-lab-setup.service"),
     )?;
-    link("/usr/lib/systemd/system/multi-user.target", &units.join("default.target"))?;
-    command::run(
-        Command::new("chroot").arg(tree).args(["/bin/sh", "-eu"]),
-        USERS_SCRIPT,
+    link(
+        "/usr/lib/systemd/system/multi-user.target",
+        &units.join("default.target"),
     )?;
+    command::run(Command::new("chroot").arg(tree).args(["/bin/sh", "-eu"]), USERS_SCRIPT)?;
     for key in ["rsa", "ecdsa", "ed25519"] {
         for end in ["", ".pub"] {
             remove_file(&tree.join(format!("etc/ssh/ssh_host_{key}_key{end}")))?;

@@ -65,7 +65,11 @@ fn left(name: &str) -> BTreeSet<String> {
     let mut left = BTreeSet::new();
     let home = std::env::var_os("XDG_STATE_HOME")
         .map_or_else(|| std::env::home_dir().unwrap().join(".local/state"), PathBuf::from);
-    let dirs = ["/run/netns".into(), "/run/quorate/labs".into(), home.join("quorate/labs")];
+    let dirs = [
+        "/run/netns".into(),
+        "/run/quorate/labs".into(),
+        home.join("quorate/labs"),
+    ];
     for dir in dirs.into_iter().chain(control_groups()) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().contains(name) {
@@ -126,10 +130,21 @@ fn a_lab_from_up_to_down() {
     let lab = name.up(2);
 
     // They are different machines, and like hardware.
-    assert_ne!(works(&lab, "m1", "cat /etc/machine-id"), works(&lab, "m2", "cat /etc/machine-id"));
+    assert_ne!(
+        works(&lab, "m1", "cat /etc/machine-id"),
+        works(&lab, "m2", "cat /etc/machine-id")
+    );
     assert_eq!(works(&lab, "m2", "uname -n"), "m2");
-    works(&lab, "m1", "sysctl -w net.ipv4.ip_forward=1 && ip link add v type vxlan id 7 dstport 4789 dev eth0 && ip link delete v");
-    works(&lab, "m1", "ip tuntap add t mode tun && nft add table inet t && nft delete table inet t && iptables -t nat -S");
+    works(
+        &lab,
+        "m1",
+        "sysctl -w net.ipv4.ip_forward=1 && ip link add v type vxlan id 7 dstport 4789 dev eth0 && ip link delete v",
+    );
+    works(
+        &lab,
+        "m1",
+        "ip tuntap add t mode tun && nft add table inet t && nft delete table inet t && iptables -t nat -S",
+    );
     works(
         &lab,
         "m1",
@@ -146,7 +161,11 @@ fn a_lab_from_up_to_down() {
     assert!(on(&lab, "m1", "opspw", "echo lab-only | sudo -S true").0);
 
     // A power cut: fast, silent, and the disk stays while the network's state does not.
-    works(&lab, "m1", "echo kept | tee /root/file > /var/lib/etcd/file; ip address add 10.77.0.100/32 dev eth0");
+    works(
+        &lab,
+        "m1",
+        "echo kept | tee /root/file > /var/lib/etcd/file; ip address add 10.77.0.100/32 dev eth0",
+    );
     assert!(reaches(&lab, "m2", "10.77.0.100"));
     let mut connection = lab.dial("m1", 22).unwrap();
     let took = lab.off("m1").unwrap();
@@ -184,7 +203,12 @@ fn a_lab_from_up_to_down() {
     let field = |stat: &str| stat.split(' ').nth(21).map(str::to_owned);
     assert_eq!(field(&works(&lab, "m2", "cat /proc/1/stat")), field(&booted));
     assert!(reaches(&lab, "m3", "10.77.0.11"));
-    assert!(lab.cut("m1", "m9", false).unwrap_err().to_string().contains("m1, m2, m3"));
+    assert!(
+        lab.cut("m1", "m9", false)
+            .unwrap_err()
+            .to_string()
+            .contains("m1, m2, m3")
+    );
     name.down();
     name.down();
 }
