@@ -2,8 +2,7 @@
 use std::{env, fmt::Write as _, fs, io, path::Path};
 
 fn main() -> io::Result<()> {
-    let root =
-        Path::new(&env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../../bundles");
+    let root = Path::new(&env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../../bundles");
     let root = root.canonicalize()?;
     let mut files = Vec::new();
     collect(&root, &root, &mut files)?;

@@ -52,10 +52,7 @@ impl Archive {
     }
 
     /// Calls `each` with the name and the packed content of every blob in the archive's order.
-    pub(crate) fn for_each_blob(
-        &mut self,
-        mut each: impl FnMut(&str, &mut dyn Read) -> io::Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn for_each_blob(&mut self, mut each: impl FnMut(&str, &mut dyn Read) -> io::Result<()>) -> Result<()> {
         let mut read = || -> io::Result<()> {
             let input = BufReader::with_capacity(1 << 20, File::open(&self.path)?);
             let mut tar = tar::Archive::new(zstd::stream::Decoder::with_buffer(input)?);
@@ -72,10 +69,7 @@ impl Archive {
                     .unwrap_or_default()
                     .to_owned();
                 if !crate::manifest::is_sha256(&name) {
-                    return Err(io::Error::other(format!(
-                        "unexpected entry {}",
-                        path.display()
-                    )));
+                    return Err(io::Error::other(format!("unexpected entry {}", path.display())));
                 }
                 each(&name, &mut entry)?;
             }

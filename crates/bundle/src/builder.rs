@@ -63,11 +63,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// One of `total` components and images begins.
-    Started {
-        unit: String,
-        index: usize,
-        total: usize,
-    },
+    Started { unit: String, index: usize, total: usize },
     /// Output of the compiler.
     Line { unit: String, line: String },
     /// Bytes of an artefact so far; `total` where the server says it.
@@ -129,21 +125,11 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
     let to_compile = match &options.from {
         Origin::Source => {
             let modules = options.cache.join("modules");
-            Some(source::prepare(
-                &recipe.components,
-                &recipes,
-                arch,
-                &modules,
-                &cache,
-            )?)
+            Some(source::prepare(&recipe.components, &recipes, arch, &modules, &cache)?)
         }
         Origin::Upstream | Origin::Directory(_) => None,
     };
-    let client = Client::new(
-        options.mirror.clone(),
-        options.limits,
-        options.cache.join("downloads"),
-    );
+    let client = Client::new(options.mirror.clone(), options.limits, options.cache.join("downloads"));
     let total = recipe.components.len() + recipe.images.len();
     let mut units = Vec::new();
     for (index, component) in recipe.components.iter().enumerate() {
@@ -193,17 +179,9 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Event)) -> Result<
         Origin::Upstream => "upstream",
         Origin::Directory(_) => "directory",
     };
-    let bundle = assemble(
-        &recipe.kubernetes,
-        arch,
-        created_from,
-        &units,
-        &options.cache,
-    )?;
+    let bundle = assemble(&recipe.kubernetes, arch, created_from, &units, &options.cache)?;
     match &options.output {
-        Some(output) if output.to_string_lossy().ends_with(".tar.zst") => {
-            bundle.write_archive(output)?
-        }
+        Some(output) if output.to_string_lossy().ends_with(".tar.zst") => bundle.write_archive(output)?,
         Some(output) => bundle.write_directory(output)?,
         None => {}
     }
@@ -216,14 +194,7 @@ fn from_directory(component: &Component, directory: &Path, cache: &UnitCache) ->
         .iter()
         .map(|binary| directory.join(&binary.name))
         .filter(|path| !path.is_file())
-        .map(|path| {
-            format!(
-                "{} (of {} {})",
-                path.display(),
-                component.name,
-                component.version
-            )
-        })
+        .map(|path| format!("{} (of {} {})", path.display(), component.name, component.version))
         .collect();
     if !missing.is_empty() {
         return Err(Error::Missing {
@@ -262,17 +233,8 @@ fn from_directory(component: &Component, directory: &Path, cache: &UnitCache) ->
 }
 
 /// The directory with manifest and links; named by the content of the manifest, so it is written once.
-fn assemble(
-    kubernetes: &str,
-    arch: &str,
-    created_from: &str,
-    units: &[Unit],
-    cache: &Path,
-) -> Result<Bundle> {
-    let mut blobs: Vec<_> = units
-        .iter()
-        .flat_map(|unit| unit.blobs.iter().cloned())
-        .collect();
+fn assemble(kubernetes: &str, arch: &str, created_from: &str, units: &[Unit], cache: &Path) -> Result<Bundle> {
+    let mut blobs: Vec<_> = units.iter().flat_map(|unit| unit.blobs.iter().cloned()).collect();
     blobs.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     let manifest = Manifest {
         format: FORMAT.into(),
@@ -288,8 +250,7 @@ fn assemble(
     let complete = Bundle::open(&directory).is_ok_and(|bundle| {
         bundle.manifest() == &manifest
             && manifest.blobs.iter().all(|blob| {
-                fs::metadata(bundle.blob_path(&blob.sha256))
-                    .is_ok_and(|found| found.len() == blob.packed_size)
+                fs::metadata(bundle.blob_path(&blob.sha256)).is_ok_and(|found| found.len() == blob.packed_size)
             })
     });
     if !complete {
@@ -305,11 +266,8 @@ fn assemble(
             }
         }
         write_json(&staging.path().join(MANIFEST), &manifest)?;
-        fs::set_permissions(
-            staging.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .map_err(io_error("set permissions of", staging.path()))?;
+        fs::set_permissions(staging.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(io_error("set permissions of", staging.path()))?;
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(io_error("remove the damaged", &directory))?;
         }
@@ -362,11 +320,7 @@ mod tests {
     /// Binaries of every name of the recipe, with their names as content.
     fn binaries(directory: &Path) {
         let recipe = crate::Recipes::Embedded.load("v1.36.3").unwrap();
-        for binary in recipe
-            .components
-            .iter()
-            .flat_map(|component| &component.binaries)
-        {
+        for binary in recipe.components.iter().flat_map(|component| &component.binaries) {
             fs::write(directory.join(&binary.name), &binary.name).unwrap();
         }
     }
@@ -379,10 +333,7 @@ mod tests {
         binaries(&from);
         let recipe = crate::Recipes::Embedded.file("v1.36.3.yaml").unwrap();
         let recipe = String::from_utf8(recipe).unwrap();
-        let recipe: Vec<_> = recipe
-            .lines()
-            .filter(|line| !line.contains("userland: ["))
-            .collect();
+        let recipe: Vec<_> = recipe.lines().filter(|line| !line.contains("userland: [")).collect();
         fs::write(sources.join("v1.36.3.yaml"), recipe.join("\n")).unwrap();
         BuildOptions {
             from: Origin::Directory(from),
@@ -396,9 +347,7 @@ mod tests {
         let mut made = Vec::new();
         let bundle = build(options, &mut |event| {
             if let Event::Finished {
-                unit,
-                cached: false,
-                ..
+                unit, cached: false, ..
             } = event
             {
                 made.push(unit);
@@ -412,10 +361,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut options = options(root.path());
         let (bundle, made) = cached(&options);
-        assert!(
-            made.contains(&"etcd".to_owned())
-                && made.contains(&"registry.k8s.io/kube-proxy:v1.36.3".to_owned())
-        );
+        assert!(made.contains(&"etcd".to_owned()) && made.contains(&"registry.k8s.io/kube-proxy:v1.36.3".to_owned()));
         assert_eq!(bundle.verify(), []);
         assert_eq!(bundle.manifest().created_from, "directory");
         assert_eq!(
@@ -427,10 +373,7 @@ mod tests {
             "registry.k8s.io/etcd:3.6.16-0"
         );
         let stable = options.cache.join("bundles/v1.36.3");
-        assert_eq!(
-            Bundle::open(&stable).unwrap().directory(),
-            bundle.directory()
-        );
+        assert_eq!(Bundle::open(&stable).unwrap().directory(), bundle.directory());
 
         let (again, made) = cached(&options);
         assert_eq!((again.directory(), made), (bundle.directory(), Vec::new()));
@@ -490,9 +433,7 @@ mod tests {
         elf[64] = 1;
         fs::write(&program, &elf).unwrap();
         let (bundle, _) = cached(&options);
-        assert!(
-            bundle.blob("registry.k8s.io/pause:3.10.2").is_ok() && bundle.blob(PROBE_IMAGE).is_ok()
-        );
+        assert!(bundle.blob("registry.k8s.io/pause:3.10.2").is_ok() && bundle.blob(PROBE_IMAGE).is_ok());
 
         elf[100] = 1;
         fs::write(&program, &elf).unwrap();

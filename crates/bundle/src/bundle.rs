@@ -62,16 +62,10 @@ impl Bundle {
             path: path.to_owned(),
             reason,
         };
-        let directory = path
-            .canonicalize()
-            .map_err(io_error("open the bundle", path))?;
-        let text = fs::read(directory.join(MANIFEST))
-            .map_err(|error| not(format!("{MANIFEST}: {error}")))?;
+        let directory = path.canonicalize().map_err(io_error("open the bundle", path))?;
+        let text = fs::read(directory.join(MANIFEST)).map_err(|error| not(format!("{MANIFEST}: {error}")))?;
         let manifest = parse_manifest(&text).map_err(not)?;
-        Ok(Self {
-            directory,
-            manifest,
-        })
+        Ok(Self { directory, manifest })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -91,12 +85,7 @@ impl Bundle {
     pub fn blob(&self, name: &str) -> Result<&Blob> {
         self.manifest.blob(name).ok_or_else(|| Error::NoSuchBlob {
             name: name.to_owned(),
-            known: self
-                .manifest
-                .blobs
-                .iter()
-                .map(|blob| blob.name.clone())
-                .collect(),
+            known: self.manifest.blobs.iter().map(|blob| blob.name.clone()).collect(),
         })
     }
 
@@ -107,19 +96,14 @@ impl Bundle {
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        let staged = tempfile::NamedTempFile::new_in(parent)
-            .map_err(io_error("create a file in", parent))?;
+        let staged = tempfile::NamedTempFile::new_in(parent).map_err(io_error("create a file in", parent))?;
         let packed = self.blob_path(&blob.sha256);
         let input = File::open(&packed).map_err(io_error("open", &packed))?;
-        let found =
-            pack::unpack(input, &mut staged.as_file()).map_err(io_error("decompress", &packed))?;
+        let found = pack::unpack(input, &mut staged.as_file()).map_err(io_error("decompress", &packed))?;
         check_sum(&blob.name, &found.sha256, &blob.sha256)?;
         let mode = blob.mode().unwrap_or(0o644);
-        fs::set_permissions(
-            staged.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(mode),
-        )
-        .map_err(io_error("set permissions of", output))?;
+        fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .map_err(io_error("set permissions of", output))?;
         staged
             .into_temp_path()
             .persist(output)
@@ -142,10 +126,7 @@ impl Bundle {
             for _ in 0..workers {
                 scope.spawn(|| {
                     loop {
-                        let taken = next
-                            .lock()
-                            .ok()
-                            .and_then(|mut next| Some((next.len(), next.next()?)));
+                        let taken = next.lock().ok().and_then(|mut next| Some((next.len(), next.next()?)));
                         let Some((left, blob)) = taken else { break };
                         let reasons = match File::open(self.blob_path(&blob.sha256)) {
                             Ok(file) => check_blob(blob, pack::unpack(file, &mut io::sink())),
@@ -162,9 +143,7 @@ impl Bundle {
                 });
             }
         });
-        let mut found = found
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         found.sort_by_key(|(index, _)| *index);
         problems.extend(found.into_iter().map(|(_, problem)| problem));
         problems.extend(self.strangers());
@@ -196,11 +175,9 @@ impl Bundle {
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        let staged = tempfile::NamedTempFile::new_in(parent)
-            .map_err(io_error("create a file in", parent))?;
+        let staged = tempfile::NamedTempFile::new_in(parent).map_err(io_error("create a file in", parent))?;
         let write = || -> io::Result<()> {
-            let mut tar =
-                tar::Builder::new(zstd::stream::Encoder::new(staged.as_file(), ARCHIVE_LEVEL)?);
+            let mut tar = tar::Builder::new(zstd::stream::Encoder::new(staged.as_file(), ARCHIVE_LEVEL)?);
             let mut add = |path: &str, file: &Path| {
                 let mut file = File::open(file)?;
                 let mut header = tar::Header::new_gnu();
@@ -210,12 +187,7 @@ impl Bundle {
                 tar.append_data(&mut header, path, &mut file)
             };
             add(MANIFEST, &self.directory.join(MANIFEST))?;
-            let mut sums: Vec<&str> = self
-                .manifest
-                .blobs
-                .iter()
-                .map(|blob| blob.sha256.as_str())
-                .collect();
+            let mut sums: Vec<&str> = self.manifest.blobs.iter().map(|blob| blob.sha256.as_str()).collect();
             sums.sort_unstable();
             sums.dedup();
             for sum in sums {
@@ -224,11 +196,8 @@ impl Bundle {
             tar.into_inner()?.finish()?.flush()
         };
         write().map_err(io_error("write", output))?;
-        fs::set_permissions(
-            staged.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o644),
-        )
-        .map_err(io_error("set permissions of", output))?;
+        fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .map_err(io_error("set permissions of", output))?;
         staged
             .into_temp_path()
             .persist(output)
@@ -259,10 +228,7 @@ impl Bundle {
         };
         let mut archive = Archive::open(path)?;
         let bundles = cache.join("bundles");
-        let directory = bundles.join(format!(
-            "unpacked-{}",
-            &pack::sum(&archive.manifest_text)[..16]
-        ));
+        let directory = bundles.join(format!("unpacked-{}", &pack::sum(&archive.manifest_text)[..16]));
         if let Ok(bundle) = Self::open_directory(&directory) {
             return Ok(bundle);
         }
@@ -290,8 +256,7 @@ impl Bundle {
                 unknown.join(", ")
             )));
         }
-        fs::write(staging.path().join(MANIFEST), &archive.manifest_text)
-            .map_err(io_error("write", staging.path()))?;
+        fs::write(staging.path().join(MANIFEST), &archive.manifest_text).map_err(io_error("write", staging.path()))?;
         let problems = Self {
             directory: staging.path().to_owned(),
             manifest: manifest.clone(),
@@ -315,10 +280,7 @@ impl Bundle {
 
 /// Verifies a directory or an archive without unpacking it; empty when nothing is wrong.
 pub fn verify(path: &Path) -> Result<(Manifest, Vec<Problem>)> {
-    if fs::metadata(path)
-        .map_err(io_error("open the bundle", path))?
-        .is_dir()
-    {
+    if fs::metadata(path).map_err(io_error("open the bundle", path))?.is_dir() {
         let bundle = Bundle::open_directory(path)?;
         let problems = bundle.verify();
         return Ok((bundle.manifest, problems));
@@ -333,16 +295,9 @@ pub fn verify(path: &Path) -> Result<(Manifest, Vec<Problem>)> {
     let mut seen = Vec::new();
     let read = archive.for_each_blob(|sum, packed| {
         seen.push(sum.to_owned());
-        let mut named = manifest
-            .blobs
-            .iter()
-            .filter(|blob| blob.sha256 == sum)
-            .peekable();
+        let mut named = manifest.blobs.iter().filter(|blob| blob.sha256 == sum).peekable();
         if named.peek().is_none() {
-            problems.push(problem(
-                &format!("{BLOBS}/{sum}"),
-                "not in the manifest".into(),
-            ));
+            problems.push(problem(&format!("{BLOBS}/{sum}"), "not in the manifest".into()));
             return Ok(());
         }
         let found = pack::unpack(packed, &mut io::sink()).map_err(|error| error.to_string());
@@ -359,11 +314,7 @@ pub fn verify(path: &Path) -> Result<(Manifest, Vec<Problem>)> {
     if let Err(error) = read {
         problems.push(problem(&path.display().to_string(), error.to_string()));
     }
-    for blob in manifest
-        .blobs
-        .iter()
-        .filter(|blob| !seen.contains(&blob.sha256))
-    {
+    for blob in manifest.blobs.iter().filter(|blob| !seen.contains(&blob.sha256)) {
         problems.push(problem(&blob.name, "its blob is missing".into()));
     }
     Ok((manifest, problems))
@@ -380,11 +331,7 @@ pub fn manifest(path: &Path) -> Result<Manifest> {
 
 /// `$XDG_CACHE_HOME/quorate`, or `~/.cache/quorate`.
 pub fn default_cache() -> PathBuf {
-    let absolute = |name: &str| {
-        env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| PathBuf::from("/var/cache"))
@@ -396,8 +343,7 @@ pub(crate) const BLOBS: &str = "blobs/sha256";
 
 pub(crate) fn parse_manifest(text: &[u8]) -> Result<Manifest, String> {
     // The format is looked at first: a later one may have other fields.
-    let value: serde_json::Value =
-        serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;
     let format = value["format"].as_str().unwrap_or_default();
     if format != crate::manifest::FORMAT {
         return Err(format!(
@@ -405,18 +351,14 @@ pub(crate) fn parse_manifest(text: &[u8]) -> Result<Manifest, String> {
             crate::manifest::FORMAT
         ));
     }
-    let manifest: Manifest =
-        serde_json::from_value(value).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let manifest: Manifest = serde_json::from_value(value).map_err(|error| format!("{MANIFEST}: {error}"))?;
     match manifest
         .blobs
         .iter()
         .find(|blob| !crate::manifest::is_sha256(&blob.sha256))
     {
         // Sums become file names.
-        Some(blob) => Err(format!(
-            "{MANIFEST}: {}: {:?} is not a SHA-256",
-            blob.name, blob.sha256
-        )),
+        Some(blob) => Err(format!("{MANIFEST}: {}: {:?} is not a SHA-256", blob.name, blob.sha256)),
         None => Ok(manifest),
     }
 }
@@ -439,11 +381,7 @@ fn check_blob(blob: &Blob, found: io::Result<Packed>) -> Vec<String> {
         found.packed_size.to_string(),
         blob.packed_size.to_string(),
     );
-    compare(
-        "packed SHA-256",
-        found.packed_sha256,
-        blob.packed_sha256.clone(),
-    );
+    compare("packed SHA-256", found.packed_sha256, blob.packed_sha256.clone());
     reasons
 }
 
@@ -533,10 +471,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut bundle = bundle(root.path());
         assert_eq!(bundle.verify(), []);
-        let (one, two) = (
-            bundle.manifest.blobs[0].clone(),
-            bundle.manifest.blobs[1].clone(),
-        );
+        let (one, two) = (bundle.manifest.blobs[0].clone(), bundle.manifest.blobs[1].clone());
         let mut damaged = fs::read(bundle.blob_path(&one.sha256)).unwrap();
         damaged.truncate(damaged.len() - 3);
         fs::write(bundle.blob_path(&one.sha256), damaged).unwrap();
@@ -546,10 +481,7 @@ mod tests {
         let found = reasons(&bundle.verify());
         assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(found[0], "manifest.json: two: mode \"rwx\" is not octal");
-        assert!(
-            found[1].starts_with("one: cannot be decompressed: "),
-            "{found:?}"
-        );
+        assert!(found[1].starts_with("one: cannot be decompressed: "), "{found:?}");
         assert_eq!(found[2], "two: size is 3000, the manifest says 7");
         assert_eq!(found[3], "blobs/sha256/stranger: not in the manifest");
 
@@ -570,10 +502,7 @@ mod tests {
             found[0].starts_with(&format!("one: SHA-256 is {}", two.sha256)),
             "{found:?}"
         );
-        let error = bundle
-            .extract(one, &root.path().join("out"))
-            .unwrap_err()
-            .to_string();
+        let error = bundle.extract(one, &root.path().join("out")).unwrap_err().to_string();
         assert!(
             error.starts_with("one: SHA-256 is ") && !root.path().join("out").exists(),
             "{error}"
@@ -586,10 +515,7 @@ mod tests {
         let bundle = bundle(root.path());
         let (archive, cache) = (root.path().join("b.tar.zst"), root.path().join("cache"));
         bundle.write_archive(&archive).unwrap();
-        assert_eq!(
-            verify(&archive).unwrap(),
-            (bundle.manifest.clone(), Vec::new())
-        );
+        assert_eq!(verify(&archive).unwrap(), (bundle.manifest.clone(), Vec::new()));
         assert_eq!(manifest(&archive).unwrap(), bundle.manifest);
         for _ in 0..2 {
             let opened = Bundle::open_with_cache(&archive, &cache).unwrap();
@@ -597,8 +523,7 @@ mod tests {
             let out = root.path().join("out/two");
             opened.extract(opened.blob("two").unwrap(), &out).unwrap();
             assert_eq!(fs::read_to_string(&out).unwrap(), "two".repeat(1000));
-            let mode =
-                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&out).unwrap().permissions());
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&out).unwrap().permissions());
             assert_eq!(mode & 0o777, 0o755);
         }
     }
@@ -629,10 +554,7 @@ mod tests {
         assert!(say(&text).contains("not a readable .tar.zst file"));
         let format = "{\"format\": \"quorate.dev/bundle/v9\", \"new\": 1}";
         fs::write(root.path().join(MANIFEST), format).unwrap();
-        assert!(
-            say(root.path())
-                .contains("its format is \"quorate.dev/bundle/v9\"; this program reads")
-        );
+        assert!(say(root.path()).contains("its format is \"quorate.dev/bundle/v9\"; this program reads"));
         // A sum that leads out of the bundle.
         let bundle = bundle(root.path());
         let evil = fs::read_to_string(bundle.directory.join(MANIFEST)).unwrap();
@@ -649,9 +571,6 @@ mod tests {
         assert!(error.contains("has other files in it"), "{error}");
         bundle.write_directory(&root.path().join("copy")).unwrap();
         bundle.write_directory(&root.path().join("copy")).unwrap();
-        assert_eq!(
-            Bundle::open(&root.path().join("copy")).unwrap().verify(),
-            []
-        );
+        assert_eq!(Bundle::open(&root.path().join("copy")).unwrap().verify(), []);
     }
 }

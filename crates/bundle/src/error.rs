@@ -24,11 +24,7 @@ pub enum Error {
     Missing { from: String, missing: Vec<String> },
 
     #[error("download {url}: {reason}{}", attempts_text(*attempts))]
-    Download {
-        url: String,
-        reason: String,
-        attempts: u32,
-    },
+    Download { url: String, reason: String, attempts: u32 },
 
     #[error("{what}: SHA-256 is {found}, expected {expected}; nothing of it was used")]
     WrongSum {
@@ -50,10 +46,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// `map_err` helper: what was being done, to which path.
-pub(crate) fn io_error(
-    op: &'static str,
-    path: impl Into<PathBuf>,
-) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn io_error(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |source| Error::Io { op, path, source }
 }

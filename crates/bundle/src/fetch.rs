@@ -95,12 +95,7 @@ impl Client {
     }
 
     /// A small text, such as a checksum file.
-    pub(crate) fn text(
-        &self,
-        unit: &str,
-        url: &str,
-        progress: &mut dyn FnMut(Event),
-    ) -> Result<String> {
+    pub(crate) fn text(&self, unit: &str, url: &str, progress: &mut dyn FnMut(Event)) -> Result<String> {
         let path = self.place(url);
         // Never resumed: it may have changed.
         let _ = fs::remove_file(&path);
@@ -149,13 +144,7 @@ impl Client {
     }
 
     /// Repeats attempts until `path` is complete.
-    fn complete(
-        &self,
-        unit: &str,
-        url: &str,
-        path: &Path,
-        progress: &mut dyn FnMut(Event),
-    ) -> Result<()> {
+    fn complete(&self, unit: &str, url: &str, path: &Path, progress: &mut dyn FnMut(Event)) -> Result<()> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
         let url = self.effective(url);
         let deadline = Instant::now() + self.limits.total;
@@ -164,10 +153,7 @@ impl Client {
             attempts += 1;
             match self.attempt(unit, &url, path, deadline, attempts, progress)? {
                 Attempt::Complete => return Ok(()),
-                Attempt::Broken {
-                    reason,
-                    progress: true,
-                } => {
+                Attempt::Broken { reason, progress: true } => {
                     in_vain = 0;
                     progress(Event::Note {
                         unit: unit.to_owned(),
@@ -180,11 +166,7 @@ impl Client {
                 } => {
                     in_vain += 1;
                     if in_vain >= self.limits.attempts {
-                        return Err(Error::Download {
-                            url,
-                            reason,
-                            attempts,
-                        });
+                        return Err(Error::Download { url, reason, attempts });
                     }
                     progress(Event::Note {
                         unit: unit.to_owned(),
@@ -192,8 +174,7 @@ impl Client {
                     });
                 }
             }
-            let pause =
-                self.limits.backoff * 2_u32.saturating_pow(in_vain.saturating_sub(1)).min(64);
+            let pause = self.limits.backoff * 2_u32.saturating_pow(in_vain.saturating_sub(1)).min(64);
             if Instant::now() + pause >= deadline {
                 return Err(Error::Download {
                     url,
@@ -238,12 +219,7 @@ impl Client {
             }
             Err(error) => return broken(error.to_string()),
         };
-        let header = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let start = match response.status().as_u16() {
             200 => 0,
             206 => {
@@ -256,8 +232,7 @@ impl Client {
                 have
             }
             416 => {
-                let size = header("content-range")
-                    .and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
+                let size = header("content-range").and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
                 if size == Some(have) {
                     return Ok(Attempt::Complete);
                 }
@@ -267,8 +242,7 @@ impl Client {
             status @ (408 | 425 | 429 | 500..) => return broken(format!("HTTP status {status}")),
             404 => {
                 return Err(fatal(
-                    "HTTP status 404: there is no such release, or the mirror does not have it"
-                        .into(),
+                    "HTTP status 404: there is no such release, or the mirror does not have it".into(),
                 ));
             }
             status => return Err(fatal(format!("HTTP status {status}"))),
@@ -292,16 +266,12 @@ impl Client {
             let read = match body.read(&mut buffer) {
                 Ok(0) if total.is_none_or(|total| total == bytes) => return Ok(Attempt::Complete),
                 Ok(0) => {
-                    break format!(
-                        "the connection ended after {bytes} of {} bytes",
-                        total.unwrap_or(0)
-                    );
+                    break format!("the connection ended after {bytes} of {} bytes", total.unwrap_or(0));
                 }
                 Ok(read) => read,
                 Err(error) => break format!("{error} after {bytes} bytes"),
             };
-            file.write_all(&buffer[..read])
-                .map_err(io_error("write", path))?;
+            file.write_all(&buffer[..read]).map_err(io_error("write", path))?;
             bytes += read as u64;
             if bytes - reported >= PROGRESS_BYTES {
                 reported = bytes;

@@ -41,10 +41,7 @@ pub(crate) fn build(
         })
     };
     let mut contents = BTreeMap::new();
-    let (mut version, mut licence) = (
-        env!("CARGO_PKG_VERSION").to_owned(),
-        "Apache-2.0".to_owned(),
-    );
+    let (mut version, mut licence) = (env!("CARGO_PKG_VERSION").to_owned(), "Apache-2.0".to_owned());
     for name in image.files.values() {
         if name == QUORATE {
             let Some(program) = &options.quorate else {
@@ -103,13 +100,7 @@ pub(crate) fn build(
                 (Some(program), QUORATE) => program.clone(),
                 _ => unpack_binary(name, units, work)?,
             };
-            entries.insert(
-                path.clone(),
-                Entry::File {
-                    source,
-                    mode: 0o755,
-                },
-            );
+            entries.insert(path.clone(), Entry::File { source, mode: 0o755 });
         }
         let mut references = vec![image.name.clone()];
         references.extend(image.also.iter().cloned());
@@ -189,19 +180,12 @@ fn is_static(program: &Path) -> Result<bool> {
         .map_err(io_error("read the program", program))?;
     let number = |at: usize, length: usize| -> u64 {
         head.get(at..at + length).map_or(0, |bytes| {
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |all, byte| (all << 8) | u64::from(*byte))
+            bytes.iter().rev().fold(0, |all, byte| (all << 8) | u64::from(*byte))
         })
     };
     if !head.starts_with(b"\x7fELF\x02\x01") {
         return Ok(false);
     }
-    let (table, size, count) = (
-        number(32, 8) as usize,
-        number(54, 2) as usize,
-        number(56, 2) as usize,
-    );
+    let (table, size, count) = (number(32, 8) as usize, number(54, 2) as usize, number(56, 2) as usize);
     Ok((0..count).all(|index| number(table + index * size, 4) != u64::from(PT_INTERP)))
 }

@@ -82,37 +82,24 @@ impl Manifest {
     }
 
     pub fn binaries(&self) -> impl Iterator<Item = &Blob> {
-        self.blobs
-            .iter()
-            .filter(|blob| blob.kind == BlobKind::Binary)
+        self.blobs.iter().filter(|blob| blob.kind == BlobKind::Binary)
     }
 
     pub fn images(&self) -> impl Iterator<Item = &Blob> {
-        self.blobs
-            .iter()
-            .filter(|blob| blob.kind == BlobKind::Image)
+        self.blobs.iter().filter(|blob| blob.kind == BlobKind::Image)
     }
 
     /// What is wrong with the manifest itself; empty when nothing is.
     pub(crate) fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();
         if self.format != FORMAT {
-            findings.push(format!(
-                "format is {:?}; this program reads {FORMAT:?}",
-                self.format
-            ));
+            findings.push(format!("format is {:?}; this program reads {FORMAT:?}", self.format));
         }
         for (index, blob) in self.blobs.iter().enumerate() {
-            if self.blobs[..index]
-                .iter()
-                .any(|other| other.name == blob.name)
-            {
+            if self.blobs[..index].iter().any(|other| other.name == blob.name) {
                 findings.push(format!("{} is listed twice", blob.name));
             }
-            for (field, sum) in [
-                ("sha256", &blob.sha256),
-                ("packed_sha256", &blob.packed_sha256),
-            ] {
+            for (field, sum) in [("sha256", &blob.sha256), ("packed_sha256", &blob.packed_sha256)] {
                 if !is_sha256(sum) {
                     findings.push(format!("{}: {field} {sum:?} is not a SHA-256", blob.name));
                 }
@@ -128,16 +115,11 @@ impl Manifest {
 impl Blob {
     /// The permission bits as a number; `None` when they are not octal.
     pub fn mode(&self) -> Option<u32> {
-        u32::from_str_radix(&self.mode, 8)
-            .ok()
-            .filter(|mode| *mode <= 0o7777)
+        u32::from_str_radix(&self.mode, 8).ok().filter(|mode| *mode <= 0o7777)
     }
 }
 
 /// 64 lower-case hexadecimal digits. Blob names become file names, so nothing else may pass.
 pub(crate) fn is_sha256(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

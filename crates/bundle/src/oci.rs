@@ -51,8 +51,7 @@ const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
     let name = image.references.first().cloned().unwrap_or_default();
     let directory = output.parent().unwrap_or(Path::new("."));
-    let layer = tempfile::NamedTempFile::new_in(directory)
-        .map_err(io_error("create a file in", directory))?;
+    let layer = tempfile::NamedTempFile::new_in(directory).map_err(io_error("create a file in", directory))?;
     let fail = |reason: io::Error| Error::Image {
         image: name.clone(),
         reason: reason.to_string(),
@@ -90,19 +89,14 @@ pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
             one
         })
         .collect();
-    let index =
-        bytes(&json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}));
+    let index = bytes(&json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}));
 
     let mut blobs = BTreeMap::from([(sum(&config), config), (sum(&manifest), manifest)]);
     blobs.retain(|digest, _| *digest != layer_sum);
     let file = File::create(output).map_err(io_error("create", output))?;
     let assemble = || -> io::Result<()> {
         let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, file));
-        append(
-            &mut tar,
-            "oci-layout",
-            &bytes(&json!({"imageLayoutVersion": "1.0.0"})),
-        )?;
+        append(&mut tar, "oci-layout", &bytes(&json!({"imageLayoutVersion": "1.0.0"})))?;
         append(&mut tar, "index.json", &index)?;
         append_directory(&mut tar, "blobs/", 0o755)?;
         append_directory(&mut tar, "blobs/sha256/", 0o755)?;
@@ -127,9 +121,8 @@ fn write_layer(entries: &BTreeMap<String, Entry>, output: &File) -> io::Result<(
         let path = path.trim_start_matches('/');
         match entry {
             Entry::File { source, mode } => {
-                let file = File::open(source).map_err(|error| {
-                    io::Error::new(error.kind(), format!("open {}: {error}", source.display()))
-                })?;
+                let file = File::open(source)
+                    .map_err(|error| io::Error::new(error.kind(), format!("open {}: {error}", source.display())))?;
                 let mut head = header(tar::EntryType::Regular, *mode, file.metadata()?.len());
                 tar.append_data(&mut head, path, file)?;
             }
@@ -157,8 +150,7 @@ fn with_parents(entries: &BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
         while let Some((parent, _)) = path.rsplit_once('/')
             && !parent.is_empty()
         {
-            all.entry(parent.to_owned())
-                .or_insert(Entry::Directory { mode: 0o755 });
+            all.entry(parent.to_owned()).or_insert(Entry::Directory { mode: 0o755 });
             path = parent;
         }
     }
@@ -220,13 +212,7 @@ mod tests {
             licence: "Apache-2.0".into(),
             entrypoint: vec!["etcd".into()],
             entries: BTreeMap::from([
-                (
-                    "/usr/local/bin/etcd".into(),
-                    Entry::File {
-                        source,
-                        mode: 0o755,
-                    },
-                ),
+                ("/usr/local/bin/etcd".into(), Entry::File { source, mode: 0o755 }),
                 (
                     "/etc/passwd".into(),
                     Entry::Text {
@@ -252,10 +238,7 @@ mod tests {
             assert_eq!(entry.header().mtime().unwrap(), 0);
             let mut content = Vec::new();
             entry.read_to_end(&mut content).unwrap();
-            files.insert(
-                entry.path().unwrap().to_string_lossy().into_owned(),
-                content,
-            );
+            files.insert(entry.path().unwrap().to_string_lossy().into_owned(), content);
         }
         files
     }
@@ -268,19 +251,12 @@ mod tests {
         let files = files(&fs::read(&output).unwrap());
         assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
         for (path, content) in &files {
-            if let Some(digest) = path
-                .strip_prefix("blobs/sha256/")
-                .filter(|digest| !digest.is_empty())
-            {
+            if let Some(digest) = path.strip_prefix("blobs/sha256/").filter(|digest| !digest.is_empty()) {
                 assert_eq!(digest, sum(content));
             }
         }
         let blob = |descriptor: &Value| -> &Vec<u8> {
-            let digest = descriptor["digest"]
-                .as_str()
-                .unwrap()
-                .strip_prefix("sha256:")
-                .unwrap();
+            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
             let content = &files[&format!("blobs/sha256/{digest}")];
             assert_eq!(descriptor["size"], content.len());
             content
@@ -297,10 +273,7 @@ mod tests {
         let manifest: Value = serde_json::from_slice(blob(&index["manifests"][0])).unwrap();
         let config: Value = serde_json::from_slice(blob(&manifest["config"])).unwrap();
         let layer = blob(&manifest["layers"][0]);
-        assert_eq!(
-            config["rootfs"]["diff_ids"][0],
-            format!("sha256:{}", sum(layer))
-        );
+        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sum(layer)));
         let names: Vec<_> = tar::Archive::new(&layer[..])
             .entries()
             .unwrap()

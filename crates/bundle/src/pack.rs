@@ -28,12 +28,9 @@ pub(crate) struct Packed {
 
 /// Compresses each file into `blobs/<sha256 of its content>`, several at once; results are in the order of `files`.
 pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
-    let workers = thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(files.len());
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(files.len());
     let next = Mutex::new(0..files.len());
-    let results: Mutex<Vec<Option<Result<Packed>>>> =
-        Mutex::new(files.iter().map(|_| None).collect());
+    let results: Mutex<Vec<Option<Result<Packed>>>> = Mutex::new(files.iter().map(|_| None).collect());
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -46,9 +43,7 @@ pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
             });
         }
     });
-    let results = results
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     results.into_iter().flatten().collect()
 }
 
@@ -56,8 +51,7 @@ pub(crate) fn pack_all(files: &[PathBuf], blobs: &Path) -> Result<Vec<Packed>> {
 fn pack(file: &Path, blobs: &Path) -> Result<Packed> {
     let mut input = File::open(file).map_err(io_error("open", file))?;
     let length = input.metadata().map_err(io_error("stat", file))?.len();
-    let staged =
-        tempfile::NamedTempFile::new_in(blobs).map_err(io_error("create a file in", blobs))?;
+    let staged = tempfile::NamedTempFile::new_in(blobs).map_err(io_error("create a file in", blobs))?;
     let compress = |input: &mut File| -> io::Result<Packed> {
         let mut encoder = zstd::stream::Encoder::new(Hashing::new(staged.as_file()), LEVEL)?;
         encoder.include_checksum(false)?; // SHA-256 covers it
@@ -95,8 +89,7 @@ pub(crate) fn unpack(packed: impl Read, output: &mut dyn Write) -> io::Result<Pa
     let mut content = Hashing::new(output);
     {
         let mut decoder =
-            zstd::stream::Decoder::with_buffer(BufReader::with_capacity(BUFFER, &mut reader))?
-                .single_frame();
+            zstd::stream::Decoder::with_buffer(BufReader::with_capacity(BUFFER, &mut reader))?.single_frame();
         copy(&mut decoder, &mut content)?;
         // What follows the frame would never be read by a decoder, so it must not be there; hash it as well.
         let mut rest = decoder.finish();
@@ -187,16 +180,11 @@ fn copy(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
 }
 
 fn hex(hash: Sha256) -> String {
-    hash.finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -222,20 +210,14 @@ mod tests {
             [0, 1000, 2000]
         );
         for (packed, file) in packed.iter().zip(&files) {
-            assert_eq!(
-                sum_file(file).unwrap(),
-                (packed.sha256.clone(), packed.size)
-            );
+            assert_eq!(sum_file(file).unwrap(), (packed.sha256.clone(), packed.size));
             let stored = blobs.join(&packed.sha256);
             assert_eq!(
                 sum_file(&stored).unwrap(),
                 (packed.packed_sha256.clone(), packed.packed_size)
             );
             let mut out = Vec::new();
-            assert_eq!(
-                &unpack(File::open(stored).unwrap(), &mut out).unwrap(),
-                packed
-            );
+            assert_eq!(&unpack(File::open(stored).unwrap(), &mut out).unwrap(), packed);
             assert_eq!(out, fs::read(file).unwrap());
         }
     }
@@ -262,9 +244,6 @@ mod tests {
         let error = pack_all(&[directory.path().join("absent")], directory.path())
             .unwrap_err()
             .to_string();
-        assert!(
-            error.starts_with("open ") && error.contains("absent"),
-            "{error}"
-        );
+        assert!(error.starts_with("open ") && error.contains("absent"), "{error}");
     }
 }

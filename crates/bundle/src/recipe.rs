@@ -126,8 +126,7 @@ impl Recipes {
             reason,
         };
         let text = String::from_utf8(self.file(&name)?).map_err(|error| bad(error.to_string()))?;
-        let recipe: Recipe =
-            serde_saphyr::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let recipe: Recipe = serde_saphyr::from_str(&text).map_err(|error| bad(error.to_string()))?;
         let findings = recipe.findings();
         if findings.is_empty() {
             Ok(recipe)
@@ -139,10 +138,7 @@ impl Recipes {
     /// The Kubernetes versions there are recipes for, sorted.
     pub fn versions(&self) -> Result<Vec<String>> {
         let names: Vec<String> = match self {
-            Self::Embedded => EMBEDDED
-                .iter()
-                .map(|(name, _)| (*name).to_owned())
-                .collect(),
+            Self::Embedded => EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect(),
             Self::Directory(directory) => fs::read_dir(directory)
                 .map_err(io_error("read recipes from", directory))?
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -188,11 +184,7 @@ impl Recipe {
                 }
                 binaries.push(&binary.name);
             }
-            for name in component
-                .downloads
-                .iter()
-                .flat_map(|download| download.take.keys())
-            {
+            for name in component.downloads.iter().flat_map(|download| download.take.keys()) {
                 if !component.binaries.iter().any(|binary| &binary.name == name) {
                     findings.push(format!(
                         "a download of {} has {name}, which is not one of its binaries",
@@ -204,10 +196,7 @@ impl Recipe {
         for image in &self.images {
             for name in image.files.values() {
                 if !binaries.contains(&name.as_str()) {
-                    findings.push(format!(
-                        "image {} wants {name}, which no component has",
-                        image.name
-                    ));
+                    findings.push(format!("image {} wants {name}, which no component has", image.name));
                 }
             }
         }
@@ -233,10 +222,7 @@ impl Download {
         };
         let url = fill(&self.url);
         Self {
-            sums: self
-                .sums
-                .as_ref()
-                .map(|sums| fill(&sums.replace("{url}", &url))),
+            sums: self.sums.as_ref().map(|sums| fill(&sums.replace("{url}", &url))),
             pinned: self.pinned.clone(),
             take: self
                 .take
@@ -249,10 +235,7 @@ impl Download {
 }
 
 /// Reads a go.mod or go.sum of `directory`.
-pub(crate) fn module_files(
-    recipes: &Recipes,
-    directory: &str,
-) -> Result<Vec<(&'static str, Vec<u8>)>> {
+pub(crate) fn module_files(recipes: &Recipes, directory: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
     ["go.mod", "go.sum"]
         .into_iter()
         .map(|name| Ok((name, recipes.file(&format!("{directory}/{name}"))?)))
@@ -261,9 +244,7 @@ pub(crate) fn module_files(
 
 /// The checkout's recipes when `path` is one, for `--sources`.
 pub(crate) fn from_option(path: Option<&Path>) -> Recipes {
-    path.map_or(Recipes::Embedded, |path| {
-        Recipes::Directory(path.to_owned())
-    })
+    path.map_or(Recipes::Embedded, |path| Recipes::Directory(path.to_owned()))
 }
 
 #[cfg(test)]
@@ -311,8 +292,7 @@ mod tests {
 
     #[test]
     fn embedded_recipes_are_those_of_the_checkout() {
-        let checkout =
-            Recipes::Directory(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles"));
+        let checkout = Recipes::Directory(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles"));
         assert_eq!(
             checkout.load("1.36.3").unwrap(),
             Recipes::Embedded.load("v1.36.3").unwrap()
@@ -346,9 +326,7 @@ mod tests {
             for download in &component.downloads {
                 let text = format!("{:?}", download.resolved(&component.version, "amd64"));
                 assert!(
-                    !text.contains("{version}")
-                        && !text.contains("{arch}")
-                        && !text.contains("{url}"),
+                    !text.contains("{version}") && !text.contains("{arch}") && !text.contains("{url}"),
                     "{text}"
                 );
             }

@@ -35,11 +35,7 @@ impl Go {
             .chain([PathBuf::from("/usr/local/go/bin")])
             .map(|directory| directory.join("go"))
             .find(|program| program.is_file())?;
-        Some(Self {
-            program,
-            arch,
-            modules,
-        })
+        Some(Self { program, arch, modules })
     }
 
     #[cfg(test)]
@@ -144,10 +140,7 @@ fn not_installed(missing: Vec<String>) -> Error {
 fn missing(components: &[Component], has_go: bool) -> Vec<String> {
     let mut missing = Vec::new();
     if !has_go {
-        missing.push(
-            "the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian"
-                .to_owned(),
-        );
+        missing.push("the Go toolchain: https://go.dev/dl, or the package golang-go of a recent Debian".to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let has = |name: &str| env::split_paths(&path).any(|directory| directory.join(name).is_file());
@@ -180,20 +173,11 @@ fn compile(
         reason,
     };
     let Prepared {
-        go,
-        directory,
-        version,
-        ..
+        go, directory, version, ..
     } = prepared;
     let mut command = go_command(go, directory);
     command.env("CGO_ENABLED", if component.source.cgo { "1" } else { "0" });
-    command.args([
-        "build",
-        "-v",
-        "-trimpath",
-        "-ldflags",
-        component.source.ldflags.trim(),
-    ]);
+    command.args(["build", "-v", "-trimpath", "-ldflags", component.source.ldflags.trim()]);
     if !component.source.tags.is_empty() {
         command.args(["-tags", &component.source.tags.join(",")]);
     }
@@ -221,9 +205,7 @@ fn compile(
             });
         }
     }
-    let status = child
-        .wait()
-        .map_err(|error| fail(format!("wait for go: {error}")))?;
+    let status = child.wait().map_err(|error| fail(format!("wait for go: {error}")))?;
     if !status.success() {
         let tail: Vec<String> = tail.into();
         return Err(fail(format!("go build: {status}\n{}", tail.join("\n"))));
@@ -241,10 +223,7 @@ fn compile(
             name: binary.name.clone(),
             kind: BlobKind::Binary,
             version: component.version.clone(),
-            origin: format!(
-                "{}@{} compiled with {version}",
-                binary.package, component.version
-            ),
+            origin: format!("{}@{} compiled with {version}", binary.package, component.version),
             licence: component.licence.clone(),
             path: Some(binary.install_path()),
             mode: "0755",
@@ -302,11 +281,7 @@ fn executable_name(package: &str) -> &str {
     let major = last
         .strip_prefix('v')
         .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()));
-    if major {
-        elements.next().unwrap_or(last)
-    } else {
-        last
-    }
+    if major { elements.next().unwrap_or(last) } else { last }
 }
 
 #[cfg(test)]
@@ -371,12 +346,7 @@ mod tests {
         cache: &UnitCache,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Unit> {
-        build(
-            component,
-            &prepare_one(component, recipes, go)?,
-            cache,
-            progress,
-        )
+        build(component, &prepare_one(component, recipes, go)?, cache, progress)
     }
 
     #[test]
@@ -394,20 +364,12 @@ mod tests {
         );
         assert_eq!(unit.blobs[0].path.as_deref(), Some("/usr/local/bin/demo"));
         let mut content = Vec::new();
-        crate::pack::unpack(
-            fs::File::open(unit.packed(&unit.blobs[0])).unwrap(),
-            &mut content,
-        )
-        .unwrap();
+        crate::pack::unpack(fs::File::open(unit.packed(&unit.blobs[0])).unwrap(), &mut content).unwrap();
         assert_eq!(
             String::from_utf8(content).unwrap(),
             "0 build -v -trimpath -ldflags -s -w -tags a,b -o OUT/ example.org/server/v3\n"
         );
-        assert!(
-            make(&component(), &recipes, &go, &cache, &mut seen)
-                .unwrap()
-                .cached
-        );
+        assert!(make(&component(), &recipes, &go, &cache, &mut seen).unwrap().cached);
 
         let other = tempfile::tempdir().unwrap();
         assert!(
@@ -418,18 +380,10 @@ mod tests {
         );
 
         fs::write(root.path().join("bundles/demo/go.sum"), "changed").unwrap();
-        assert!(
-            !make(&component(), &recipes, &go, &cache, &mut seen)
-                .unwrap()
-                .cached
-        );
+        assert!(!make(&component(), &recipes, &go, &cache, &mut seen).unwrap().cached);
         let mut tagged = component();
         tagged.source.tags.pop();
-        assert!(
-            !make(&tagged, &recipes, &go, &cache, &mut seen)
-                .unwrap()
-                .cached
-        );
+        assert!(!make(&tagged, &recipes, &go, &cache, &mut seen).unwrap().cached);
         assert!(lines.iter().any(|line| line.contains("example.org/server")));
     }
 
@@ -454,10 +408,7 @@ mod tests {
         let missing = missing(&[component()], false);
         assert_eq!(missing.len(), 2);
         assert!(missing[0].contains("Go toolchain"));
-        assert_eq!(
-            missing[1],
-            "/nonexistent/x.h (for demo): apt-get install libx-dev"
-        );
+        assert_eq!(missing[1], "/nonexistent/x.h (for demo): apt-get install libx-dev");
     }
 
     #[test]

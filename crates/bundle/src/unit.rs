@@ -69,20 +69,14 @@ impl UnitCache {
         let path = root.join(".lock");
         let lock = File::create(&path).map_err(io_error("create", &path))?;
         if lock.try_lock().is_err() {
-            let text = format!(
-                "another build is at work in {}; waiting for it",
-                root.display()
-            );
+            let text = format!("another build is at work in {}; waiting for it", root.display());
             progress(Event::Note {
                 unit: "bundle".into(),
                 text,
             });
             lock.lock().map_err(io_error("lock", &path))?;
         }
-        for entry in fs::read_dir(&root)
-            .map_err(io_error("read", &root))?
-            .flatten()
-        {
+        for entry in fs::read_dir(&root).map_err(io_error("read", &root))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(STAGING) {
                 fs::remove_dir_all(entry.path()).map_err(io_error("remove", entry.path()))?;
             }
@@ -93,9 +87,7 @@ impl UnitCache {
     /// The lock for a child process's standard input (an empty file): should this process be killed, the next build waits
     /// until the child has ended, too, instead of compiling beside it.
     pub(crate) fn lock_for_child(&self) -> Result<File> {
-        self.lock
-            .try_clone()
-            .map_err(io_error("share the lock of", &self.root))
+        self.lock.try_clone().map_err(io_error("share the lock of", &self.root))
     }
 
     /// Hash of a unit's inputs; contents only, so neither paths nor times matter.
@@ -113,8 +105,7 @@ impl UnitCache {
         let text = fs::read(directory.join("unit.json")).ok()?;
         let UnitFile { blobs } = serde_json::from_slice(&text).ok()?;
         let whole = blobs.iter().all(|blob| {
-            fs::metadata(directory.join("blobs").join(&blob.sha256))
-                .is_ok_and(|found| found.len() == blob.packed_size)
+            fs::metadata(directory.join("blobs").join(&blob.sha256)).is_ok_and(|found| found.len() == blob.packed_size)
         });
         whole.then_some(Unit {
             directory,
@@ -146,10 +137,7 @@ impl UnitCache {
         fs::create_dir_all(&packed_directory).map_err(io_error("create", &packed_directory))?;
 
         let products = make(&work)?;
-        let files: Vec<PathBuf> = products
-            .iter()
-            .map(|product| product.file.clone())
-            .collect();
+        let files: Vec<PathBuf> = products.iter().map(|product| product.file.clone()).collect();
         let packed = pack::pack_all(&files, &packed_directory)?;
         let blobs: Vec<Blob> = products
             .into_iter()
@@ -169,12 +157,7 @@ impl UnitCache {
                 also: product.also,
             })
             .collect();
-        write_json(
-            &result.join("unit.json"),
-            &UnitFile {
-                blobs: blobs.clone(),
-            },
-        )?;
+        write_json(&result.join("unit.json"), &UnitFile { blobs: blobs.clone() })?;
 
         let directory = self.directory(name, hash);
         if directory.exists() {
@@ -212,9 +195,7 @@ pub(crate) fn keep_newest(root: &Path, prefix: &str, kept: usize) -> Result<()> 
             let name = entry.file_name();
             name.to_str()
                 .and_then(|name| name.strip_prefix(prefix))
-                .is_some_and(|rest| {
-                    rest.len() == HASH_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit())
-                })
+                .is_some_and(|rest| rest.len() == HASH_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
         })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
@@ -232,8 +213,7 @@ fn file_name(unit: &str) -> String {
 
 /// Pretty-printed, so that a person can read it and `diff` works.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text =
-        serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
     text.push(b'\n');
     fs::write(path, text).map_err(io_error("write", path))
 }
@@ -313,9 +293,7 @@ mod tests {
         let cache = open(directory.path());
         cache.get_or_make("ab", "00000000000000ff", make).unwrap();
         for index in 0..KEPT + 2 {
-            cache
-                .get_or_make("a", &format!("{index:016x}"), make)
-                .unwrap();
+            cache.get_or_make("a", &format!("{index:016x}"), make).unwrap();
         }
         assert!(cache.get("a", &format!("{:016x}", 1)).is_none());
         assert!(cache.get("a", &format!("{:016x}", 2)).is_some());
@@ -327,11 +305,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = open(directory.path());
         let lock = cache.lock_for_child().unwrap();
-        let mut child = Command::new("sleep")
-            .arg("0.3")
-            .stdin(lock)
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("sleep").arg("0.3").stdin(lock).spawn().unwrap();
         let started = Instant::now();
         drop(cache);
         let mut notes = 0;

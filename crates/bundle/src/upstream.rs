@@ -36,10 +36,7 @@ pub(crate) fn build(
     if let Some(binary) = without {
         return Err(Error::Recipe {
             name: component.name.clone(),
-            reason: format!(
-                "no download has {}; use --from source or --from DIRECTORY",
-                binary.name
-            ),
+            reason: format!("no download has {}; use --from source or --from DIRECTORY", binary.name),
         });
     }
     let hash = UnitCache::hash(&(
@@ -55,17 +52,9 @@ pub(crate) fn build(
         let mut done = Vec::new();
         for download in &downloads {
             let expected = expected_sum(&component.name, download, arch, client, progress)?;
-            let (file, sum) = client.file(
-                &component.name,
-                &download.url,
-                expected.as_deref(),
-                progress,
-            )?;
+            let (file, sum) = client.file(&component.name, &download.url, expected.as_deref(), progress)?;
             if expected.is_none() {
-                let text = format!(
-                    "{} has no published checksum; its SHA-256 is {sum}",
-                    download.url
-                );
+                let text = format!("{} has no published checksum; its SHA-256 is {sum}", download.url);
                 progress(Event::Note {
                     unit: component.name.clone(),
                     text,
@@ -155,11 +144,7 @@ fn take(download: &Download, artefact: &Path, work: &Path) -> Result<BTreeMap<St
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(File::open(artefact)?));
         for entry in archive.entries()? {
             let mut entry = entry?;
-            let path = entry
-                .path()?
-                .to_string_lossy()
-                .trim_start_matches("./")
-                .to_owned();
+            let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
             let Some(name) = wanted.remove(path.as_str()) else {
                 continue;
             };

@@ -106,10 +106,7 @@ fn collect(package: &str) -> Result<Userland> {
         }
     }
     let merged_usr = |name: &&str| fs::read_link(Path::new("/").join(name)).is_ok();
-    for name in ["bin", "lib", "lib64", "sbin"]
-        .into_iter()
-        .filter(merged_usr)
-    {
+    for name in ["bin", "lib", "lib64", "sbin"].into_iter().filter(merged_usr) {
         userland.link(&format!("/{name}"), &format!("usr/{name}"));
     }
     Ok(userland)
@@ -145,10 +142,8 @@ impl Userland {
         } else {
             0o755
         };
-        self.sums.insert(
-            name.clone(),
-            format!("{mode:o} {}", pack::sum_file(path)?.0),
-        );
+        self.sums
+            .insert(name.clone(), format!("{mode:o} {}", pack::sum_file(path)?.0));
         self.entries.insert(
             name,
             Entry::File {
@@ -166,11 +161,7 @@ fn libraries(files: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
     if programs.is_empty() {
         return Vec::new();
     }
-    let Ok(output) = Command::new("ldd")
-        .args(programs)
-        .env("LC_ALL", "C")
-        .output()
-    else {
+    let Ok(output) = Command::new("ldd").args(programs).env("LC_ALL", "C").output() else {
         return Vec::new();
     };
     parse_ldd(&String::from_utf8_lossy(&output.stdout))

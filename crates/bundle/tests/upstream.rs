@@ -48,8 +48,7 @@ impl Server {
         let files = Arc::new(files);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (files, seen, behaviours) =
-                    (Arc::clone(&files), Arc::clone(&seen), behaviours.clone());
+                let (files, seen, behaviours) = (Arc::clone(&files), Arc::clone(&seen), behaviours.clone());
                 thread::spawn(move || {
                     let _ = answer(stream, &files, &seen, &behaviours);
                 });
@@ -119,8 +118,7 @@ fn answer(
             );
         }
         _ if from >= all && from > 0 => {
-            let head =
-                "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n";
+            let head = "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n";
             return write!(stream, "{head}Content-Range: bytes */{all}\r\n\r\n");
         }
         _ if from > 0 => write!(
@@ -131,11 +129,7 @@ fn answer(
         _ => write!(stream, "HTTP/1.1 200 OK\r\n")?,
     }
     let body = &content[from..];
-    write!(
-        stream,
-        "Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
+    write!(stream, "Content-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
     match behaviour {
         Behaviour::Truncated(bytes) => stream.write_all(&body[..bytes.min(body.len())]),
         Behaviour::Stalled(bytes) => {
@@ -170,10 +164,7 @@ fn sha256(content: &[u8]) -> String {
 }
 
 fn pack(names: &[&str]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
-        Vec::new(),
-        flate2::Compression::fast(),
-    ));
+    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     for name in names {
         let mut header = tar::Header::new_gnu();
         header.set_size(name.len() as u64);
@@ -186,11 +177,7 @@ fn pack(names: &[&str]) -> Vec<u8> {
 
 fn files() -> BTreeMap<String, Vec<u8>> {
     let pack = pack(&["one", "two"]);
-    let sums = format!(
-        "{}  pack.tgz\n{} *tool-amd64\n",
-        sha256(&pack),
-        sha256(&tool())
-    );
+    let sums = format!("{}  pack.tgz\n{} *tool-amd64\n", sha256(&pack), sha256(&tool()));
     BTreeMap::from([
         (TOOL.into(), tool()),
         (SUMS.into(), sums.into_bytes()),
@@ -264,13 +251,8 @@ fn attempt(behaviours: &[Behaviour]) -> (Result<Bundle, String>, Vec<String>, Ve
         assert_eq!(content(bundle, "tool"), tool());
         assert_eq!(content(bundle, "two"), b"two");
         assert_eq!(bundle.verify(), []);
-        let left: Vec<_> = fs::read_dir(root.path().join("cache/downloads"))
-            .unwrap()
-            .collect();
-        assert!(
-            left.is_empty(),
-            "downloads are removed once they are packed: {left:?}"
-        );
+        let left: Vec<_> = fs::read_dir(root.path().join("cache/downloads")).unwrap().collect();
+        assert!(left.is_empty(), "downloads are removed once they are packed: {left:?}");
     }
     let requests = server
         .requests()
@@ -290,10 +272,7 @@ fn a_good_server_is_asked_once() {
     let tool = bundle.blob("tool").unwrap();
     assert_eq!(
         tool.origin,
-        format!(
-            "https://example.org/v1.0.0/tool-amd64 sha256:{}",
-            sha256(&self::tool())
-        )
+        format!("https://example.org/v1.0.0/tool-amd64 sha256:{}", sha256(&self::tool()))
     );
     assert_eq!(
         (tool.licence.as_str(), tool.path.as_deref()),
@@ -301,11 +280,7 @@ fn a_good_server_is_asked_once() {
     );
     assert_eq!(bundle.manifest().created_from, "upstream");
     build(&options, &mut |_| {}).unwrap();
-    assert_eq!(
-        server.requests().len(),
-        4,
-        "the second build downloads nothing"
-    );
+    assert_eq!(server.requests().len(), 4, "the second build downloads nothing");
 }
 
 #[test]
@@ -348,17 +323,10 @@ fn a_server_without_ranges_starts_over() {
 
 #[test]
 fn an_overloaded_server_is_asked_again() {
-    let (built, notes, requests) = attempt(&[
-        Behaviour::Status(503),
-        Behaviour::Status(429),
-        Behaviour::Good,
-    ]);
+    let (built, notes, requests) = attempt(&[Behaviour::Status(503), Behaviour::Status(429), Behaviour::Good]);
     built.unwrap();
     assert_eq!(requests.len(), 3);
-    assert!(
-        notes[0].ends_with("HTTP status 503; trying again"),
-        "{notes:?}"
-    );
+    assert!(notes[0].ends_with("HTTP status 503; trying again"), "{notes:?}");
 }
 
 #[test]
@@ -389,10 +357,7 @@ fn time_is_bounded() {
         .iter()
         .filter(|request| request.starts_with(&format!("{TOOL} ")))
         .count();
-    assert_eq!(
-        resumed, 1,
-        "the second build asked for the rest only: {requests:?}"
-    );
+    assert_eq!(resumed, 1, "the second build asked for the rest only: {requests:?}");
 }
 
 #[test]
@@ -400,9 +365,7 @@ fn a_missing_release_is_not_asked_for_again() {
     let (built, _, requests) = attempt(&[Behaviour::Status(404)]);
     assert_eq!(
         built.unwrap_err(),
-        format!(
-            "download {TOOL}: HTTP status 404: there is no such release, or the mirror does not have it"
-        )
+        format!("download {TOOL}: HTTP status 404: there is no such release, or the mirror does not have it")
     );
     assert_eq!(requests.len(), 1);
 }
@@ -422,12 +385,7 @@ fn a_wrong_sum_is_refused_and_nothing_is_kept() {
         "{error}"
     );
     assert!(!root.path().join("cache/bundles").exists());
-    assert_eq!(
-        fs::read_dir(root.path().join("cache/downloads"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(root.path().join("cache/downloads")).unwrap().count(), 0);
 }
 
 #[test]
@@ -437,21 +395,12 @@ fn the_start_of_another_file_is_noticed() {
         files(),
         &[(
             TOOL,
-            &[
-                Behaviour::Truncated(10_000),
-                Behaviour::Status(403),
-                Behaviour::Good,
-            ],
+            &[Behaviour::Truncated(10_000), Behaviour::Status(403), Behaviour::Good],
         )],
     );
     build(&options(root.path(), &server), &mut |_| {}).unwrap_err();
     let downloads = root.path().join("cache/downloads");
-    let part = fs::read_dir(&downloads)
-        .unwrap()
-        .flatten()
-        .next()
-        .unwrap()
-        .path();
+    let part = fs::read_dir(&downloads).unwrap().flatten().next().unwrap().path();
     assert_eq!(fs::metadata(&part).unwrap().len(), 10_000);
     fs::write(&part, vec![0; 10_000]).unwrap();
 
@@ -463,10 +412,7 @@ fn the_start_of_another_file_is_noticed() {
     })
     .unwrap();
     assert_eq!(content(&bundle, "tool"), tool());
-    assert!(
-        notes.iter().any(|note| note.contains("starting over")),
-        "{notes:?}"
-    );
+    assert!(notes.iter().any(|note| note.contains("starting over")), "{notes:?}");
 }
 
 #[test]
@@ -475,20 +421,14 @@ fn a_pinned_sum_wins_over_the_published_one() {
     let mut wrong = files();
     wrong.insert(TOOL.into(), b"replaced".to_vec());
     let pack_sum = sha256(&wrong[PACK]);
-    let sums = format!(
-        "{pack_sum}  pack.tgz\n{}  tool-amd64\n",
-        sha256(b"replaced")
-    );
+    let sums = format!("{pack_sum}  pack.tgz\n{}  tool-amd64\n", sha256(b"replaced"));
     wrong.insert(SUMS.into(), sums.into_bytes());
     let server = Server::start(wrong, &[]);
     let pinned = format!("pinned: {{amd64: {0}, arm64: {0}}}", sha256(&tool()));
     let mut options = options(root.path(), &server);
     options.sources = Some(recipe(root.path(), &pinned));
     let error = build(&options, &mut |_| {}).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("expected {}", sha256(&tool()))),
-        "{error}"
-    );
+    assert!(error.contains(&format!("expected {}", sha256(&tool()))), "{error}");
 }
 
 #[test]
@@ -500,10 +440,7 @@ fn no_sum_and_no_https_is_refused() {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(
         &file,
-        text.replace(
-            "        sums: \"https://example.org/{version}/SHA256SUMS\"\n",
-            "",
-        ),
+        text.replace("        sums: \"https://example.org/{version}/SHA256SUMS\"\n", ""),
     )
     .unwrap();
     let error = build(&options, &mut |_| {}).unwrap_err().to_string();
@@ -521,12 +458,7 @@ fn an_archive_without_a_file_is_refused() {
     let pack = pack(&["one"]);
     files.insert(
         SUMS.into(),
-        format!(
-            "{} pack.tgz\n{} tool-amd64\n",
-            sha256(&pack),
-            sha256(&tool())
-        )
-        .into_bytes(),
+        format!("{} pack.tgz\n{} tool-amd64\n", sha256(&pack), sha256(&tool())).into_bytes(),
     );
     files.insert(PACK.into(), pack);
     let server = Server::start(files, &[]);
@@ -542,10 +474,7 @@ fn an_archive_without_a_file_is_refused() {
 #[test]
 fn nobody_listening_is_said() {
     let root = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let server = Server {
         address: format!("http://{port}"),
         requests: Arc::default(),
