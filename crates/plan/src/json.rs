@@ -22,13 +22,15 @@ fn find(wanted: &Value, live: &Value, path: &mut String) -> Option<String> {
             path.truncate(length);
             found
         }),
-        (Value::Array(wanted), Value::Array(live)) if wanted.len() == live.len() => wanted.iter().zip(live).enumerate().find_map(|(index, (wanted, live))| {
-            let length = path.len();
-            path.push_str(&format!("[{index}]"));
-            let found = find(wanted, live, path);
-            path.truncate(length);
-            found
-        }),
+        (Value::Array(wanted), Value::Array(live)) if wanted.len() == live.len() => {
+            wanted.iter().zip(live).enumerate().find_map(|(index, (wanted, live))| {
+                let length = path.len();
+                path.push_str(&format!("[{index}]"));
+                let found = find(wanted, live, path);
+                path.truncate(length);
+                found
+            })
+        }
         (wanted, live) if wanted == live => None,
         _ => Some(format!("{} differs", path.trim_start_matches('.'))),
     }
@@ -55,7 +57,13 @@ mod tests {
     #[test]
     fn a_live_object_with_more_fields_is_no_difference_and_a_changed_one_is_named() {
         let wanted = json!({"spec": {"ports": [{"port": 53}], "automount": false}});
-        assert_eq!(difference(&wanted, &json!({"spec": {"ports": [{"port": 53, "nodePort": 1}]}, "status": {}})), None);
+        assert_eq!(
+            difference(
+                &wanted,
+                &json!({"spec": {"ports": [{"port": 53, "nodePort": 1}]}, "status": {}})
+            ),
+            None
+        );
         let cases = [
             (json!({"spec": {"ports": [{"port": 54}]}}), "spec.ports[0].port differs"),
             (json!({"spec": {"ports": []}}), "spec.ports differs"),

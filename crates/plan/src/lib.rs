@@ -35,11 +35,24 @@ use crate::want::Context;
 
 /// What leads from what was found to what is wanted. A healthy cluster yields an empty plan.
 pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
-    let context = Context { spec, facts, inventory: certificates(spec), profiles: profiles(spec, facts) };
-    let mut plan = Plan { cluster: spec.name.clone(), kubernetes: spec.kubernetes.tag(), ..Plan::default() };
+    let context = Context {
+        spec,
+        facts,
+        inventory: certificates(spec),
+        profiles: profiles(spec, facts),
+    };
+    let mut plan = Plan {
+        cluster: spec.name.clone(),
+        kubernetes: spec.kubernetes.tag(),
+        ..Plan::default()
+    };
     for machine in spec.machines.iter().filter(|machine| !machine.maintenance) {
         if let Some(MachineFacts::Unreachable { reason }) = facts.machines.get(&machine.name) {
-            plan.notes.push(Note { machine: Some(machine.name.clone()), message: format!("not reached: {reason}"), hint: Some("nothing is planned for it; apply again when it is back".into()) });
+            plan.notes.push(Note {
+                machine: Some(machine.name.clone()),
+                message: format!("not reached: {reason}"),
+                hint: Some("nothing is planned for it; apply again when it is back".into()),
+            });
         }
     }
     for stage in stages::STAGES {
@@ -70,16 +83,36 @@ pub fn not_deployable(spec: &Spec) -> Vec<String> {
 
 /// The certificate inventory of a cluster file.
 pub fn certificates(spec: &Spec) -> Inventory {
-    let host = |machine: &&quorate_spec::Machine| Host { name: machine.name.clone(), names: Vec::new(), addresses: machine.all_addresses() };
+    let host = |machine: &&quorate_spec::Machine| Host {
+        name: machine.name.clone(),
+        names: Vec::new(),
+        addresses: machine.all_addresses(),
+    };
     let sans = spec.api_server_sans();
     let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
     let stacked_kubeadm = kubeadm && spec.etcd.topology == quorate_spec::EtcdTopology::Stacked;
     inventory::inventory(&Inputs {
-        bootstrap: if kubeadm { inventory::Bootstrap::Kubeadm } else { inventory::Bootstrap::Binary },
+        bootstrap: if kubeadm {
+            inventory::Bootstrap::Kubeadm
+        } else {
+            inventory::Bootstrap::Binary
+        },
         control_planes: spec.control_planes().iter().map(host).collect(),
         etcd_members: spec.etcd_members().iter().map(host).collect(),
-        workers: spec.workers().iter().filter(|machine| !machine.is_control_plane()).map(host).collect(),
-        etcd: if stacked_kubeadm { EtcdRun::StaticPod } else { EtcdRun::Systemd { user: "etcd".into(), group: "etcd".into() } },
+        workers: spec
+            .workers()
+            .iter()
+            .filter(|machine| !machine.is_control_plane())
+            .map(host)
+            .collect(),
+        etcd: if stacked_kubeadm {
+            EtcdRun::StaticPod
+        } else {
+            EtcdRun::Systemd {
+                user: "etcd".into(),
+                group: "etcd".into(),
+            }
+        },
         endpoint_names: sans.dns.into_iter().collect(),
         endpoint_addresses: sans.ips.into_iter().collect(),
         service_addresses: spec.api_service_ips(),
@@ -93,6 +126,11 @@ pub fn certificates(spec: &Spec) -> Inventory {
 fn profiles<'a>(spec: &'a Spec, facts: &Facts) -> BTreeMap<&'a str, Profile> {
     spec.machines
         .iter()
-        .filter_map(|machine| Some((machine.name.as_str(), Profile::of(facts.host(&machine.name)?, spec.kubernetes.proxy_mode))))
+        .filter_map(|machine| {
+            Some((
+                machine.name.as_str(),
+                Profile::of(facts.host(&machine.name)?, spec.kubernetes.proxy_mode),
+            ))
+        })
         .collect()
 }

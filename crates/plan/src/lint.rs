@@ -27,7 +27,11 @@ pub fn lint(plan: &Plan) -> Vec<Violation> {
     ];
     rules
         .into_iter()
-        .flat_map(|(rule, check)| check(plan, &order).into_iter().map(move |(step, message)| Violation { rule, step, message }))
+        .flat_map(|(rule, check)| {
+            check(plan, &order)
+                .into_iter()
+                .map(move |(step, message)| Violation { rule, step, message })
+        })
         .collect()
 }
 
@@ -43,8 +47,13 @@ impl<'a> Order<'a> {
     fn of(plan: &'a Plan) -> Self {
         let stages = plan.stages.iter().enumerate();
         Self {
-            stage: stages.flat_map(|(index, stage)| stage.steps.iter().map(move |step| (step.id.as_str(), index))).collect(),
-            needs: plan.steps().map(|step| (step.id.as_str(), step.needs.as_slice())).collect(),
+            stage: stages
+                .flat_map(|(index, stage)| stage.steps.iter().map(move |step| (step.id.as_str(), index)))
+                .collect(),
+            needs: plan
+                .steps()
+                .map(|step| (step.id.as_str(), step.needs.as_slice()))
+                .collect(),
         }
     }
 
@@ -84,7 +93,10 @@ impl<'a> Order<'a> {
 
 fn unique_ids(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
-    plan.steps().filter(|step| !seen.insert(&step.id)).map(|step| (step.id.clone(), "another step has this id".to_owned())).collect()
+    plan.steps()
+        .filter(|step| !seen.insert(&step.id))
+        .map(|step| (step.id.clone(), "another step has this id".to_owned()))
+        .collect()
 }
 
 /// Every need names a step of an earlier stage, or an earlier step of the same one: so there are no cycles either.
@@ -92,7 +104,12 @@ fn needs_come_first(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
     let mut broken = Vec::new();
     for step in plan.steps() {
-        broken.extend(step.needs.iter().filter(|need| !seen.contains(need.as_str())).map(|need| (step.id.clone(), format!("needs {need}, which does not come before it"))));
+        broken.extend(
+            step.needs
+                .iter()
+                .filter(|need| !seen.contains(need.as_str()))
+                .map(|need| (step.id.clone(), format!("needs {need}, which does not come before it"))),
+        );
         seen.insert(step.id.as_str());
     }
     broken
@@ -106,16 +123,27 @@ fn one_etcd_member_at_a_time(plan: &Plan, order: &Order<'_>) -> Vec<(String, Str
                 || matches!(&step.action, Action::Units { restart, stop, .. } if restart.iter().chain(stop).any(|unit| unit == "etcd.service") && !is_reset(plan))
         })
         .collect();
-    order.concurrent(&changes).into_iter().map(|(first, second)| (second.to_owned(), format!("may run at the same time as {first}"))).collect()
+    order
+        .concurrent(&changes)
+        .into_iter()
+        .map(|(first, second)| (second.to_owned(), format!("may run at the same time as {first}")))
+        .collect()
 }
 
 fn rolling_restarts(plan: &Plan, order: &Order<'_>) -> Vec<(String, String)> {
     let restarts: Vec<&Step> = plan.steps().filter(|step| matches!(&step.action, Action::Units { restart, .. } if restart.iter().any(|unit| unit == "kube-apiserver.service"))).collect();
-    order.concurrent(&restarts).into_iter().map(|(first, second)| (second.to_owned(), format!("restarts an API server while {first} does"))).collect()
+    order
+        .concurrent(&restarts)
+        .into_iter()
+        .map(|(first, second)| (second.to_owned(), format!("restarts an API server while {first} does")))
+        .collect()
 }
 
 fn has_reason(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
-    plan.steps().filter(|step| step.why.is_empty()).map(|step| (step.id.clone(), "says no reason".to_owned())).collect()
+    plan.steps()
+        .filter(|step| step.why.is_empty())
+        .map(|step| (step.id.clone(), "says no reason".to_owned()))
+        .collect()
 }
 
 fn has_undo(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
@@ -125,7 +153,12 @@ fn has_undo(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
             Undo::Manual { hint } => hint.is_empty(),
             Undo::Kept | Undo::Units | Undo::Objects => false,
         })
-        .map(|step| (step.id.clone(), "says neither how it is taken back nor why it need not be".to_owned()))
+        .map(|step| {
+            (
+                step.id.clone(),
+                "says neither how it is taken back nor why it need not be".to_owned(),
+            )
+        })
         .collect()
 }
 
@@ -137,13 +170,20 @@ fn secrets_stay_private(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
     files
         .flat_map(|(step, files)| files.iter().map(move |file| (step, file)))
         .filter(|(_, file)| holds_secret(&file.content) && file.mode & 0o077 != 0)
-        .map(|(step, file)| (step.id.clone(), format!("{} holds a secret and has mode {:04o}", file.path, file.mode)))
+        .map(|(step, file)| {
+            (
+                step.id.clone(),
+                format!("{} holds a secret and has mode {:04o}", file.path, file.mode),
+            )
+        })
         .collect()
 }
 
 fn holds_secret(content: &Content) -> bool {
     match content {
-        Content::Template { secrets, .. } => secrets.iter().any(|id| *id != quorate_facts::SecretId::ServiceAccountPublicKey),
+        Content::Template { secrets, .. } => secrets
+            .iter()
+            .any(|id| *id != quorate_facts::SecretId::ServiceAccountPublicKey),
         other => other.is_secret(),
     }
 }
@@ -151,7 +191,10 @@ fn holds_secret(content: &Content) -> bool {
 /// A started program that nobody waits for is a failure found too late.
 fn units_are_awaited(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
     plan.steps()
-        .filter(|step| matches!(&step.action, Action::Units { start, restart, .. } if !(start.is_empty() && restart.is_empty())) && step.done_when.is_empty())
+        .filter(|step| {
+            matches!(&step.action, Action::Units { start, restart, .. } if !(start.is_empty() && restart.is_empty()))
+                && step.done_when.is_empty()
+        })
         .filter(|step| !step.needs_promotion(plan))
         .map(|step| (step.id.clone(), "starts units and waits for nothing".to_owned()))
         .collect()
@@ -164,6 +207,7 @@ fn is_reset(plan: &Plan) -> bool {
 impl Step {
     /// A learner cannot be healthy before it is promoted; the promotion is what awaits it.
     fn needs_promotion(&self, plan: &Plan) -> bool {
-        plan.steps().any(|other| matches!(other.action, Action::EtcdPromote { .. }) && other.needs.contains(&self.id))
+        plan.steps()
+            .any(|other| matches!(other.action, Action::EtcdPromote { .. }) && other.needs.contains(&self.id))
     }
 }

@@ -63,44 +63,102 @@ pub struct Note {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
     /// System users and groups, without a shell.
-    Users { users: Vec<User> },
-    Directories { directories: Vec<Directory> },
+    Users {
+        users: Vec<User>,
+    },
+    Directories {
+        directories: Vec<Directory>,
+    },
     /// Written to a temporary name, synced, renamed; what stood there is kept under the run's id.
-    Files { files: Vec<FileChange> },
+    Files {
+        files: Vec<FileChange>,
+    },
     /// Removed, kept under the run's id.
-    Remove { paths: Vec<String>, recursive: bool },
+    Remove {
+        paths: Vec<String>,
+        recursive: bool,
+    },
     /// Lines between two markers of a file whose rest is not ours.
-    Block { path: String, marker: String, content: String, before: Option<String> },
+    Block {
+        path: String,
+        marker: String,
+        content: String,
+        before: Option<String>,
+    },
     /// Content-addressed blobs that must be on the machine.
-    Blobs { blobs: Vec<BlobRef> },
+    Blobs {
+        blobs: Vec<BlobRef>,
+    },
     /// Symbolic links, replaced atomically.
-    Links { links: Vec<Link> },
-    Sysctls { values: BTreeMap<String, String> },
-    Modules { names: Vec<String> },
+    Links {
+        links: Vec<Link>,
+    },
+    Sysctls {
+        values: BTreeMap<String, String>,
+    },
+    Modules {
+        names: Vec<String>,
+    },
     SwapOff,
     /// Archives imported into the container runtime.
-    Images { images: Vec<BlobRef> },
+    Images {
+        images: Vec<BlobRef>,
+    },
     /// Changes of systemd units, in this order: reload, enable, stop, start, restart.
-    Units { reload: bool, enable: Vec<String>, disable: Vec<String>, stop: Vec<String>, start: Vec<String>, restart: Vec<String> },
+    Units {
+        reload: bool,
+        enable: Vec<String>,
+        disable: Vec<String>,
+        stop: Vec<String>,
+        start: Vec<String>,
+        restart: Vec<String>,
+    },
     /// A program, without a shell.
-    Run { argv: Vec<String>, stdin: Option<Content>, timeout_ms: u64 },
+    Run {
+        argv: Vec<String>,
+        stdin: Option<Content>,
+        timeout_ms: u64,
+    },
     /// Membership of etcd, asked of the member on `machine`.
-    EtcdAddLearner { name: String, peer_url: String },
-    EtcdPromote { name: String },
-    EtcdRemove { id: String, name: String },
+    EtcdAddLearner {
+        name: String,
+        peer_url: String,
+    },
+    EtcdPromote {
+        name: String,
+    },
+    EtcdRemove {
+        id: String,
+        name: String,
+    },
     /// Server-side apply of objects, through the API server of `machine`.
-    Apply { objects: Vec<ApiObject> },
+    Apply {
+        objects: Vec<ApiObject>,
+    },
     /// Objects deleted through the API server of `machine`; absent ones are fine.
-    Delete { paths: Vec<String> },
+    Delete {
+        paths: Vec<String>,
+    },
     /// Approve the kubelet's serving CSR if, and only if, its names and addresses are these.
-    ApproveServing { node: String, names: Vec<String>, addresses: Vec<String> },
+    ApproveServing {
+        node: String,
+        names: Vec<String>,
+        addresses: Vec<String>,
+    },
     /// Nothing to do but wait for `done_when`.
     Await,
     /// End Pods, unmount their file systems, remove their interfaces, namespaces and packet rules; empty `data` and `owned`.
-    Clean { data: Vec<String>, owned: Vec<String> },
-    RemoveUsers { names: Vec<String> },
+    Clean {
+        data: Vec<String>,
+        owned: Vec<String>,
+    },
+    RemoveUsers {
+        names: Vec<String>,
+    },
     /// Quorate's own store on the machine, and directories it made if they are empty. Last: nothing is kept after it.
-    Forget { directories: Vec<String> },
+    Forget {
+        directories: Vec<String>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,15 +214,26 @@ pub struct ApiObject {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "kebab-case")]
 pub enum Content {
-    Text { text: String },
+    Text {
+        text: String,
+    },
     /// Text with `{{secret:NAME}}` marks (NAME as [`SecretId`] prints in kebab case).
-    Template { template: String, secrets: Vec<SecretId> },
+    Template {
+        template: String,
+        secrets: Vec<SecretId>,
+    },
     /// The certificate half of an issued pair.
-    Certificate { wanted: Box<CertificateWanted> },
+    Certificate {
+        wanted: Box<CertificateWanted>,
+    },
     /// The key half of the same pair.
-    Key { wanted: Box<CertificateWanted> },
+    Key {
+        wanted: Box<CertificateWanted>,
+    },
     /// An authority's certificate, by its name in the inventory.
-    Authority { name: String },
+    Authority {
+        name: String,
+    },
 }
 
 impl Content {
@@ -183,11 +252,18 @@ impl Content {
 #[serde(tag = "was", rename_all = "kebab-case")]
 pub enum Before {
     Absent,
-    Text { text: String },
+    Text {
+        text: String,
+    },
     /// Known by hash only: a secret, or too large to show.
-    Hash { sha256: String },
+    Hash {
+        sha256: String,
+    },
     /// The content is right; owner or mode is not.
-    Attributes { owner: String, mode: u32 },
+    Attributes {
+        owner: String,
+        mode: u32,
+    },
 }
 
 /// A condition, and how long it may take.
@@ -201,18 +277,39 @@ pub struct Wait {
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Condition {
     /// GET from the machine itself answers 200 and, if given, a body that contains the text.
-    Http { url: String, tls: Option<ClientTls>, contains: Option<String> },
-    Port { address: String },
-    File { path: String },
-    UnitActive { unit: String },
+    Http {
+        url: String,
+        tls: Option<ClientTls>,
+        contains: Option<String>,
+    },
+    Port {
+        address: String,
+    },
+    File {
+        path: String,
+    },
+    UnitActive {
+        unit: String,
+    },
     /// The object at `path` (through the machine's API server) has `pointer` equal to `equals`.
-    Object { path: String, pointer: String, equals: Value },
+    Object {
+        path: String,
+        pointer: String,
+        equals: Value,
+    },
     /// The DaemonSet at `path` has a ready Pod on each of these nodes; nodes whose machine dropped out of the run do not count.
-    DaemonSet { path: String, nodes: Vec<String> },
+    DaemonSet {
+        path: String,
+        nodes: Vec<String>,
+    },
     /// Node is Ready.
-    NodeReady { node: String },
+    NodeReady {
+        node: String,
+    },
     /// This etcd member is started, healthy and no learner.
-    EtcdMember { name: String },
+    EtcdMember {
+        name: String,
+    },
 }
 
 /// Paths on the machine.

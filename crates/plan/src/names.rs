@@ -12,7 +12,13 @@ pub(crate) struct Member {
 }
 
 pub(crate) fn members(spec: &Spec) -> Vec<Member> {
-    spec.etcd_members().into_iter().map(|machine| Member { name: machine.name.clone(), address: machine.address }).collect()
+    spec.etcd_members()
+        .into_iter()
+        .map(|machine| Member {
+            name: machine.name.clone(),
+            address: machine.address,
+        })
+        .collect()
 }
 
 /// `10.0.0.1:2379`, `[fd00::1]:2379`.
@@ -22,5 +28,9 @@ pub fn host_port(address: IpAddr, port: u16) -> String {
 
 /// `Name=true,Other=false`.
 pub(crate) fn feature_gates(gates: &std::collections::BTreeMap<String, bool>) -> String {
-    gates.iter().map(|(name, on)| format!("{name}={on}")).collect::<Vec<_>>().join(",")
+    gates
+        .iter()
+        .map(|(name, on)| format!("{name}={on}"))
+        .collect::<Vec<_>>()
+        .join(",")
 }

@@ -38,7 +38,8 @@ impl Profile {
             swap_immutable: host.container.is_some() && !host.swaps.is_empty(),
             // Raising the hard limit needs the same capability as lowering the score.
             file_limit: (!host.oom_score_adj_writable).then_some(UNPRIVILEGED_FILES),
-            resolv_conf: (stub && host.files.get(RESOLVED).is_some_and(|file| file.exists())).then(|| RESOLVED.to_owned()),
+            resolv_conf: (stub && host.files.get(RESOLVED).is_some_and(|file| file.exists()))
+                .then(|| RESOLVED.to_owned()),
             proxy_mode: match wanted {
                 ProxyMode::Nftables => "nftables",
                 ProxyMode::Iptables => "iptables",
@@ -71,7 +72,14 @@ mod tests {
 
     #[test]
     fn kernel_releases_compare_by_number() {
-        for (release, at_least) in [("6.1.0-18-amd64", true), ("5.13.0", true), ("5.4.0-150-generic", false), ("5.9", false), ("", false), ("10.0", true)] {
+        for (release, at_least) in [
+            ("6.1.0-18-amd64", true),
+            ("5.13.0", true),
+            ("5.4.0-150-generic", false),
+            ("5.9", false),
+            ("", false),
+            ("10.0", true),
+        ] {
             assert_eq!(kernel_at_least(release, 5, 13), at_least, "{release}");
         }
     }

@@ -64,7 +64,18 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     for file in ["sa.key", "sa.pub", "etcd"] {
         paths_.insert(paths::pki(file));
     }
-    for file in ["authentication.yaml", "admission.yaml", "audit-policy.yaml", "controller-manager.conf", "scheduler.conf", "kubelet.conf", "kube-proxy.conf", "kube-proxy.yaml", "flannel.conf", "flannel-net.json"] {
+    for file in [
+        "authentication.yaml",
+        "admission.yaml",
+        "audit-policy.yaml",
+        "controller-manager.conf",
+        "scheduler.conf",
+        "kubelet.conf",
+        "kube-proxy.conf",
+        "kube-proxy.yaml",
+        "flannel.conf",
+        "flannel-net.json",
+    ] {
         texts.insert(format!("{}/{file}", paths::KUBERNETES));
     }
     for file in ["encryption.yaml", "bootstrap-kubelet.conf"] {
@@ -83,7 +94,14 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     paths_.insert(agent::STATISTICS_PASSWORD.into());
     texts.insert(format!("{}/bootstrap.env", paths::ETCD));
     texts.extend(paths::ALL_UNITS.iter().map(|unit| paths::unit(unit)));
-    paths_.extend([paths::KUBELET_CLIENT, paths::KUBELET_SERVING, "/run/systemd/resolve/resolv.conf"].map(str::to_owned));
+    paths_.extend(
+        [
+            paths::KUBELET_CLIENT,
+            paths::KUBELET_SERVING,
+            "/run/systemd/resolve/resolv.conf",
+        ]
+        .map(str::to_owned),
+    );
     paths_.insert(format!("{}/pki", paths::ETCD));
     paths_.insert(spec.etcd.data_dir.clone());
     paths_.insert(format!("{}/member", spec.etcd.data_dir));
@@ -94,8 +112,14 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     for plugin in crate::stages::CNI_PLUGINS {
         paths_.insert(format!("{}/{plugin}", paths::CNI_BIN));
     }
-    let mut sysctls: Vec<String> =
-        ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"].map(str::to_owned).to_vec();
+    let mut sysctls: Vec<String> = [
+        "net.ipv4.ip_forward",
+        "net.ipv6.conf.all.forwarding",
+        "net.bridge.bridge-nf-call-iptables",
+        "net.bridge.bridge-nf-call-ip6tables",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     sysctls.extend(crate::stages::AT_LEAST.map(|(key, _)| key.to_owned()));
     sysctls.extend(spec.host.sysctls.keys().cloned());
     MachineQuery {
@@ -105,18 +129,52 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
         units: paths::ALL_UNITS.iter().map(|unit| (*unit).to_owned()).collect(),
         sysctls,
         users: vec!["etcd".into()],
-        modules: ["ip_vs", "ip_vs_rr", "ip_vs_sh", "nf_conntrack", "vxlan", "overlay", "br_netfilter"].map(str::to_owned).to_vec(),
+        modules: [
+            "ip_vs",
+            "ip_vs_rr",
+            "ip_vs_sh",
+            "nf_conntrack",
+            "vxlan",
+            "overlay",
+            "br_netfilter",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     }
 }
 
 const PROGRAMS: [&str; 16] = [
-    "quorate", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "etcd", "etcdctl", "etcdutl", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kube-proxy",
-    "flanneld", "haproxy",
+    "quorate",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "etcd",
+    "etcdctl",
+    "etcdutl",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "kubelet",
+    "kube-proxy",
+    "flanneld",
+    "haproxy",
 ];
 
 /// API paths of every object a plan may want to change.
 pub fn objects(spec: &Spec) -> Vec<String> {
     let dns = coredns::objects("", &spec.kubernetes.domain, 1, &spec.dns.cluster_ips, false);
-    let all = objects::rbac().into_iter().chain(objects::flannel_rbac()).chain(dns).chain(probe::objects(""));
-    all.map(|object| object.path).chain(spec.nodes().into_iter().map(|node| crate::stages::node_path(&node.name))).collect()
+    let all = objects::rbac()
+        .into_iter()
+        .chain(objects::flannel_rbac())
+        .chain(dns)
+        .chain(probe::objects(""));
+    all.map(|object| object.path)
+        .chain(
+            spec.nodes()
+                .into_iter()
+                .map(|node| crate::stages::node_path(&node.name)),
+        )
+        .collect()
 }

@@ -31,19 +31,36 @@ const OWNED: [&str; 15] = [
 
 /// Everything Quorate put on the machines that were reached, and the data of the cluster.
 pub fn reset(spec: &Spec, facts: &Facts) -> Plan {
-    let mut stage = Stage { name: "reset".into(), title: "machines are as they were".into(), steps: Vec::new() };
+    let mut stage = Stage {
+        name: "reset".into(),
+        title: "machines are as they were".into(),
+        steps: Vec::new(),
+    };
     let mut notes = Vec::new();
     for machine in &spec.machines {
         let Some(host) = facts.host(&machine.name) else {
             if !machine.maintenance {
-                notes.push(Note { machine: Some(machine.name.clone()), message: "not reached; nothing is removed there".into(), hint: Some("reset again when it is back".into()) });
+                notes.push(Note {
+                    machine: Some(machine.name.clone()),
+                    message: "not reached; nothing is removed there".into(),
+                    hint: Some("reset again when it is back".into()),
+                });
             }
             continue;
         };
         steps(spec, &machine.name, host, &mut stage.steps);
     }
-    let stages = if stage.steps.is_empty() { Vec::new() } else { vec![stage] };
-    Plan { cluster: spec.name.clone(), kubernetes: spec.kubernetes.tag(), stages, notes }
+    let stages = if stage.steps.is_empty() {
+        Vec::new()
+    } else {
+        vec![stage]
+    };
+    Plan {
+        cluster: spec.name.clone(),
+        kubernetes: spec.kubernetes.tag(),
+        stages,
+        notes,
+    }
 }
 
 fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
@@ -58,26 +75,60 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
             action,
             needs: std::mem::replace(&mut last, vec![id]),
             done_when: Vec::new(),
-            undo: Undo::Manual { hint: "what reset removed comes back with `quorate apply`; the cluster's data does not".into() },
+            undo: Undo::Manual {
+                hint: "what reset removed comes back with `quorate apply`; the cluster's data does not".into(),
+            },
             attempts: 2,
             essential: false,
         });
     };
-    let units: Vec<String> = paths::ALL_UNITS.iter().filter(|unit| host.units.get(**unit).is_some_and(|found| found.exists())).map(|unit| (*unit).to_owned()).collect();
+    let units: Vec<String> = paths::ALL_UNITS
+        .iter()
+        .filter(|unit| host.units.get(**unit).is_some_and(|found| found.exists()))
+        .map(|unit| (*unit).to_owned())
+        .collect();
     if !units.is_empty() {
         let why: Vec<String> = units.iter().map(|unit| format!("{unit} is Quorate's")).collect();
         // An API server waits for its clients, etcd for its peers; here all of them go. The units are stopped in the next
         // step, within the second that systemd waits before a restart.
-        let running = |unit: &&String| host.units.get(*unit).is_some_and(|found| found.main_pid != 0) && *unit != "quorate-agent.service";
+        let running = |unit: &&String| {
+            host.units.get(*unit).is_some_and(|found| found.main_pid != 0) && *unit != "quorate-agent.service"
+        };
         let doomed: Vec<String> = units.iter().filter(running).cloned().collect();
         if !doomed.is_empty() {
-            let argv = ["systemctl", "kill", "--signal=KILL"].map(str::to_owned).into_iter().chain(doomed).collect();
-            push("kill", "end what runs", why.clone(), Action::Run { argv, stdin: None, timeout_ms: 10_000 });
+            let argv = ["systemctl", "kill", "--signal=KILL"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(doomed)
+                .collect();
+            push(
+                "kill",
+                "end what runs",
+                why.clone(),
+                Action::Run {
+                    argv,
+                    stdin: None,
+                    timeout_ms: 10_000,
+                },
+            );
         }
-        push("units", "stop and disable its units", why, Action::Units { reload: false, enable: vec![], disable: units.clone(), stop: units, start: vec![], restart: vec![] });
+        push(
+            "units",
+            "stop and disable its units",
+            why,
+            Action::Units {
+                reload: false,
+                enable: vec![],
+                disable: units.clone(),
+                stop: units,
+                start: vec![],
+                restart: vec![],
+            },
+        );
     }
     let before = before(host);
-    let touched = host.files.get(paths::BIN).is_some_and(|file| file.exists()) || !host.blobs.is_empty() || before.is_some();
+    let touched =
+        host.files.get(paths::BIN).is_some_and(|file| file.exists()) || !host.blobs.is_empty() || before.is_some();
     if !touched {
         return;
     }
@@ -85,20 +136,65 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
         "clean",
         "end Pods, unmount, remove interfaces and packet rules",
         vec!["Pods and their network outlive the programs that made them".into()],
-        Action::Clean { data: vec![spec.etcd.data_dir.clone()], owned: OWNED.map(str::to_owned).to_vec() },
+        Action::Clean {
+            data: vec![spec.etcd.data_dir.clone()],
+            owned: OWNED.map(str::to_owned).to_vec(),
+        },
     );
     let mut files: Vec<String> = paths::ALL_UNITS.iter().map(|unit| paths::unit(unit)).collect();
     files.extend(["/etc/sysctl.d/90-quorate.conf", "/etc/modules-load.d/quorate.conf"].map(str::to_owned));
     files.push(format!("{}/10-flannel.conflist", paths::CNI_CONF));
-    files.extend(crate::stages::CNI_PLUGINS.iter().map(|plugin| format!("{}/{plugin}", paths::CNI_BIN)));
-    let present: Vec<String> = files.into_iter().filter(|path| host.files.get(path).is_some_and(|file| file.exists())).collect();
+    files.extend(
+        crate::stages::CNI_PLUGINS
+            .iter()
+            .map(|plugin| format!("{}/{plugin}", paths::CNI_BIN)),
+    );
+    let present: Vec<String> = files
+        .into_iter()
+        .filter(|path| host.files.get(path).is_some_and(|file| file.exists()))
+        .collect();
     if !present.is_empty() {
         let why = present.iter().map(|path| format!("{path} is Quorate's")).collect();
-        push("files", "remove files", why, Action::Remove { paths: present, recursive: false });
+        push(
+            "files",
+            "remove files",
+            why,
+            Action::Remove {
+                paths: present,
+                recursive: false,
+            },
+        );
     }
-    push("reload", "let systemd forget the units", vec!["unit files are gone".into()], Action::Units { reload: true, enable: vec![], disable: vec![], stop: vec![], start: vec![], restart: vec![] });
-    if let Some(block) = host.files.get("/etc/hosts").and_then(|file| file.text.as_deref()).and_then(|text| crate::stages::block_of(text, "quorate")) {
-        push("hosts", "remove the block in /etc/hosts", vec!["the block is Quorate's".into()], Action::Block { path: "/etc/hosts".into(), marker: "quorate".into(), content: String::new(), before: Some(block) });
+    push(
+        "reload",
+        "let systemd forget the units",
+        vec!["unit files are gone".into()],
+        Action::Units {
+            reload: true,
+            enable: vec![],
+            disable: vec![],
+            stop: vec![],
+            start: vec![],
+            restart: vec![],
+        },
+    );
+    if let Some(block) = host
+        .files
+        .get("/etc/hosts")
+        .and_then(|file| file.text.as_deref())
+        .and_then(|text| crate::stages::block_of(text, "quorate"))
+    {
+        push(
+            "hosts",
+            "remove the block in /etc/hosts",
+            vec!["the block is Quorate's".into()],
+            Action::Block {
+                path: "/etc/hosts".into(),
+                marker: "quorate".into(),
+                content: String::new(),
+                before: Some(block),
+            },
+        );
     }
     let values: BTreeMap<String, String> = before
         .as_ref()
@@ -114,14 +210,37 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
         push("sysctls", "set kernel parameters back", why, Action::Sysctls { values });
     }
     // Made by the first apply if `before.json` says it was not there.
-    let made_user = before.as_ref().and_then(|before| before.get("users")).and_then(Value::as_array).is_some_and(|users| users.iter().any(|user| user == "etcd"));
+    let made_user = before
+        .as_ref()
+        .and_then(|before| before.get("users"))
+        .and_then(Value::as_array)
+        .is_some_and(|users| users.iter().any(|user| user == "etcd"));
     if made_user && matches!(host.users.get("etcd"), Some(Some(_))) {
-        push("users", "remove the user etcd", vec!["the first apply created it".into()], Action::RemoveUsers { names: vec!["etcd".into()] });
+        push(
+            "users",
+            "remove the user etcd",
+            vec!["the first apply created it".into()],
+            Action::RemoveUsers {
+                names: vec!["etcd".into()],
+            },
+        );
     }
-    let made = before.as_ref().and_then(|before| before.get("directories")).and_then(Value::as_array);
-    let mut directories: Vec<String> = made.into_iter().flatten().filter_map(|path| path.as_str().map(str::to_owned)).collect();
+    let made = before
+        .as_ref()
+        .and_then(|before| before.get("directories"))
+        .and_then(Value::as_array);
+    let mut directories: Vec<String> = made
+        .into_iter()
+        .flatten()
+        .filter_map(|path| path.as_str().map(str::to_owned))
+        .collect();
     directories.sort_by_key(|path| std::cmp::Reverse(path.len()));
-    push("store", "remove Quorate's own files", vec!["nothing of the cluster is left".into()], Action::Forget { directories });
+    push(
+        "store",
+        "remove Quorate's own files",
+        vec!["nothing of the cluster is left".into()],
+        Action::Forget { directories },
+    );
 }
 
 /// What the first apply found.

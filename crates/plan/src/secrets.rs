@@ -55,7 +55,10 @@ mod tests {
     fn every_mark_is_replaced_and_a_missing_secret_is_no_text() {
         let values = BTreeMap::from([(SecretId::BootstrapTokenId, SecretBytes::new("abcdef"))]);
         let template = format!("a={0} b={0}", mark(SecretId::BootstrapTokenId));
-        assert_eq!(render(&template, &[SecretId::BootstrapTokenId], &values).unwrap(), b"a=abcdef b=abcdef");
+        assert_eq!(
+            render(&template, &[SecretId::BootstrapTokenId], &values).unwrap(),
+            b"a=abcdef b=abcdef"
+        );
         assert!(render(&template, &[SecretId::BootstrapTokenId, SecretId::VrrpKey], &values).is_none());
     }
 }

@@ -44,6 +44,9 @@ pub(crate) const STAGES: [StagePlanner; 10] = [
 
 impl From<Stage> for Planned {
     fn from(stage: Stage) -> Self {
-        Self { stage, notes: Vec::new() }
+        Self {
+            stage,
+            notes: Vec::new(),
+        }
     }
 }

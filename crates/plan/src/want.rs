@@ -25,7 +25,10 @@ pub(crate) struct Context<'a> {
 impl<'a> Context<'a> {
     /// Machines that were reached, in the order of the cluster file.
     pub(crate) fn reached(&self, machines: Vec<&'a Machine>) -> Vec<&'a Machine> {
-        machines.into_iter().filter(|machine| self.facts.reachable(&machine.name)).collect()
+        machines
+            .into_iter()
+            .filter(|machine| self.facts.reachable(&machine.name))
+            .collect()
     }
 
     /// Cheap, unlike a look through [`Spec::etcd_members`] for each of a thousand machines.
@@ -43,7 +46,9 @@ impl<'a> Context<'a> {
     /// The control plane API objects are sent through: one whose server answers, else the first that was reached.
     pub(crate) fn api_machine(&self) -> Option<&'a str> {
         let reached = self.reached(self.spec.control_planes());
-        let ready = reached.iter().find(|machine| self.facts.cluster.ready_api_servers.contains(&machine.name));
+        let ready = reached
+            .iter()
+            .find(|machine| self.facts.cluster.ready_api_servers.contains(&machine.name));
         ready.or(reached.first()).map(|machine| machine.name.as_str())
     }
 
@@ -54,7 +59,11 @@ impl<'a> Context<'a> {
     /// Reference of the image in the bundle whose repository ends with `name`.
     pub(crate) fn image(&self, name: &str) -> Option<&'a quorate_facts::BundleItem> {
         self.facts.bundle.items.values().find(|item| {
-            item.kind == quorate_facts::ItemKind::Image && item.name.rsplit_once(':').is_some_and(|(repository, _)| repository.ends_with(name))
+            item.kind == quorate_facts::ItemKind::Image
+                && item
+                    .name
+                    .rsplit_once(':')
+                    .is_some_and(|(repository, _)| repository.ends_with(name))
         })
     }
 }
@@ -67,7 +76,14 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(context: &'a Context<'a>, name: &str, title: &str) -> Self {
-        Self { context, stage: Stage { name: name.into(), title: title.into(), steps: Vec::new() } }
+        Self {
+            context,
+            stage: Stage {
+                name: name.into(),
+                title: title.into(),
+                steps: Vec::new(),
+            },
+        }
     }
 
     pub(crate) fn machine(&self, machine: &'a Machine) -> Option<Wanted<'a>> {
@@ -111,7 +127,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Objects that differ from the live ones, applied in one step.
-    pub(crate) fn objects(&mut self, what: &str, title: &str, objects: Vec<ApiObject>, done_when: Vec<Wait>, after: &[String]) -> Option<String> {
+    pub(crate) fn objects(
+        &mut self,
+        what: &str,
+        title: &str,
+        objects: Vec<ApiObject>,
+        done_when: Vec<Wait>,
+        after: &[String],
+    ) -> Option<String> {
         let machine = self.context.api_machine()?;
         let mut why = Vec::new();
         let changed: Vec<ApiObject> = objects
@@ -149,7 +172,10 @@ impl<'a> Draft<'a> {
 
 /// `kube-system/configmaps/coredns` out of a whole API path.
 fn short(path: &str) -> &str {
-    path.split_once("/namespaces/").map_or_else(|| path.rsplit_once("/v1/").map_or(path, |(_, rest)| rest), |(_, rest)| rest)
+    path.split_once("/namespaces/").map_or_else(
+        || path.rsplit_once("/v1/").map_or(path, |(_, rest)| rest),
+        |(_, rest)| rest,
+    )
 }
 
 /// Desired state of one machine.
@@ -202,7 +228,10 @@ impl<'a> Wanted<'a> {
 
     /// Losing a worker must not stop the others; anything with a role in the control plane must be right.
     fn essential(&self) -> bool {
-        self.machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker)
+        self.machine
+            .roles
+            .iter()
+            .any(|role| *role != quorate_spec::Role::Worker)
     }
 
     fn because(&mut self, what: &'static str, reason: impl Into<String>) {
@@ -212,18 +241,27 @@ impl<'a> Wanted<'a> {
     pub(crate) fn user(&mut self, name: &str, home: &str) {
         if !matches!(self.host.users.get(name), Some(Some(_))) {
             self.because("users", format!("user {name} does not exist"));
-            self.users.push(User { name: name.into(), home: home.into() });
+            self.users.push(User {
+                name: name.into(),
+                home: home.into(),
+            });
         }
     }
 
     pub(crate) fn directory(&mut self, path: &str, owner: &str, mode: u32) {
         let reason = match self.host.files.get(path) {
             Some(found) if found.kind == FileKind::Directory && found.owner == owner && found.mode == mode => return,
-            Some(found) if found.kind == FileKind::Directory => format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode),
+            Some(found) if found.kind == FileKind::Directory => {
+                format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode)
+            }
             _ => format!("{path} does not exist"),
         };
         self.because("directories", reason);
-        self.directories.push(Directory { path: path.into(), owner: owner.into(), mode });
+        self.directories.push(Directory {
+            path: path.into(),
+            owner: owner.into(),
+            mode,
+        });
     }
 
     /// A world-readable file of root's.
@@ -243,14 +281,22 @@ impl<'a> Wanted<'a> {
                 if found.owner == owner && found.mode == mode {
                     return;
                 }
-                self.because("files", format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode));
-                Before::Attributes { owner: found.owner.clone(), mode: found.mode }
+                self.because(
+                    "files",
+                    format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode),
+                );
+                Before::Attributes {
+                    owner: found.owner.clone(),
+                    mode: found.mode,
+                }
             }
             Some(found) => {
                 self.because("files", format!("{path} differs"));
                 match &found.text {
                     Some(text) if !content.is_secret() => Before::Text { text: text.clone() },
-                    _ => Before::Hash { sha256: found.sha256.clone().unwrap_or_default() },
+                    _ => Before::Hash {
+                        sha256: found.sha256.clone().unwrap_or_default(),
+                    },
                 }
             }
         };
@@ -259,7 +305,13 @@ impl<'a> Wanted<'a> {
 
     fn change(&mut self, path: &str, owner: &str, mode: u32, content: Content, before: Before) {
         self.touched.insert(path.to_owned());
-        self.files.push(FileChange { path: path.into(), owner: owner.into(), mode, content, before });
+        self.files.push(FileChange {
+            path: path.into(),
+            owner: owner.into(),
+            mode,
+            content,
+            before,
+        });
     }
 
     /// Hash of the content, where it is known beforehand.
@@ -271,15 +323,22 @@ impl<'a> Wanted<'a> {
                 let rendered = crate::secrets::render(template, secrets, &operator.secrets)?;
                 Some(sha256(&rendered))
             }
-            Content::Authority { name } => operator.authorities.get(name).map(|ca| sha256(ca.certificate.as_bytes())),
+            Content::Authority { name } => operator
+                .authorities
+                .get(name)
+                .map(|ca| sha256(ca.certificate.as_bytes())),
             Content::Certificate { .. } | Content::Key { .. } => None,
         }
     }
 
     /// A certificate of the inventory on this machine, re-issued when it no longer serves.
     pub(crate) fn certificate(&mut self, id: &str) {
-        let Some(wanted) = self.context.inventory.find(id, &self.machine.name).cloned() else { return };
-        let Place::Files { certificate, key } = &wanted.place else { return };
+        let Some(wanted) = self.context.inventory.find(id, &self.machine.name).cloned() else {
+            return;
+        };
+        let Place::Files { certificate, key } = &wanted.place else {
+            return;
+        };
         let (certificate, key) = (certificate.clone(), key.clone());
         let reasons = self.certificate_differences(&wanted, &certificate, &key);
         if reasons.is_empty() {
@@ -289,33 +348,68 @@ impl<'a> Wanted<'a> {
             self.because("files", format!("{certificate}: {reason}"));
         }
         let before = |path: &str| match self.host.files.get(path).filter(|found| found.exists()) {
-            Some(found) => Before::Hash { sha256: found.sha256.clone().unwrap_or_default() },
+            Some(found) => Before::Hash {
+                sha256: found.sha256.clone().unwrap_or_default(),
+            },
             None => Before::Absent,
         };
         let (was_certificate, was_key) = (before(&certificate), before(&key));
         let owner = wanted.owner.user.clone();
-        self.change(&certificate, &owner, 0o644, Content::Certificate { wanted: Box::new(wanted.clone()) }, was_certificate);
-        self.change(&key, &owner, 0o600, Content::Key { wanted: Box::new(wanted) }, was_key);
+        self.change(
+            &certificate,
+            &owner,
+            0o644,
+            Content::Certificate {
+                wanted: Box::new(wanted.clone()),
+            },
+            was_certificate,
+        );
+        self.change(
+            &key,
+            &owner,
+            0o600,
+            Content::Key {
+                wanted: Box::new(wanted),
+            },
+            was_key,
+        );
     }
 
     fn certificate_differences(&self, wanted: &CertificateWanted, certificate: &str, key: &str) -> Vec<String> {
         let text = |path: &str| self.host.files.get(path).and_then(|found| found.text.as_deref());
-        let Some(pem) = text(certificate) else { return vec!["does not exist".into()] };
-        let Some(ca) = self.context.facts.operator.authorities.get(wanted.ca.name()) else { return vec!["its authority is new".into()] };
+        let Some(pem) = text(certificate) else {
+            return vec!["does not exist".into()];
+        };
+        let Some(ca) = self.context.facts.operator.authorities.get(wanted.ca.name()) else {
+            return vec!["its authority is new".into()];
+        };
         let (Ok(mut found), Ok(ca)) = (read::certificate(pem), read::certificate(&ca.certificate)) else {
             return vec!["cannot be read".into()];
         };
-        let Some(found_key) = self.host.keys.get(key).filter(|key| key.error.is_none()) else { return vec!["its key does not exist".into()] };
+        let Some(found_key) = self.host.keys.get(key).filter(|key| key.error.is_none()) else {
+            return vec!["its key does not exist".into()];
+        };
         found.key_matches = Some(found_key.spki_sha256 == found.spki_sha256);
         read::differences(wanted, &found, &ca, self.context.facts.taken_unix)
     }
 
     /// An authority's certificate below `folder`, and its key where the inventory says so.
     pub(crate) fn authority(&mut self, ca: Ca, folder: &str) {
-        let rows: Vec<AuthorityWanted> =
-            self.context.inventory.authorities.iter().filter(|row| row.ca == ca && row.machine == self.machine.name && row.certificate.starts_with(folder)).cloned().collect();
+        let rows: Vec<AuthorityWanted> = self
+            .context
+            .inventory
+            .authorities
+            .iter()
+            .filter(|row| row.ca == ca && row.machine == self.machine.name && row.certificate.starts_with(folder))
+            .cloned()
+            .collect();
         for row in rows {
-            self.file(&row.certificate, &row.owner.user, 0o644, Content::Authority { name: ca.name().into() });
+            self.file(
+                &row.certificate,
+                &row.owner.user,
+                0o644,
+                Content::Authority { name: ca.name().into() },
+            );
             if let Some(key) = &row.key {
                 let id = match ca {
                     Ca::Cluster => quorate_facts::SecretId::ClusterCaKey,
@@ -329,7 +423,15 @@ impl<'a> Wanted<'a> {
 
     /// A file that is one secret.
     pub(crate) fn secret(&mut self, path: &str, owner: &str, id: quorate_facts::SecretId) {
-        self.file(path, owner, 0o600, Content::Template { template: crate::secrets::mark(id), secrets: vec![id] });
+        self.file(
+            path,
+            owner,
+            0o600,
+            Content::Template {
+                template: crate::secrets::mark(id),
+                secrets: vec![id],
+            },
+        );
     }
 
     /// A program from the bundle, as a link into the blob store.
@@ -340,13 +442,32 @@ impl<'a> Wanted<'a> {
     }
 
     pub(crate) fn link(&mut self, path: &str, target: &str) {
-        let before = self.host.files.get(path).filter(|found| found.exists()).map(|found| found.target.clone().unwrap_or_default());
+        let before = self
+            .host
+            .files
+            .get(path)
+            .filter(|found| found.exists())
+            .map(|found| found.target.clone().unwrap_or_default());
         if before.as_deref() == Some(target) {
             return;
         }
-        self.because("links", format!("{path} {}", if before.is_some() { "points elsewhere" } else { "does not exist" }));
+        self.because(
+            "links",
+            format!(
+                "{path} {}",
+                if before.is_some() {
+                    "points elsewhere"
+                } else {
+                    "does not exist"
+                }
+            ),
+        );
         self.touched.insert(path.to_owned());
-        self.links.push(Link { path: path.into(), target: target.into(), before });
+        self.links.push(Link {
+            path: path.into(),
+            target: target.into(),
+            before,
+        });
     }
 
     /// A unit that is enabled and runs this text with these inputs; restarted when one of them changes.
@@ -372,7 +493,13 @@ impl<'a> Wanted<'a> {
             }
             Some(unit) if unit.is_active() => {}
             other => {
-                let state = other.map_or("absent", |unit| if unit.active.is_empty() { "absent" } else { unit.active.as_str() });
+                let state = other.map_or("absent", |unit| {
+                    if unit.active.is_empty() {
+                        "absent"
+                    } else {
+                        unit.active.as_str()
+                    }
+                });
                 self.because("units", format!("{name} is {state}"));
                 self.units.start.push(name.into());
             }
@@ -381,7 +508,11 @@ impl<'a> Wanted<'a> {
 
     /// Whether the machine's step will start or restart this unit.
     pub(crate) fn disturbs(&self, unit: &str) -> bool {
-        self.units.start.iter().chain(&self.units.restart).any(|name| name == unit)
+        self.units
+            .start
+            .iter()
+            .chain(&self.units.restart)
+            .any(|name| name == unit)
     }
 
     pub(crate) fn restarts_any(&self) -> bool {
@@ -396,12 +527,36 @@ impl<'a> Wanted<'a> {
     fn fingerprint(&self, inputs: &[&str]) -> String {
         let mut digest = Sha256::new();
         // Certificates and their keys have no bytes before they are issued; the programs reload them by themselves.
-        for input in inputs.iter().filter(|input| !input.ends_with(".crt") && !input.ends_with(".key")) {
+        for input in inputs
+            .iter()
+            .filter(|input| !input.ends_with(".crt") && !input.ends_with(".key"))
+        {
             digest.update(input.as_bytes());
-            let planned = self.files.iter().find(|file| file.path == *input).map(|file| self.identity(&file.content));
-            let linked = self.links.iter().find(|link| link.path == *input).map(|link| link.target.clone());
-            let found = self.host.files.get(*input).map(|found| found.target.clone().or_else(|| found.sha256.clone()).unwrap_or_default());
-            digest.update(planned.or(linked).or_else(|| self.program_target(input)).or(found).unwrap_or_default().as_bytes());
+            let planned = self
+                .files
+                .iter()
+                .find(|file| file.path == *input)
+                .map(|file| self.identity(&file.content));
+            let linked = self
+                .links
+                .iter()
+                .find(|link| link.path == *input)
+                .map(|link| link.target.clone());
+            let found = self.host.files.get(*input).map(|found| {
+                found
+                    .target
+                    .clone()
+                    .or_else(|| found.sha256.clone())
+                    .unwrap_or_default()
+            });
+            digest.update(
+                planned
+                    .or(linked)
+                    .or_else(|| self.program_target(input))
+                    .or(found)
+                    .unwrap_or_default()
+                    .as_bytes(),
+            );
         }
         hex(&digest.finalize())[..16].to_owned()
     }
@@ -410,9 +565,18 @@ impl<'a> Wanted<'a> {
     fn program_target(&self, path: &str) -> Option<String> {
         let name = path.strip_prefix(paths::BIN)?.strip_prefix('/')?;
         if name == "quorate" {
-            return Some(format!("{}/{}/quorate", paths::PROGRAMS, self.context.facts.operator.program_sha256));
+            return Some(format!(
+                "{}/{}/quorate",
+                paths::PROGRAMS,
+                self.context.facts.operator.program_sha256
+            ));
         }
-        self.context.facts.bundle.items.get(name).map(|item| paths::blob(&item.sha256))
+        self.context
+            .facts
+            .bundle
+            .items
+            .get(name)
+            .map(|item| paths::blob(&item.sha256))
     }
 
     /// The hash a file will have.
@@ -426,26 +590,72 @@ impl<'a> Wanted<'a> {
         let mut reasons = |what: &str| why.remove(what).unwrap_or_default();
         if !self.users.is_empty() {
             let title = format!("create {}", count(self.users.len(), "user"));
-            planned.push(("users", title, reasons("users"), Action::Users { users: self.users }, Undo::Nothing { because: "a system user without files harms nobody; reset removes it".into() }, Vec::new()));
+            planned.push((
+                "users",
+                title,
+                reasons("users"),
+                Action::Users { users: self.users },
+                Undo::Nothing {
+                    because: "a system user without files harms nobody; reset removes it".into(),
+                },
+                Vec::new(),
+            ));
         }
         if !self.directories.is_empty() {
             let title = format!("make {}", count(self.directories.len(), "directory"));
-            planned.push(("directories", title, reasons("directories"), Action::Directories { directories: self.directories }, Undo::Kept, Vec::new()));
+            planned.push((
+                "directories",
+                title,
+                reasons("directories"),
+                Action::Directories {
+                    directories: self.directories,
+                },
+                Undo::Kept,
+                Vec::new(),
+            ));
         }
         if !self.files.is_empty() {
             let title = format!("write {}", count(self.files.len(), "file"));
-            planned.push(("files", title, reasons("files"), Action::Files { files: self.files }, Undo::Kept, Vec::new()));
+            planned.push((
+                "files",
+                title,
+                reasons("files"),
+                Action::Files { files: self.files },
+                Undo::Kept,
+                Vec::new(),
+            ));
         }
         if !self.links.is_empty() {
             let title = format!("link {}", count(self.links.len(), "program"));
-            planned.push(("links", title, reasons("links"), Action::Links { links: self.links }, Undo::Kept, Vec::new()));
+            planned.push((
+                "links",
+                title,
+                reasons("links"),
+                Action::Links { links: self.links },
+                Undo::Kept,
+                Vec::new(),
+            ));
         }
         let units = self.units;
-        let busy = !(units.enable.is_empty() && units.disable.is_empty() && units.stop.is_empty() && units.start.is_empty() && units.restart.is_empty());
+        let busy = !(units.enable.is_empty()
+            && units.disable.is_empty()
+            && units.stop.is_empty()
+            && units.start.is_empty()
+            && units.restart.is_empty());
         if busy || units.reload {
             let verb = if units.start.is_empty() { "restart" } else { "start" };
-            let names = units.start.iter().chain(&units.restart).map(|name| name.trim_end_matches(".service")).collect::<Vec<_>>().join(", ");
-            let title = if names.is_empty() { "bring systemd up to date".to_owned() } else { format!("{verb} {names}") };
+            let names = units
+                .start
+                .iter()
+                .chain(&units.restart)
+                .map(|name| name.trim_end_matches(".service"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            let title = if names.is_empty() {
+                "bring systemd up to date".to_owned()
+            } else {
+                format!("{verb} {names}")
+            };
             let action = Action::Units {
                 reload: units.reload,
                 enable: units.enable,

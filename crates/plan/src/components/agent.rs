@@ -32,17 +32,35 @@ pub(crate) fn config(spec: &Spec, machine: &Machine, host: &HostFacts) -> Option
         && spec.vip_holders().iter().any(|holder| holder.name == machine.name)
     {
         let holders = spec.vip_holders();
-        config.frontends.push(frontend(API_FRONTEND, vec![listen_any(endpoint.vip, endpoint.port)], spec, machine));
+        config.frontends.push(frontend(
+            API_FRONTEND,
+            vec![listen_any(endpoint.vip, endpoint.port)],
+            spec,
+            machine,
+        ));
         if let Some(last) = config.frontends.last_mut()
             && let Some(limit) = endpoint.max_connections
         {
             last.max_connections = limit;
         }
-        config.vrrp.push(vrrp(API_FRONTEND, endpoint.vip, endpoint.vrid, endpoint.interval_ms, &endpoint.priorities, &holders, machine, host, endpoint.interface.as_deref()));
+        config.vrrp.push(vrrp(
+            API_FRONTEND,
+            endpoint.vip,
+            endpoint.vrid,
+            endpoint.interval_ms,
+            &endpoint.priorities,
+            &holders,
+            machine,
+            host,
+            endpoint.interface.as_deref(),
+        ));
         if let Some(statistics) = &endpoint.statistics {
             config.stats = Some(Stats {
                 listen: listen_any(endpoint.vip, statistics.port),
-                login: Some(Login { user: statistics.user.clone(), password_file: STATISTICS_PASSWORD.into() }),
+                login: Some(Login {
+                    user: statistics.user.clone(),
+                    password_file: STATISTICS_PASSWORD.into(),
+                }),
             });
         }
     }
@@ -51,19 +69,42 @@ pub(crate) fn config(spec: &Spec, machine: &Machine, host: &HostFacts) -> Option
     {
         let members = spec.etcd_members();
         let mut front = Frontend {
-            backends: members.iter().map(|member| Backend::new(&member.name, SocketAddr::new(member.address, etcd::CLIENT_PORT))).collect(),
-            health: Health { kind: HealthKind::Tcp, ..Health::default() },
-            ..frontend(ETCD_FRONTEND, vec![SocketAddr::new(vip.address, vip.port)], spec, machine)
+            backends: members
+                .iter()
+                .map(|member| Backend::new(&member.name, SocketAddr::new(member.address, etcd::CLIENT_PORT)))
+                .collect(),
+            health: Health {
+                kind: HealthKind::Tcp,
+                ..Health::default()
+            },
+            ..frontend(
+                ETCD_FRONTEND,
+                vec![SocketAddr::new(vip.address, vip.port)],
+                spec,
+                machine,
+            )
         };
         mark_local(&mut front, machine);
         config.frontends.push(front);
-        config.vrrp.push(vrrp(ETCD_FRONTEND, vip.address, vip.vrid, 100, &vip.priorities, &members, machine, host, None));
+        config.vrrp.push(vrrp(
+            ETCD_FRONTEND,
+            vip.address,
+            vip.vrid,
+            100,
+            &vip.priorities,
+            &members,
+            machine,
+            host,
+            None,
+        ));
     }
     // Control planes use their own API server, so only workers need a way of their own.
     if machine.is_node() && (!machine.is_control_plane() || matches!(spec.access, Access::Proxy { .. })) {
         match &spec.access {
             Access::Endpoint => {}
-            Access::Proxy { listen } => config.frontends.push(frontend(NODE_FRONTEND, vec![*listen], spec, machine)),
+            Access::Proxy { listen } => config
+                .frontends
+                .push(frontend(NODE_FRONTEND, vec![*listen], spec, machine)),
             Access::Ipvs { virtual_address, .. } => config.ipvs.push(IpvsService {
                 name: NODE_FRONTEND.into(),
                 virtual_address: *virtual_address,
@@ -158,7 +199,10 @@ fn backends(spec: &Spec, machine: &Machine) -> Vec<Backend> {
             // The cluster file counts weights from 1 to 256, 1 being usual; the agent's usual weight is 100.
             weight: control_plane.weight,
             local: control_plane.name == machine.name,
-            ..Backend::new(&control_plane.name, SocketAddr::new(control_plane.address, apiserver::PORT))
+            ..Backend::new(
+                &control_plane.name,
+                SocketAddr::new(control_plane.address, apiserver::PORT),
+            )
         })
         .collect()
 }
@@ -173,7 +217,14 @@ fn health(_spec: &Spec, machine: &Machine) -> Health {
     Health {
         kind: HealthKind::Https,
         path: "/readyz".into(),
-        ca: Some(if machine.is_node() { paths::pki("ca.crt") } else { CA.to_owned() }.into()),
+        ca: Some(
+            if machine.is_node() {
+                paths::pki("ca.crt")
+            } else {
+                CA.to_owned()
+            }
+            .into(),
+        ),
         server_name: Some("kubernetes".into()),
         ..Health::default()
     }
@@ -181,11 +232,18 @@ fn health(_spec: &Spec, machine: &Machine) -> Health {
 
 /// All addresses of the VIP's family, so that the listener is there before the VIP is.
 fn listen_any(vip: IpAddr, port: u16) -> SocketAddr {
-    let any = if vip.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) };
+    let any = if vip.is_ipv4() {
+        IpAddr::from([0, 0, 0, 0])
+    } else {
+        IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+    };
     SocketAddr::new(any, port)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call per kind of VIP, all of it given by the cluster file")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one call per kind of VIP, all of it given by the cluster file"
+)]
 fn vrrp(
     name: &str,
     vip: IpAddr,
@@ -197,27 +255,53 @@ fn vrrp(
     host: &HostFacts,
     interface: Option<&str>,
 ) -> VrrpInstance {
-    let interface = machine.interface.as_deref().or(interface).or_else(|| host.network.interface_of(machine.address)).unwrap_or("eth0");
-    let same_family = |machine: &Machine| machine.all_addresses().into_iter().find(|address| address.is_ipv4() == vip.is_ipv4());
+    let interface = machine
+        .interface
+        .as_deref()
+        .or(interface)
+        .or_else(|| host.network.interface_of(machine.address))
+        .unwrap_or("eth0");
+    let same_family = |machine: &Machine| {
+        machine
+            .all_addresses()
+            .into_iter()
+            .find(|address| address.is_ipv4() == vip.is_ipv4())
+    };
     VrrpInstance {
         name: name.into(),
         vrid,
         interface: interface.into(),
         source: same_family(machine).unwrap_or(machine.address),
-        vips: vec![Vip { address: vip, prefix: if vip.is_ipv4() { 32 } else { 128 } }],
+        vips: vec![Vip {
+            address: vip,
+            prefix: if vip.is_ipv4() { 32 } else { 128 },
+        }],
         priority: priorities.get(&machine.name).copied().unwrap_or(100),
         interval: Span::from_millis(interval_ms.into()),
         version: VrrpVersion::V3,
         // Moving back costs clients their connections and gains nothing: all holders are alike.
         preempt: false,
         preempt_delay: Span::ZERO,
-        peers: holders.iter().filter(|holder| holder.name != machine.name).filter_map(|holder| same_family(holder)).collect(),
+        peers: holders
+            .iter()
+            .filter(|holder| holder.name != machine.name)
+            .filter_map(|holder| same_family(holder))
+            .collect(),
         multicast: false,
         min_ttl: 255,
-        auth: VrrpAuth { mode: AuthMode::Enforce, keys: vec![KeyFile { id: 1, file: VRRP_KEY.into() }] },
+        auth: VrrpAuth {
+            mode: AuthMode::Enforce,
+            keys: vec![KeyFile {
+                id: 1,
+                file: VRRP_KEY.into(),
+            }],
+        },
         checksum: ChecksumForm::Rfc,
         garp: Garp::default(),
-        track: Track { frontend: Some(name.into()), interface: true },
+        track: Track {
+            frontend: Some(name.into()),
+            interface: true,
+        },
     }
 }
 

@@ -61,7 +61,10 @@ impl ApiServer<'_> {
             .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")
             .set("requestheader-group-headers", "X-Remote-Group")
             .set("requestheader-username-headers", "X-Remote-User")
-            .set("service-account-issuer", format!("https://kubernetes.default.svc.{}", self.domain))
+            .set(
+                "service-account-issuer",
+                format!("https://kubernetes.default.svc.{}", self.domain),
+            )
             .set("service-account-key-file", pki("sa.pub"))
             .set("service-account-signing-key-file", pki("sa.key"))
             .set("service-account-extend-token-expiration", "false")
@@ -131,7 +134,12 @@ pub(crate) fn authentication() -> String {
 
 /// PodSecurity defaults for namespaces that set nothing themselves.
 pub(crate) fn admission(levels: &PodSecurity) -> String {
-    let exempt: std::collections::BTreeSet<&str> = levels.exempt_namespaces.iter().map(String::as_str).chain(["kube-system"]).collect();
+    let exempt: std::collections::BTreeSet<&str> = levels
+        .exempt_namespaces
+        .iter()
+        .map(String::as_str)
+        .chain(["kube-system"])
+        .collect();
     yaml::render(&json!({
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "AdmissionConfiguration",

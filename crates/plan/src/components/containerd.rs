@@ -62,7 +62,10 @@ pub(crate) fn unit(profile: &Profile) -> String {
         notify: true,
         service: vec![
             // The shim is found through PATH.
-            format!("Environment=PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", paths::BIN),
+            format!(
+                "Environment=PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                paths::BIN
+            ),
             "Delegate=yes".into(),
             // Containers outlive a restart of the runtime.
             "KillMode=process".into(),

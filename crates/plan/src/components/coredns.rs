@@ -9,18 +9,34 @@ use crate::model::ApiObject;
 
 pub(crate) const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/kube-system/deployments/coredns";
 
-pub(crate) fn objects(image: &str, domain: &str, replicas: u32, addresses: &[IpAddr], host_dns: bool) -> Vec<ApiObject> {
+pub(crate) fn objects(
+    image: &str,
+    domain: &str,
+    replicas: u32,
+    addresses: &[IpAddr],
+    host_dns: bool,
+) -> Vec<ApiObject> {
     let core = |kind: &str, name: &str| format!("/api/v1/namespaces/kube-system/{kind}/{name}");
     let labels = json!({"k8s-app": "kube-dns"});
     let metadata = |name: &str| json!({"name": name, "namespace": "kube-system", "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}});
-    let families = addresses.iter().map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" }).collect::<Vec<_>>();
+    let families = addresses
+        .iter()
+        .map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" })
+        .collect::<Vec<_>>();
     // Without an upstream resolver on the machines there is nothing to forward to; CoreDNS would refuse to start.
-    let forward = if host_dns { "    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n" } else { "" };
+    let forward = if host_dns {
+        "    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n"
+    } else {
+        ""
+    };
     let corefile = format!(
         ".:53 {{\n    errors\n    health {{\n       lameduck 5s\n    }}\n    ready\n    kubernetes {domain} in-addr.arpa ip6.arpa {{\n       pods insecure\n       fallthrough in-addr.arpa ip6.arpa\n       ttl 30\n    }}\n    prometheus :9153\n{forward}    cache 30\n    loop\n    reload\n    loadbalance\n}}\n"
     );
     vec![
-        object(core("serviceaccounts", "coredns"), json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata("coredns")})),
+        object(
+            core("serviceaccounts", "coredns"),
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata("coredns")}),
+        ),
         cluster_role(
             "system:coredns",
             json!([
@@ -28,8 +44,15 @@ pub(crate) fn objects(image: &str, domain: &str, replicas: u32, addresses: &[IpA
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
             ]),
         ),
-        cluster_role_binding("system:coredns", "system:coredns", &[service_account_subject("coredns", "kube-system")]),
-        object(core("configmaps", "coredns"), json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("coredns"), "data": {"Corefile": corefile}})),
+        cluster_role_binding(
+            "system:coredns",
+            "system:coredns",
+            &[service_account_subject("coredns", "kube-system")],
+        ),
+        object(
+            core("configmaps", "coredns"),
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("coredns"), "data": {"Corefile": corefile}}),
+        ),
         object(
             core("services", "kube-dns"),
             json!({

@@ -1,7 +1,7 @@
 //! etcd ≥ 3.6 under its own user. Flags: <https://etcd.io/docs/v3.6/op-guide/configuration/>.
 
 use crate::components::unit::{Flags, Unit};
-use crate::names::{host_port, Member};
+use crate::names::{Member, host_port};
 use crate::paths;
 use crate::profile::Profile;
 
@@ -12,17 +12,35 @@ pub(crate) const METRICS_PORT: u16 = 2381;
 /// Largest database, bytes. 8 GiB is the most etcd's documentation advises.
 const GIB: u64 = 1 << 30;
 
-pub(crate) fn unit(member: &Member, quota_gib: u64, data: &str, extra: &[(&String, &String)], profile: &Profile) -> String {
+pub(crate) fn unit(
+    member: &Member,
+    quota_gib: u64,
+    data: &str,
+    extra: &[(&String, &String)],
+    profile: &Profile,
+) -> String {
     let address = member.address;
     let mut flags = Flags::default();
     let pki = |file: &str| format!("{}/pki/{file}", paths::ETCD);
     flags
         .set("name", &member.name)
         .set("data-dir", data)
-        .set("listen-client-urls", format!("https://127.0.0.1:{CLIENT_PORT},https://{}", host_port(address, CLIENT_PORT)))
-        .set("advertise-client-urls", format!("https://{}", host_port(address, CLIENT_PORT)))
+        .set(
+            "listen-client-urls",
+            format!(
+                "https://127.0.0.1:{CLIENT_PORT},https://{}",
+                host_port(address, CLIENT_PORT)
+            ),
+        )
+        .set(
+            "advertise-client-urls",
+            format!("https://{}", host_port(address, CLIENT_PORT)),
+        )
         .set("listen-peer-urls", format!("https://{}", host_port(address, PEER_PORT)))
-        .set("initial-advertise-peer-urls", format!("https://{}", host_port(address, PEER_PORT)))
+        .set(
+            "initial-advertise-peer-urls",
+            format!("https://{}", host_port(address, PEER_PORT)),
+        )
         .set("listen-metrics-urls", format!("http://127.0.0.1:{METRICS_PORT}"))
         .set("cert-file", pki("server.crt"))
         .set("key-file", pki("server.key"))

@@ -58,7 +58,11 @@ impl Flannel<'_> {
                 "RuntimeDirectory=flannel".into(),
                 "RuntimeDirectoryPreserve=yes".into(),
                 // flannel says READY when the subnet file is there; the conflist follows from it.
-                format!("ExecStartPost={} cni --subnet-env /run/flannel/subnet.env --output {}/10-flannel.conflist", paths::bin("quorate"), paths::CNI_CONF),
+                format!(
+                    "ExecStartPost={} cni --subnet-env /run/flannel/subnet.env --output {}/10-flannel.conflist",
+                    paths::bin("quorate"),
+                    paths::CNI_CONF
+                ),
             ],
             oom_score: -999,
             files: 65_536,

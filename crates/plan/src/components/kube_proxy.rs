@@ -27,7 +27,8 @@ pub(crate) fn config(node: &str, pods: &str, mode: &str, exclude: &[String], pro
     }
     if !profile.conntrack_writable {
         // Zero leaves the kernel's values alone.
-        config["conntrack"] = json!({"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"});
+        config["conntrack"] =
+            json!({"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"});
     }
     yaml::render(&config)
 }

@@ -4,7 +4,13 @@ use serde_json::json;
 
 /// `server`: URL; the rest: paths on the machine.
 pub(crate) fn by_path(cluster: &str, server: &str, ca: &str, user: &str, certificate: &str, key: &str) -> String {
-    render(cluster, server, ca, user, json!({"client-certificate": certificate, "client-key": key}))
+    render(
+        cluster,
+        server,
+        ca,
+        user,
+        json!({"client-certificate": certificate, "client-key": key}),
+    )
 }
 
 /// The kubelet's first kubeconfig: a bootstrap token, marked for substitution.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde_json::{json, Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::components::unit::{Flags, Unit};
 use crate::paths;
@@ -23,7 +23,12 @@ pub(crate) struct Kubelet<'a> {
 
 impl Kubelet<'_> {
     pub(crate) fn config(&self, profile: &Profile) -> String {
-        let mut gates: Map<String, Value> = self.settings.feature_gates.iter().map(|(name, on)| (name.clone(), json!(on))).collect();
+        let mut gates: Map<String, Value> = self
+            .settings
+            .feature_gates
+            .iter()
+            .map(|(name, on)| (name.clone(), json!(on)))
+            .collect();
         let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -71,11 +76,19 @@ impl Kubelet<'_> {
 
     pub(crate) fn unit(&self, profile: &Profile) -> String {
         let mut flags = Flags::default();
-        let addresses = self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let addresses = self
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
         flags
             .set("config", format!("{}/config.yaml", paths::KUBELET))
             .set("kubeconfig", format!("{}/kubelet.conf", paths::KUBERNETES))
-            .set("bootstrap-kubeconfig", format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES))
+            .set(
+                "bootstrap-kubeconfig",
+                format!("{}/bootstrap-kubelet.conf", paths::KUBERNETES),
+            )
             .set("cert-dir", format!("{}/pki", paths::KUBELET))
             .set("hostname-override", self.name)
             .set("node-ip", addresses);

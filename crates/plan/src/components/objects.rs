@@ -1,7 +1,7 @@
 //! Kubernetes objects of a `bootstrap: binary` cluster: who may do what, and how nodes join.
 
 use quorate_pki::inventory::{ADMIN_GROUP, KUBELET_CLIENT_NAME};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::model::ApiObject;
 use quorate_facts::SecretId;
@@ -12,8 +12,16 @@ const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 pub(crate) fn rbac() -> Vec<ApiObject> {
     vec![
         cluster_role_binding("quorate:cluster-admins", "cluster-admin", &[group(ADMIN_GROUP)]),
-        cluster_role_binding("quorate:kube-apiserver-to-kubelet", "system:kubelet-api-admin", &[user(KUBELET_CLIENT_NAME)]),
-        cluster_role_binding("quorate:kubelet-bootstrap", "system:node-bootstrapper", &[group("system:bootstrappers:quorate")]),
+        cluster_role_binding(
+            "quorate:kube-apiserver-to-kubelet",
+            "system:kubelet-api-admin",
+            &[user(KUBELET_CLIENT_NAME)],
+        ),
+        cluster_role_binding(
+            "quorate:kubelet-bootstrap",
+            "system:node-bootstrapper",
+            &[group("system:bootstrappers:quorate")],
+        ),
         cluster_role_binding(
             "quorate:node-autoapprove-bootstrap",
             "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
@@ -49,7 +57,8 @@ pub(crate) fn bootstrap_token(path: &str) -> ApiObject {
 }
 
 /// Path of the token's Secret; its id is substituted when the request is made.
-pub(crate) const BOOTSTRAP_TOKEN_PATH: &str = "/api/v1/namespaces/kube-system/secrets/bootstrap-token-{{secret:bootstrap-token-id}}";
+pub(crate) const BOOTSTRAP_TOKEN_PATH: &str =
+    "/api/v1/namespaces/kube-system/secrets/bootstrap-token-{{secret:bootstrap-token-id}}";
 
 pub(crate) fn flannel_rbac() -> Vec<ApiObject> {
     vec![
@@ -98,5 +107,10 @@ fn user(name: &str) -> Value {
 }
 
 pub(crate) fn object(path: String, body: Value) -> ApiObject {
-    ApiObject { path, body, secrets: Vec::new(), before: None }
+    ApiObject {
+        path,
+        body,
+        secrets: Vec::new(),
+        before: None,
+    }
 }

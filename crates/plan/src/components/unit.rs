@@ -58,7 +58,12 @@ impl Unit<'_> {
         let mut text = String::from("# Written by quorate; changed by `quorate apply`.\n[Unit]\n");
         let _ = writeln!(text, "Description={}", self.description);
         let _ = writeln!(text, "Documentation={}", self.documentation);
-        let after = ["network-online.target"].iter().chain(self.after).copied().collect::<Vec<_>>().join(" ");
+        let after = ["network-online.target"]
+            .iter()
+            .chain(self.after)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
         let _ = writeln!(text, "After={after}\nWants={after}");
         // Never give up: a control plane that stays down after a bad night is worse than one that retries.
         text.push_str("StartLimitIntervalSec=0\n\n[Service]\n");

@@ -15,11 +15,17 @@ use crate::want::{Context, Draft, Wanted};
 const READY_TIMEOUT_MS: u64 = 120_000;
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
-    let mut draft = Draft::new(context, "control-plane", "every API server is ready, controllers and schedulers run");
+    let mut draft = Draft::new(
+        context,
+        "control-plane",
+        "every API server is ready, controllers and schedulers run",
+    );
     let mut chain: Vec<String> = Vec::new();
     let mut units = Vec::new();
     for machine in context.reached(context.spec.control_planes()) {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
         certificates(&mut wanted);
         configuration(&mut wanted);
         kubeconfigs(&mut wanted);
@@ -43,10 +49,29 @@ fn certificates(wanted: &mut Wanted<'_>) {
     for ca in Ca::ALL {
         wanted.authority(ca, paths::PKI);
     }
-    wanted.secret(&paths::pki("sa.key"), "root", quorate_facts::SecretId::ServiceAccountKey);
+    wanted.secret(
+        &paths::pki("sa.key"),
+        "root",
+        quorate_facts::SecretId::ServiceAccountKey,
+    );
     let id = quorate_facts::SecretId::ServiceAccountPublicKey;
-    wanted.file(&paths::pki("sa.pub"), "root", 0o644, Content::Template { template: crate::secrets::mark(id), secrets: vec![id] });
-    for id in ["apiserver", "apiserver-kubelet-client", "apiserver-etcd-client", "front-proxy-client", "controller-manager", "scheduler"] {
+    wanted.file(
+        &paths::pki("sa.pub"),
+        "root",
+        0o644,
+        Content::Template {
+            template: crate::secrets::mark(id),
+            secrets: vec![id],
+        },
+    );
+    for id in [
+        "apiserver",
+        "apiserver-kubelet-client",
+        "apiserver-etcd-client",
+        "front-proxy-client",
+        "controller-manager",
+        "scheduler",
+    ] {
         wanted.certificate(id);
     }
 }
@@ -54,14 +79,37 @@ fn certificates(wanted: &mut Wanted<'_>) {
 fn configuration(wanted: &mut Wanted<'_>) {
     let spec = wanted.context.spec;
     let etc = |file: &str| format!("{}/{file}", paths::KUBERNETES);
-    wanted.file(&etc("authentication.yaml"), "root", 0o600, Content::text(apiserver::authentication()));
-    wanted.file(&etc("admission.yaml"), "root", 0o600, Content::text(apiserver::admission(&spec.security.pod_security)));
+    wanted.file(
+        &etc("authentication.yaml"),
+        "root",
+        0o600,
+        Content::text(apiserver::authentication()),
+    );
+    wanted.file(
+        &etc("admission.yaml"),
+        "root",
+        0o600,
+        Content::text(apiserver::admission(&spec.security.pod_security)),
+    );
     if spec.security.audit.enabled {
-        wanted.file(&etc("audit-policy.yaml"), "root", 0o600, Content::text(apiserver::audit_policy()));
+        wanted.file(
+            &etc("audit-policy.yaml"),
+            "root",
+            0o600,
+            Content::text(apiserver::audit_policy()),
+        );
     }
     if spec.security.encryption == Encryption::Secretbox {
         let secrets = vec![quorate_facts::SecretId::EncryptionKey];
-        wanted.file(&etc("encryption.yaml"), "root", 0o600, Content::Template { template: apiserver::encryption(), secrets });
+        wanted.file(
+            &etc("encryption.yaml"),
+            "root",
+            0o600,
+            Content::Template {
+                template: apiserver::encryption(),
+                secrets,
+            },
+        );
     }
 }
 
@@ -69,11 +117,27 @@ fn kubeconfigs(wanted: &mut Wanted<'_>) {
     let context = wanted.context;
     let server = format!("https://{}", host_port(wanted.machine.address, apiserver::PORT));
     for (file, user, id) in [
-        ("controller-manager.conf", "system:kube-controller-manager", "controller-manager"),
+        (
+            "controller-manager.conf",
+            "system:kube-controller-manager",
+            "controller-manager",
+        ),
         ("scheduler.conf", "system:kube-scheduler", "scheduler"),
     ] {
-        let text = kubeconfig::by_path(&context.spec.name, &server, &paths::pki("ca.crt"), user, &paths::pki(&format!("{id}.crt")), &paths::pki(&format!("{id}.key")));
-        wanted.file(&format!("{}/{file}", paths::KUBERNETES), "root", 0o600, Content::text(text));
+        let text = kubeconfig::by_path(
+            &context.spec.name,
+            &server,
+            &paths::pki("ca.crt"),
+            user,
+            &paths::pki(&format!("{id}.crt")),
+            &paths::pki(&format!("{id}.key")),
+        );
+        wanted.file(
+            &format!("{}/{file}", paths::KUBERNETES),
+            "root",
+            0o600,
+            Content::text(text),
+        );
     }
 }
 
@@ -83,10 +147,33 @@ fn control_units(wanted: &mut Wanted<'_>) {
     let profile = wanted.profile();
     let etc = |file: &str| format!("{}/{file}", paths::KUBERNETES);
     let api = api_server(spec, wanted.machine).unit(profile);
-    let mut inputs: Vec<String> = ["authentication.yaml", "admission.yaml", "audit-policy.yaml", "encryption.yaml"].map(etc).to_vec();
-    inputs.extend(["apiserver.crt", "ca.crt", "etcd/ca.crt", "front-proxy-ca.crt", "sa.key", "apiserver-etcd-client.crt", "apiserver-kubelet-client.crt", "front-proxy-client.crt"].map(paths::pki));
+    let mut inputs: Vec<String> = [
+        "authentication.yaml",
+        "admission.yaml",
+        "audit-policy.yaml",
+        "encryption.yaml",
+    ]
+    .map(etc)
+    .to_vec();
+    inputs.extend(
+        [
+            "apiserver.crt",
+            "ca.crt",
+            "etcd/ca.crt",
+            "front-proxy-ca.crt",
+            "sa.key",
+            "apiserver-etcd-client.crt",
+            "apiserver-kubelet-client.crt",
+            "front-proxy-client.crt",
+        ]
+        .map(paths::pki),
+    );
     inputs.push(paths::bin("kube-apiserver"));
-    wanted.unit("kube-apiserver.service", &api, &inputs.iter().map(String::as_str).collect::<Vec<_>>());
+    wanted.unit(
+        "kube-apiserver.service",
+        &api,
+        &inputs.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
 
     let manager = ControllerManager {
         cluster: &spec.name,
@@ -97,8 +184,18 @@ fn control_units(wanted: &mut Wanted<'_>) {
         extra: spec.kubernetes.controller_manager.extra_args.iter().collect(),
         tls_min: apiserver::tls_version(spec.security.tls_min),
     };
-    let inputs = [etc("controller-manager.conf"), paths::pki("ca.crt"), paths::pki("ca.key"), paths::pki("sa.key"), paths::bin("kube-controller-manager")];
-    wanted.unit("kube-controller-manager.service", &manager.unit(profile), &inputs.each_ref().map(String::as_str));
+    let inputs = [
+        etc("controller-manager.conf"),
+        paths::pki("ca.crt"),
+        paths::pki("ca.key"),
+        paths::pki("sa.key"),
+        paths::bin("kube-controller-manager"),
+    ];
+    wanted.unit(
+        "kube-controller-manager.service",
+        &manager.unit(profile),
+        &inputs.each_ref().map(String::as_str),
+    );
 
     let text = scheduler::unit(
         &feature_gates(&spec.kubernetes.scheduler.feature_gates),
@@ -113,8 +210,17 @@ fn control_units(wanted: &mut Wanted<'_>) {
 
 /// The machine's own API server says it is ready.
 pub(crate) fn ready(machine: &Machine) -> Condition {
-    let tls = ClientTls { ca: paths::pki("ca.crt"), certificate: None, key: None, server_name: Some("kubernetes".into()) };
-    Condition::Http { url: format!("https://{}/readyz", host_port(machine.address, apiserver::PORT)), tls: Some(tls), contains: None }
+    let tls = ClientTls {
+        ca: paths::pki("ca.crt"),
+        certificate: None,
+        key: None,
+        server_name: Some("kubernetes".into()),
+    };
+    Condition::Http {
+        url: format!("https://{}/readyz", host_port(machine.address, apiserver::PORT)),
+        tls: Some(tls),
+        contains: None,
+    }
 }
 
 fn api_server<'a>(spec: &'a Spec, machine: &Machine) -> ApiServer<'a> {
@@ -125,7 +231,10 @@ fn api_server<'a>(spec: &'a Spec, machine: &Machine) -> ApiServer<'a> {
     } else if let Some(vip) = &spec.etcd.vip {
         vec![format!("https://{}", host_port(vip.address, vip.port))]
     } else {
-        spec.etcd_members().iter().map(|member| format!("https://{}", host_port(member.address, etcd::CLIENT_PORT))).collect()
+        spec.etcd_members()
+            .iter()
+            .map(|member| format!("https://{}", host_port(member.address, etcd::CLIENT_PORT)))
+            .collect()
     };
     ApiServer {
         address: machine.address,
@@ -150,9 +259,15 @@ pub(crate) fn join(nets: &[ipnet::IpNet]) -> String {
 fn masks(spec: &Spec) -> Vec<(String, String)> {
     let network = &spec.network;
     if network.pods.len() == 1 {
-        return vec![("node-cidr-mask-size".into(), network.node_mask(network.pods[0]).to_string())];
+        return vec![(
+            "node-cidr-mask-size".into(),
+            network.node_mask(network.pods[0]).to_string(),
+        )];
     }
-    vec![("node-cidr-mask-size-ipv4".into(), network.node_mask_v4.to_string()), ("node-cidr-mask-size-ipv6".into(), network.node_mask_v6.to_string())]
+    vec![
+        ("node-cidr-mask-size-ipv4".into(), network.node_mask_v4.to_string()),
+        ("node-cidr-mask-size-ipv6".into(), network.node_mask_v6.to_string()),
+    ]
 }
 
 pub(crate) fn level(level: PodSecurityLevel) -> &'static str {

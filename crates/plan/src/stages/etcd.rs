@@ -8,7 +8,7 @@ use quorate_spec::Machine;
 
 use crate::components::etcd as component;
 use crate::model::*;
-use crate::names::{host_port, members, Member};
+use crate::names::{Member, host_port, members};
 use crate::paths;
 use crate::stages::Planned;
 use crate::want::{Context, Draft, Wanted};
@@ -17,7 +17,11 @@ use crate::want::{Context, Draft, Wanted};
 const START_TIMEOUT_MS: u64 = 60_000;
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
-    let mut draft = Draft::new(context, "etcd", "etcd has a quorum and the members the cluster file names");
+    let mut draft = Draft::new(
+        context,
+        "etcd",
+        "etcd has a quorum and the members the cluster file names",
+    );
     let mut notes = Vec::new();
     let wanted_members = members(context.spec);
     let reached = context.reached(context.spec.etcd_members());
@@ -27,8 +31,13 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     // One change of membership, and one restart, at a time: each step needs the one before it.
     let mut chain: Vec<String> = Vec::new();
     for machine in reached {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
-        let member = Member { name: machine.name.clone(), address: machine.address };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
+        let member = Member {
+            name: machine.name.clone(),
+            address: machine.address,
+        };
         files(&mut wanted);
         let data = has_data(context, machine);
         let known = live.and_then(|live| live.members.iter().find(|found| is(found, &member)));
@@ -68,25 +77,44 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             &[],
             wanted.profile(),
         );
-        let inputs = [paths::bin("etcd"), format!("{}/pki/server.crt", paths::ETCD), format!("{}/pki/peer.crt", paths::ETCD), format!("{}/pki/ca.crt", paths::ETCD)];
+        let inputs = [
+            paths::bin("etcd"),
+            format!("{}/pki/server.crt", paths::ETCD),
+            format!("{}/pki/peer.crt", paths::ETCD),
+            format!("{}/pki/ca.crt", paths::ETCD),
+        ];
         wanted.unit("etcd.service", &text, &inputs.each_ref().map(String::as_str));
         let disturbs = wanted.disturbs("etcd.service");
         let serial = joining || (wanted.restarts_any() && live.is_some());
         if !joining {
-            wanted.wait(Condition::EtcdMember { name: member.name.clone() }, START_TIMEOUT_MS);
+            wanted.wait(
+                Condition::EtcdMember {
+                    name: member.name.clone(),
+                },
+                START_TIMEOUT_MS,
+            );
         }
         let last = draft.add(wanted, if serial { &chain } else { &[] });
         if let Some(last) = last.filter(|_| serial && disturbs) {
             chain = vec![last];
         }
         if joining {
-            chain = promote(&mut draft, context, live.map_or(&[], |live| &live.members), &member, chain);
+            chain = promote(
+                &mut draft,
+                context,
+                live.map_or(&[], |live| &live.members),
+                &member,
+                chain,
+            );
         }
     }
     if let Some(live) = live {
         retire(&mut draft, context, &live.members, &wanted_members, chain);
     }
-    Planned { stage: draft.stage, notes }
+    Planned {
+        stage: draft.stage,
+        notes,
+    }
 }
 
 fn files(wanted: &mut Wanted<'_>) {
@@ -98,38 +126,85 @@ fn files(wanted: &mut Wanted<'_>) {
 
 fn bootstrap(wanted: &mut Wanted<'_>, members: &[Member], context: &Context<'_>, existing: bool) {
     let token = format!("quorate-{}", context.spec.name);
-    wanted.file(&format!("{}/bootstrap.env", paths::ETCD), "root", 0o600, Content::text(component::bootstrap(members, &token, existing)));
+    wanted.file(
+        &format!("{}/bootstrap.env", paths::ETCD),
+        "root",
+        0o600,
+        Content::text(component::bootstrap(members, &token, existing)),
+    );
 }
 
 /// Remove what is left of an earlier life of this member, then add it as a learner.
-fn join(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], found: Option<&EtcdMember>, member: &Member, mut chain: Vec<String>) -> Vec<String> {
-    let Some(via) = healthy_other(context, live, &member.name) else { return chain };
+fn join(
+    draft: &mut Draft<'_>,
+    context: &Context<'_>,
+    live: &[EtcdMember],
+    found: Option<&EtcdMember>,
+    member: &Member,
+    mut chain: Vec<String>,
+) -> Vec<String> {
+    let Some(via) = healthy_other(context, live, &member.name) else {
+        return chain;
+    };
     if let Some(found) = found {
         let id = draft.id(&member.name, "remove-stale");
         let why = if found.name.is_empty() {
-            format!("a member with {}'s peer address was added but never started", member.name)
+            format!(
+                "a member with {}'s peer address was added but never started",
+                member.name
+            )
         } else {
             format!("member {} is in the list, but its machine has no data", member.name)
         };
-        draft.push(change(&id, via, "remove the stale member", vec![why], Action::EtcdRemove { id: found.id.clone(), name: member.name.clone() }, chain));
+        draft.push(change(
+            &id,
+            via,
+            "remove the stale member",
+            vec![why],
+            Action::EtcdRemove {
+                id: found.id.clone(),
+                name: member.name.clone(),
+            },
+            chain,
+        ));
         chain = vec![id];
     }
     let id = draft.id(&member.name, "add-learner");
     let peer_url = format!("https://{}", host_port(member.address, component::PEER_PORT));
     let why = vec![format!("{} is not a member", member.name)];
-    draft.push(change(&id, via, &format!("add {} as a learner", member.name), why, Action::EtcdAddLearner { name: member.name.clone(), peer_url }, chain));
+    draft.push(change(
+        &id,
+        via,
+        &format!("add {} as a learner", member.name),
+        why,
+        Action::EtcdAddLearner {
+            name: member.name.clone(),
+            peer_url,
+        },
+        chain,
+    ));
     vec![id]
 }
 
-fn promote(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], member: &Member, chain: Vec<String>) -> Vec<String> {
-    let Some(via) = healthy_other(context, live, &member.name) else { return chain };
+fn promote(
+    draft: &mut Draft<'_>,
+    context: &Context<'_>,
+    live: &[EtcdMember],
+    member: &Member,
+    chain: Vec<String>,
+) -> Vec<String> {
+    let Some(via) = healthy_other(context, live, &member.name) else {
+        return chain;
+    };
     let id = draft.id(&member.name, "promote");
     let mut step = change(
         &id,
         via,
         &format!("promote {} to a voting member", member.name),
         vec!["a learner does not count for the quorum".into()],
-        Action::EtcdPromote { name: member.name.clone() },
+        Action::EtcdPromote {
+            name: member.name.clone(),
+        },
         chain,
     );
     // Refused until the learner has caught up with the leader.
@@ -139,17 +214,35 @@ fn promote(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], me
 }
 
 /// Members the cluster file no longer names, last, so that the quorum is largest while others join.
-fn retire(draft: &mut Draft<'_>, context: &Context<'_>, live: &[EtcdMember], wanted: &[Member], mut chain: Vec<String>) {
-    for found in live.iter().filter(|found| !wanted.iter().any(|member| is(found, member))) {
-        let Some(via) = healthy_other(context, live, &found.name) else { continue };
-        let label = if found.name.is_empty() { found.id.clone() } else { found.name.clone() };
+fn retire(
+    draft: &mut Draft<'_>,
+    context: &Context<'_>,
+    live: &[EtcdMember],
+    wanted: &[Member],
+    mut chain: Vec<String>,
+) {
+    for found in live
+        .iter()
+        .filter(|found| !wanted.iter().any(|member| is(found, member)))
+    {
+        let Some(via) = healthy_other(context, live, &found.name) else {
+            continue;
+        };
+        let label = if found.name.is_empty() {
+            found.id.clone()
+        } else {
+            found.name.clone()
+        };
         let id = draft.id(&label, "remove");
         draft.push(change(
             &id,
             via,
             &format!("remove member {label}"),
             vec!["the cluster file does not name it".into()],
-            Action::EtcdRemove { id: found.id.clone(), name: label.clone() },
+            Action::EtcdRemove {
+                id: found.id.clone(),
+                name: label.clone(),
+            },
             chain,
         ));
         chain = vec![id];
@@ -165,7 +258,9 @@ fn change(id: &str, via: &str, title: &str, why: Vec<String>, action: Action, ne
         action,
         needs,
         done_when: Vec::new(),
-        undo: Undo::Manual { hint: "membership is not taken back by itself; change the cluster file and apply".into() },
+        undo: Undo::Manual {
+            hint: "membership is not taken back by itself; change the cluster file and apply".into(),
+        },
         attempts: 3,
         essential: true,
     }
@@ -173,8 +268,17 @@ fn change(id: &str, via: &str, title: &str, why: Vec<String>, action: Action, ne
 
 /// A machine whose member is healthy and is not the one being changed.
 fn healthy_other<'a>(context: &Context<'a>, live: &[EtcdMember], name: &str) -> Option<&'a str> {
-    let healthy: BTreeSet<&str> = live.iter().filter(|found| found.healthy && !found.learner).map(|found| found.name.as_str()).collect();
-    context.spec.etcd_members().into_iter().map(|machine| machine.name.as_str()).find(|machine| *machine != name && healthy.contains(machine) && context.facts.reachable(machine))
+    let healthy: BTreeSet<&str> = live
+        .iter()
+        .filter(|found| found.healthy && !found.learner)
+        .map(|found| found.name.as_str())
+        .collect();
+    context
+        .spec
+        .etcd_members()
+        .into_iter()
+        .map(|machine| machine.name.as_str())
+        .find(|machine| *machine != name && healthy.contains(machine) && context.facts.reachable(machine))
 }
 
 fn is(found: &EtcdMember, member: &Member) -> bool {
@@ -186,13 +290,26 @@ fn is(found: &EtcdMember, member: &Member) -> bool {
 /// started as one of the founders, which a first run that ended early makes necessary. Later that would be a voter
 /// without memory: it could let the others forget what was acknowledged.
 fn was_never_used(context: &Context<'_>) -> bool {
-    let machines = context.spec.control_planes().into_iter().chain(context.spec.etcd_members());
+    let machines = context
+        .spec
+        .control_planes()
+        .into_iter()
+        .chain(context.spec.etcd_members());
     let api_server = paths::unit("kube-apiserver.service");
-    machines.into_iter().all(|machine| context.facts.host(&machine.name).is_some_and(|host| !host.files.get(&api_server).is_some_and(|file| file.exists())))
+    machines.into_iter().all(|machine| {
+        context
+            .facts
+            .host(&machine.name)
+            .is_some_and(|host| !host.files.get(&api_server).is_some_and(|file| file.exists()))
+    })
 }
 
 /// etcd makes `member/` on its first start and never without.
 fn has_data(context: &Context<'_>, machine: &Machine) -> bool {
     let path = format!("{}/member", context.spec.etcd.data_dir);
-    context.facts.host(&machine.name).and_then(|host| host.files.get(&path)).is_some_and(|file| file.exists())
+    context
+        .facts
+        .host(&machine.name)
+        .and_then(|host| host.files.get(&path))
+        .is_some_and(|file| file.exists())
 }

@@ -1,13 +1,13 @@
 //! Nodes: kubelets join by bootstrap token and CSR, kube-proxy runs.
 
 use quorate_spec::Machine;
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::components::kubelet::Kubelet;
 use crate::components::{kube_proxy, kubeconfig, objects};
 use crate::model::*;
 use crate::paths;
-use crate::stages::{control_plane, Planned};
+use crate::stages::{Planned, control_plane};
 use crate::want::{Context, Draft, Wanted};
 
 /// CSR, approval by the controller manager, certificate back.
@@ -16,11 +16,21 @@ const JOIN_TIMEOUT_MS: u64 = 120_000;
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "nodes", "every node has joined, kube-proxy runs");
     let nodes = context.reached(context.spec.nodes());
-    let joining: Vec<&Machine> = nodes.iter().copied().filter(|machine| !joined(context, machine)).collect();
-    let token = if joining.is_empty() { None } else { admit(&mut draft, joining.len()) };
+    let joining: Vec<&Machine> = nodes
+        .iter()
+        .copied()
+        .filter(|machine| !joined(context, machine))
+        .collect();
+    let token = if joining.is_empty() {
+        None
+    } else {
+        admit(&mut draft, joining.len())
+    };
     let mut approved = Vec::new();
     for machine in &nodes {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
         let is_joining = joining.iter().any(|other| other.name == machine.name);
         kubelet(&mut wanted, is_joining);
         proxy(&mut wanted);
@@ -31,7 +41,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         }
     }
     // A run that ended early may have left the token with machines that have joined.
-    let leftover = |machine: &&&Machine| joining.iter().any(|other| other.name == machine.name) || holds_token(context, machine);
+    let leftover =
+        |machine: &&&Machine| joining.iter().any(|other| other.name == machine.name) || holds_token(context, machine);
     let holders: Vec<&Machine> = nodes.iter().filter(leftover).copied().collect();
     if !holders.is_empty() {
         close(&mut draft, context, &holders, approved);
@@ -41,12 +52,20 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 
 /// The kubelet has a client certificate and its node object is there.
 fn joined(context: &Context<'_>, machine: &Machine) -> bool {
-    let certificate = context.facts.host(&machine.name).and_then(|host| host.files.get(paths::KUBELET_CLIENT)).is_some_and(|file| file.exists());
+    let certificate = context
+        .facts
+        .host(&machine.name)
+        .and_then(|host| host.files.get(paths::KUBELET_CLIENT))
+        .is_some_and(|file| file.exists());
     certificate && context.live(&node_path(&machine.name)).is_some()
 }
 
 fn holds_token(context: &Context<'_>, machine: &Machine) -> bool {
-    context.facts.host(&machine.name).and_then(|host| host.files.get(&bootstrap_conf())).is_some_and(|file| file.exists())
+    context
+        .facts
+        .host(&machine.name)
+        .and_then(|host| host.files.get(&bootstrap_conf()))
+        .is_some_and(|file| file.exists())
 }
 
 fn bootstrap_conf() -> String {
@@ -66,7 +85,9 @@ fn admit(draft: &mut Draft<'_>, joining: usize) -> Option<String> {
         machine,
         title: "admit new nodes with a bootstrap token".into(),
         why: vec![format!("{joining} machines have not joined yet")],
-        action: Action::Apply { objects: vec![objects::bootstrap_token(objects::BOOTSTRAP_TOKEN_PATH)] },
+        action: Action::Apply {
+            objects: vec![objects::bootstrap_token(objects::BOOTSTRAP_TOKEN_PATH)],
+        },
         needs: Vec::new(),
         done_when: Vec::new(),
         undo: Undo::Objects,
@@ -83,21 +104,41 @@ fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
     let server = spec.endpoint_url_for(wanted.machine);
     if joining {
         let path = bootstrap_conf();
-        let secrets = vec![quorate_facts::SecretId::BootstrapTokenId, quorate_facts::SecretId::BootstrapTokenSecret];
+        let secrets = vec![
+            quorate_facts::SecretId::BootstrapTokenId,
+            quorate_facts::SecretId::BootstrapTokenSecret,
+        ];
         let template = kubeconfig::bootstrap(&spec.name, &server, &paths::pki("ca.crt"));
         wanted.file(&path, "root", 0o600, Content::Template { template, secrets });
     }
     // The kubelet writes this file when it joins; it is ours to change only when the way to the API changes.
     let kubelet_conf = format!("{}/kubelet.conf", paths::KUBERNETES);
-    let found = wanted.host.files.get(&kubelet_conf).and_then(|file| file.text.clone()).unwrap_or_default();
+    let found = wanted
+        .host
+        .files
+        .get(&kubelet_conf)
+        .and_then(|file| file.text.clone())
+        .unwrap_or_default();
     if !joining && !found.contains(&format!("server: {server}\n")) {
-        let text = kubeconfig::by_path(&spec.name, &server, &paths::pki("ca.crt"), "default-auth", paths::KUBELET_CLIENT, paths::KUBELET_CLIENT);
+        let text = kubeconfig::by_path(
+            &spec.name,
+            &server,
+            &paths::pki("ca.crt"),
+            "default-auth",
+            paths::KUBELET_CLIENT,
+            paths::KUBELET_CLIENT,
+        );
         wanted.file(&kubelet_conf, "root", 0o600, Content::text(text));
     }
     let machine = wanted.machine;
     let kubelet = Kubelet {
         name: &machine.name,
-        addresses: spec.network.pods.iter().filter_map(|net| machine.address_like(*net)).collect(),
+        addresses: spec
+            .network
+            .pods
+            .iter()
+            .filter_map(|net| machine.address_like(*net))
+            .collect(),
         dns: spec.dns.cluster_ips.iter().map(ToString::to_string).collect(),
         domain: &spec.kubernetes.domain,
         settings: &spec.kubernetes.kubelet,
@@ -108,8 +149,17 @@ fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
     let config = format!("{}/config.yaml", paths::KUBELET);
     wanted.text(&config, kubelet.config(profile));
     let inputs = [config, kubelet_conf, paths::pki("ca.crt"), paths::bin("kubelet")];
-    wanted.unit("kubelet.service", &kubelet.unit(profile), &[&inputs[0], &inputs[2], &inputs[3]]);
-    wanted.wait(Condition::File { path: paths::KUBELET_CLIENT.into() }, JOIN_TIMEOUT_MS);
+    wanted.unit(
+        "kubelet.service",
+        &kubelet.unit(profile),
+        &[&inputs[0], &inputs[2], &inputs[3]],
+    );
+    wanted.wait(
+        Condition::File {
+            path: paths::KUBELET_CLIENT.into(),
+        },
+        JOIN_TIMEOUT_MS,
+    );
 }
 
 fn proxy(wanted: &mut Wanted<'_>) {
@@ -119,16 +169,40 @@ fn proxy(wanted: &mut Wanted<'_>) {
     wanted.certificate("kube-proxy");
     let conf = format!("{}/kube-proxy.conf", paths::KUBERNETES);
     let server = spec.endpoint_url_for(wanted.machine);
-    let text = kubeconfig::by_path(&spec.name, &server, &paths::pki("ca.crt"), "kube-proxy", &paths::pki("kube-proxy.crt"), &paths::pki("kube-proxy.key"));
+    let text = kubeconfig::by_path(
+        &spec.name,
+        &server,
+        &paths::pki("ca.crt"),
+        "kube-proxy",
+        &paths::pki("kube-proxy.crt"),
+        &paths::pki("kube-proxy.key"),
+    );
     wanted.file(&conf, "root", 0o600, Content::text(text));
     let exclude = match &spec.access {
-        quorate_spec::Access::Ipvs { virtual_address, .. } => vec![format!("{}/{}", virtual_address.ip(), if virtual_address.is_ipv4() { 32 } else { 128 })],
+        quorate_spec::Access::Ipvs { virtual_address, .. } => vec![format!(
+            "{}/{}",
+            virtual_address.ip(),
+            if virtual_address.is_ipv4() { 32 } else { 128 }
+        )],
         _ => Vec::new(),
     };
     let config = format!("{}/kube-proxy.yaml", paths::KUBERNETES);
-    wanted.text(&config, kube_proxy::config(&wanted.machine.name, &control_plane::join(&spec.network.pods), profile.proxy_mode, &exclude, profile));
+    wanted.text(
+        &config,
+        kube_proxy::config(
+            &wanted.machine.name,
+            &control_plane::join(&spec.network.pods),
+            profile.proxy_mode,
+            &exclude,
+            profile,
+        ),
+    );
     let inputs = [conf, config, paths::bin("kube-proxy")];
-    wanted.unit("kube-proxy.service", &kube_proxy::unit(profile), &inputs.each_ref().map(String::as_str));
+    wanted.unit(
+        "kube-proxy.service",
+        &kube_proxy::unit(profile),
+        &inputs.each_ref().map(String::as_str),
+    );
 }
 
 /// Serving certificates: only for the names and addresses the cluster file gives this machine.
@@ -151,7 +225,9 @@ fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine, afte
         },
         needs: after.into_iter().collect(),
         done_when: Vec::new(),
-        undo: Undo::Nothing { because: "a certificate for a machine's own names harms nobody; it expires".into() },
+        undo: Undo::Nothing {
+            because: "a certificate for a machine's own names harms nobody; it expires".into(),
+        },
         attempts: 3,
         essential: machine.is_control_plane(),
     });
@@ -160,17 +236,23 @@ fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine, afte
 
 /// The token goes away again, in the cluster and then on the machines: what lies there says that it may still be valid.
 fn close(draft: &mut Draft<'_>, context: &Context<'_>, holders: &[&Machine], approved: Vec<String>) {
-    let Some(via) = context.api_machine().map(str::to_owned) else { return };
+    let Some(via) = context.api_machine().map(str::to_owned) else {
+        return;
+    };
     let revoke = draft.id(&via, "revoke-token");
     draft.push(Step {
         id: revoke.clone(),
         machine: via,
         title: "revoke the bootstrap token".into(),
         why: vec!["no machine is joining any more".into()],
-        action: Action::Delete { paths: vec![objects::BOOTSTRAP_TOKEN_PATH.into()] },
+        action: Action::Delete {
+            paths: vec![objects::BOOTSTRAP_TOKEN_PATH.into()],
+        },
         needs: approved,
         done_when: Vec::new(),
-        undo: Undo::Nothing { because: "the next apply admits nodes with it again".into() },
+        undo: Undo::Nothing {
+            because: "the next apply admits nodes with it again".into(),
+        },
         attempts: 3,
         essential: false,
     });
@@ -180,10 +262,15 @@ fn close(draft: &mut Draft<'_>, context: &Context<'_>, holders: &[&Machine], app
             machine: machine.name.clone(),
             title: "forget the bootstrap token".into(),
             why: vec!["the kubelet has a certificate of its own".into()],
-            action: Action::Remove { paths: vec![bootstrap_conf()], recursive: false },
+            action: Action::Remove {
+                paths: vec![bootstrap_conf()],
+                recursive: false,
+            },
             needs: vec![revoke.clone()],
             done_when: Vec::new(),
-            undo: Undo::Nothing { because: "a spent token is of no use".into() },
+            undo: Undo::Nothing {
+                because: "a spent token is of no use".into(),
+            },
             attempts: 2,
             // Left out when a machine failed to join; the next apply does it.
             essential: false,

@@ -6,16 +6,19 @@ use quorate_facts::Feature;
 use quorate_spec::{Firewall, Swap};
 
 use crate::model::*;
-use crate::{paths, queries};
 use crate::stages::Planned;
 use crate::want::{Context, Draft, Wanted};
+use crate::{paths, queries};
 
 /// Kernel modules a node needs; those of the chosen options are added.
 const MODULES: [&str; 2] = ["overlay", "br_netfilter"];
 const MODULES_FILE: &str = "/etc/modules-load.d/quorate.conf";
 const SYSCTL_FILE: &str = "/etc/sysctl.d/90-quorate.conf";
 /// kubelet, kube-proxy, flannel and many Pods watch files; with the kernel's 128 instances a node of 110 Pods runs out.
-pub(crate) const AT_LEAST: [(&str, u64); 2] = [("fs.inotify.max_user_instances", 8_192), ("fs.inotify.max_user_watches", 524_288)];
+pub(crate) const AT_LEAST: [(&str, u64); 2] = [
+    ("fs.inotify.max_user_instances", 8_192),
+    ("fs.inotify.max_user_watches", 524_288),
+];
 const HOSTS_MARKER: &str = "quorate";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
@@ -23,15 +26,26 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut notes = Vec::new();
     let hosts = hosts_block(context);
     for machine in context.reached(context.spec.machines.iter().collect()) {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
         directories(&mut wanted);
         let modules = modules(&wanted);
         let values = sysctls(&wanted);
         let before = remember(&wanted, &values);
         if !modules.is_empty() {
-            wanted.text(MODULES_FILE, modules.iter().map(|module| format!("{module}\n")).collect::<String>());
+            wanted.text(
+                MODULES_FILE,
+                modules.iter().map(|module| format!("{module}\n")).collect::<String>(),
+            );
         }
-        wanted.text(SYSCTL_FILE, values.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>());
+        wanted.text(
+            SYSCTL_FILE,
+            values
+                .iter()
+                .map(|(key, value)| format!("{key} = {value}\n"))
+                .collect::<String>(),
+        );
         firewall_note(&wanted, &mut notes);
         let loadable: Vec<String> = modules
             .iter()
@@ -56,8 +70,19 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             essential: machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
         };
         if !loadable.is_empty() {
-            let why = loadable.iter().map(|module| format!("module {module} is not loaded")).collect();
-            draft.push(step("modules", "load kernel modules", why, Action::Modules { names: loadable }, Undo::Nothing { because: "a loaded module harms nobody".into() }));
+            let why = loadable
+                .iter()
+                .map(|module| format!("module {module} is not loaded"))
+                .collect();
+            draft.push(step(
+                "modules",
+                "load kernel modules",
+                why,
+                Action::Modules { names: loadable },
+                Undo::Nothing {
+                    because: "a loaded module harms nobody".into(),
+                },
+            ));
         }
         let differing: BTreeMap<String, String> = values
             .iter()
@@ -67,22 +92,54 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         if !differing.is_empty() {
             let why = differing
                 .iter()
-                .map(|(key, value)| format!("{key} is {}, wanted {value}", host.sysctls.get(key).and_then(Option::as_deref).unwrap_or("absent")))
+                .map(|(key, value)| {
+                    format!(
+                        "{key} is {}, wanted {value}",
+                        host.sysctls.get(key).and_then(Option::as_deref).unwrap_or("absent")
+                    )
+                })
                 .collect();
-            draft.push(step("sysctls", "set kernel parameters", why, Action::Sysctls { values: differing }, Undo::Kept));
+            draft.push(step(
+                "sysctls",
+                "set kernel parameters",
+                why,
+                Action::Sysctls { values: differing },
+                Undo::Kept,
+            ));
         }
-        if context.spec.host.swap == Swap::Off && machine.is_node() && !host.swaps.is_empty() && host.container.is_none() {
+        if context.spec.host.swap == Swap::Off
+            && machine.is_node()
+            && !host.swaps.is_empty()
+            && host.container.is_none()
+        {
             let why = host.swaps.iter().map(|swap| format!("swap on {}", swap.path)).collect();
-            draft.push(step("swap", "turn swap off, now and at boot", why, Action::SwapOff, Undo::Manual { hint: "the lines kept in /etc/fstab start with '#quorate '; remove that and run `swapon -a`".into() }));
+            draft.push(step(
+                "swap",
+                "turn swap off, now and at boot",
+                why,
+                Action::SwapOff,
+                Undo::Manual {
+                    hint: "the lines kept in /etc/fstab start with '#quorate '; remove that and run `swapon -a`".into(),
+                },
+            ));
         }
         if context.spec.host.hosts {
-            let found = host.files.get("/etc/hosts").and_then(|file| file.text.as_deref()).unwrap_or_default();
+            let found = host
+                .files
+                .get("/etc/hosts")
+                .and_then(|file| file.text.as_deref())
+                .unwrap_or_default();
             if block_of(found, HOSTS_MARKER).as_deref() != Some(hosts.as_str()) {
                 draft.push(step(
                     "hosts",
                     "name the machines in /etc/hosts",
                     vec!["the managed block in /etc/hosts differs".into()],
-                    Action::Block { path: "/etc/hosts".into(), marker: HOSTS_MARKER.into(), content: hosts.clone(), before: block_of(found, HOSTS_MARKER) },
+                    Action::Block {
+                        path: "/etc/hosts".into(),
+                        marker: HOSTS_MARKER.into(),
+                        content: hosts.clone(),
+                        before: block_of(found, HOSTS_MARKER),
+                    },
                     Undo::Kept,
                 ));
             }
@@ -92,12 +149,21 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 "hostname",
                 "set the hostname",
                 vec![format!("the hostname is {}, wanted {}", host.hostname, machine.name)],
-                Action::Run { argv: vec!["hostnamectl".into(), "set-hostname".into(), machine.name.clone()], stdin: None, timeout_ms: 10_000 },
-                Undo::Manual { hint: format!("hostnamectl set-hostname {}", host.hostname) },
+                Action::Run {
+                    argv: vec!["hostnamectl".into(), "set-hostname".into(), machine.name.clone()],
+                    stdin: None,
+                    timeout_ms: 10_000,
+                },
+                Undo::Manual {
+                    hint: format!("hostnamectl set-hostname {}", host.hostname),
+                },
             ));
         }
     }
-    Planned { stage: draft.stage, notes }
+    Planned {
+        stage: draft.stage,
+        notes,
+    }
 }
 
 fn directories(wanted: &mut Wanted<'_>) {
@@ -106,7 +172,14 @@ fn directories(wanted: &mut Wanted<'_>) {
     let spec = wanted.context.spec;
     let machine = wanted.machine;
     if machine.is_node() {
-        for (path, mode) in [(paths::KUBERNETES, 0o755), (paths::PKI, 0o700), (paths::STATIC_PODS, 0o755), (paths::CNI_BIN, 0o755), (paths::CNI_CONF, 0o755), (paths::KUBELET, 0o750)] {
+        for (path, mode) in [
+            (paths::KUBERNETES, 0o755),
+            (paths::PKI, 0o700),
+            (paths::STATIC_PODS, 0o755),
+            (paths::CNI_BIN, 0o755),
+            (paths::CNI_CONF, 0o755),
+            (paths::KUBELET, 0o750),
+        ] {
             wanted.directory(path, "root", mode);
         }
     }
@@ -123,7 +196,8 @@ fn modules(wanted: &Wanted<'_>) -> Vec<String> {
         return Vec::new();
     }
     let mut modules: Vec<&str> = MODULES.to_vec();
-    let ipvs = matches!(wanted.context.spec.access, quorate_spec::Access::Ipvs { .. }) || wanted.profile().proxy_mode == "ipvs";
+    let ipvs = matches!(wanted.context.spec.access, quorate_spec::Access::Ipvs { .. })
+        || wanted.profile().proxy_mode == "ipvs";
     if ipvs {
         modules.extend(["ip_vs", "ip_vs_rr", "ip_vs_sh", "nf_conntrack"]);
     }
@@ -143,7 +217,10 @@ fn sysctls(wanted: &Wanted<'_>) -> BTreeMap<String, String> {
             values.insert("net.ipv6.conf.all.forwarding".to_owned(), "1".to_owned());
         }
         // Absent unless br_netfilter is there; with it, bridged Pod traffic must pass the Service rules.
-        for key in ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"] {
+        for key in [
+            "net.bridge.bridge-nf-call-iptables",
+            "net.bridge.bridge-nf-call-ip6tables",
+        ] {
             let known = matches!(host.sysctls.get(key), Some(Some(_)));
             if known || host.kernel_features.get("br_netfilter") == Some(&Feature::Loadable) {
                 values.insert(key.to_owned(), "1".to_owned());
@@ -154,7 +231,15 @@ fn sysctls(wanted: &Wanted<'_>) -> BTreeMap<String, String> {
     if wanted.machine.is_node() && host.container.is_none() {
         values.extend(AT_LEAST.map(|(key, value)| (key.to_owned(), value.to_string())));
     }
-    values.extend(wanted.context.spec.host.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())));
+    values.extend(
+        wanted
+            .context
+            .spec
+            .host
+            .sysctls
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
     values
 }
 
@@ -165,15 +250,29 @@ fn remember(wanted: &Wanted<'_>, values: &BTreeMap<String, String>) -> Option<St
     if host.files.get(queries::BEFORE).is_some_and(|file| file.exists()) {
         return None;
     }
-    let sysctls: BTreeMap<&String, &String> = values.keys().filter_map(|key| Some((key, host.sysctls.get(key)?.as_ref()?))).collect();
-    let users: Vec<&String> = host.users.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| name).collect();
+    let sysctls: BTreeMap<&String, &String> = values
+        .keys()
+        .filter_map(|key| Some((key, host.sysctls.get(key)?.as_ref()?)))
+        .collect();
+    let users: Vec<&String> = host
+        .users
+        .iter()
+        .filter(|(_, found)| found.is_none())
+        .map(|(name, _)| name)
+        .collect();
     let directories: Vec<&str> = queries::DIRECTORIES
         .into_iter()
         .chain([wanted.context.spec.etcd.data_dir.as_str()])
         .filter(|path| !host.files.get(*path).is_some_and(|file| file.exists()))
         .collect();
     let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories, "nftTables": host.firewall.nft_tables});
-    let file = FileChange { path: queries::BEFORE.into(), owner: "root".into(), mode: 0o600, content: Content::text(format!("{before:#}\n")), before: Before::Absent };
+    let file = FileChange {
+        path: queries::BEFORE.into(),
+        owner: "root".into(),
+        mode: 0o600,
+        content: Content::text(format!("{before:#}\n")),
+        before: Before::Absent,
+    };
     let machine = &wanted.machine.name;
     Some(Step {
         id: format!("prepare/{machine}/before"),
@@ -185,7 +284,11 @@ fn remember(wanted: &Wanted<'_>, values: &BTreeMap<String, String>) -> Option<St
         done_when: Vec::new(),
         undo: Undo::Kept,
         attempts: 2,
-        essential: wanted.machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
+        essential: wanted
+            .machine
+            .roles
+            .iter()
+            .any(|role| *role != quorate_spec::Role::Worker),
     })
 }
 
@@ -211,7 +314,8 @@ fn hosts_block(context: &Context<'_>) -> String {
 /// The lines between our markers, if there are any. The markers are those `machine` writes.
 pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("# BEGIN {marker}\n"))?;
-    rest.split_once(&format!("# END {marker}")).map(|(block, _)| block.to_owned())
+    rest.split_once(&format!("# END {marker}"))
+        .map(|(block, _)| block.to_owned())
 }
 
 fn firewall_note(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
@@ -219,8 +323,16 @@ fn firewall_note(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
     let running = [("firewalld", firewall.firewalld_active), ("ufw", firewall.ufw_active)];
     for (name, _) in running.into_iter().filter(|(_, active)| *active) {
         let fix = "`quorate plan --firewall` prints the ports each machine needs open";
-        let what = if wanted.context.spec.host.firewall == Firewall::Explain { "nothing is opened" } else { "check that the cluster's ports are open" };
-        notes.push(Note { machine: Some(wanted.machine.name.clone()), message: format!("{name} is running; {what}"), hint: Some(fix.into()) });
+        let what = if wanted.context.spec.host.firewall == Firewall::Explain {
+            "nothing is opened"
+        } else {
+            "check that the cluster's ports are open"
+        };
+        notes.push(Note {
+            machine: Some(wanted.machine.name.clone()),
+            message: format!("{name} is running; {what}"),
+            hint: Some(fix.into()),
+        });
     }
 }
 

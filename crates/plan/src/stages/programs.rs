@@ -12,21 +12,41 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "programs", "upstream programs and images are on the machines");
     let mut notes = Vec::new();
     for machine in context.reached(context.spec.machines.iter().collect()) {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
         let items = items(context, machine);
         let missing: Vec<BlobRef> = items
             .iter()
             .filter(|item| !wanted.host.blobs.contains(&item.sha256))
-            .map(|item| BlobRef { name: item.name.clone(), sha256: item.sha256.clone(), packed_size: item.packed_size })
+            .map(|item| BlobRef {
+                name: item.name.clone(),
+                sha256: item.sha256.clone(),
+                packed_size: item.packed_size,
+            })
             .collect();
-        for name in wanted_names(context, machine).into_iter().filter(|name| !context.facts.bundle.items.contains_key(*name)) {
-            notes.push(Note { machine: None, message: format!("the bundle has no {name}"), hint: Some("quorate bundle verify".into()) });
+        for name in wanted_names(context, machine)
+            .into_iter()
+            .filter(|name| !context.facts.bundle.items.contains_key(*name))
+        {
+            notes.push(Note {
+                machine: None,
+                message: format!("the bundle has no {name}"),
+                hint: Some("quorate bundle verify".into()),
+            });
         }
         // etcd runs as its own user and must get through to its program.
         wanted.directory(paths::BLOBS, "root", 0o711);
-        wanted.link(&paths::bin("quorate"), &format!("{}/{}/quorate", paths::PROGRAMS, context.facts.operator.program_sha256));
+        wanted.link(
+            &paths::bin("quorate"),
+            &format!("{}/{}/quorate", paths::PROGRAMS, context.facts.operator.program_sha256),
+        );
         for item in items.iter().filter(|item| item.kind == ItemKind::Binary) {
-            let folder = if CNI_PLUGINS.contains(&item.name.as_str()) { paths::CNI_BIN } else { paths::BIN };
+            let folder = if CNI_PLUGINS.contains(&item.name.as_str()) {
+                paths::CNI_BIN
+            } else {
+                paths::BIN
+            };
             wanted.program(&format!("{folder}/{}", item.name), &item.name);
         }
         let mut after = Vec::new();
@@ -37,11 +57,16 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 id: id.clone(),
                 machine: machine.name.clone(),
                 title: format!("receive {} blobs, {} MB packed", missing.len(), bytes / 1_000_000),
-                why: missing.iter().map(|blob| format!("{} is not on the machine", blob.name)).collect(),
+                why: missing
+                    .iter()
+                    .map(|blob| format!("{} is not on the machine", blob.name))
+                    .collect(),
                 action: Action::Blobs { blobs: missing },
                 needs: Vec::new(),
                 done_when: Vec::new(),
-                undo: Undo::Nothing { because: "blobs are content-addressed and unused until linked; reset removes them".into() },
+                undo: Undo::Nothing {
+                    because: "blobs are content-addressed and unused until linked; reset removes them".into(),
+                },
                 attempts: 3,
                 essential: machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
             });
@@ -50,10 +75,21 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         draft.add(wanted, &after);
     }
     notes.dedup();
-    Planned { stage: draft.stage, notes }
+    Planned {
+        stage: draft.stage,
+        notes,
+    }
 }
 
-pub(crate) const CNI_PLUGINS: [&str; 7] = ["bridge", "host-local", "loopback", "portmap", "firewall", "bandwidth", "tuning"];
+pub(crate) const CNI_PLUGINS: [&str; 7] = [
+    "bridge",
+    "host-local",
+    "loopback",
+    "portmap",
+    "firewall",
+    "bandwidth",
+    "tuning",
+];
 
 /// Images a node's runtime should hold, by the end of their repository's name.
 pub(crate) fn image_names(context: &Context<'_>) -> Vec<&'static str> {
@@ -74,7 +110,14 @@ fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
         names.extend(["etcd", "etcdctl", "etcdutl"]);
     }
     if machine.is_node() {
-        names.extend(["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kube-proxy"]);
+        names.extend([
+            "containerd",
+            "containerd-shim-runc-v2",
+            "ctr",
+            "runc",
+            "kubelet",
+            "kube-proxy",
+        ]);
         names.extend(CNI_PLUGINS);
         if matches!(spec.network.cni, Cni::Flannel(_)) {
             names.push("flanneld");
@@ -88,7 +131,12 @@ fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
 
 fn items<'a>(context: &Context<'a>, machine: &Machine) -> Vec<&'a BundleItem> {
     let bundle = &context.facts.bundle.items;
-    let programs = wanted_names(context, machine).into_iter().filter_map(|name| bundle.get(name));
-    let images = image_names(context).into_iter().filter(|_| machine.is_node()).filter_map(|name| context.image(name));
+    let programs = wanted_names(context, machine)
+        .into_iter()
+        .filter_map(|name| bundle.get(name));
+    let images = image_names(context)
+        .into_iter()
+        .filter(|_| machine.is_node())
+        .filter_map(|name| context.image(name));
     programs.chain(images).collect()
 }

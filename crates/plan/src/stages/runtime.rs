@@ -3,21 +3,30 @@
 use crate::components::containerd;
 use crate::model::*;
 use crate::paths;
-use crate::stages::{programs, Planned};
+use crate::stages::{Planned, programs};
 use crate::want::{Context, Draft};
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "runtime", "containerd runs on every node and holds the images");
     for machine in context.reached(context.spec.nodes()) {
-        let Some(mut wanted) = draft.machine(machine) else { continue };
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
         let profile = wanted.profile();
-        let pause = context.image("/pause").map_or("registry.k8s.io/pause:3.10.2", |item| image_reference(&item.name));
+        let pause = context
+            .image("/pause")
+            .map_or("registry.k8s.io/pause:3.10.2", |item| image_reference(&item.name));
         let config = format!("{}/config.toml", paths::CONTAINERD);
         wanted.directory(paths::CONTAINERD, "root", 0o755);
         wanted.text(&config, containerd::config(pause, profile));
         let shim = paths::bin("containerd");
         wanted.unit("containerd.service", &containerd::unit(profile), &[&config, &shim]);
-        wanted.wait(Condition::UnitActive { unit: "containerd.service".into() }, 30_000);
+        wanted.wait(
+            Condition::UnitActive {
+                unit: "containerd.service".into(),
+            },
+            30_000,
+        );
         let last = draft.add(wanted, &[]);
         images(context, &mut draft, machine, last);
     }
@@ -30,7 +39,11 @@ fn images(context: &Context<'_>, draft: &mut Draft<'_>, machine: &quorate_spec::
         .into_iter()
         .filter_map(|name| context.image(name))
         .filter(|item| !held.is_some_and(|held| held.contains(&imported_name(item))))
-        .map(|item| BlobRef { name: item.name.clone(), sha256: item.sha256.clone(), packed_size: item.packed_size })
+        .map(|item| BlobRef {
+            name: item.name.clone(),
+            sha256: item.sha256.clone(),
+            packed_size: item.packed_size,
+        })
         .collect();
     if missing.is_empty() {
         return;
@@ -39,11 +52,16 @@ fn images(context: &Context<'_>, draft: &mut Draft<'_>, machine: &quorate_spec::
         id: draft.id(&machine.name, "images"),
         machine: machine.name.clone(),
         title: format!("import {} images", missing.len()),
-        why: missing.iter().map(|image| format!("{} is not in the runtime", image_reference(&image.name))).collect(),
+        why: missing
+            .iter()
+            .map(|image| format!("{} is not in the runtime", image_reference(&image.name)))
+            .collect(),
         action: Action::Images { images: missing },
         needs: after.into_iter().collect(),
         done_when: Vec::new(),
-        undo: Undo::Nothing { because: "images are content-addressed; reset removes them".into() },
+        undo: Undo::Nothing {
+            because: "images are content-addressed; reset removes them".into(),
+        },
         attempts: 3,
         essential: machine.roles.iter().any(|role| *role != quorate_spec::Role::Worker),
     });
