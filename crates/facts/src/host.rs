@@ -170,7 +170,10 @@ pub struct NetworkFacts {
 impl NetworkFacts {
     /// The interface that carries `address`, if this machine has it.
     pub fn interface_of(&self, address: IpAddr) -> Option<&str> {
-        self.addresses.iter().find(|a| a.address == address).map(|a| a.interface.as_str())
+        self.addresses
+            .iter()
+            .find(|a| a.address == address)
+            .map(|a| a.interface.as_str())
     }
 
     /// The interface whose subnet holds `address`: the longest matching prefix of the machine's own addresses.
@@ -422,7 +425,11 @@ mod tests {
             prefix,
         };
         let network = NetworkFacts {
-            addresses: vec![address("eth0", "10.0.0.5", 8), address("eth1", "10.77.0.11", 24), address("eth1", "fd00::1", 64)],
+            addresses: vec![
+                address("eth0", "10.0.0.5", 8),
+                address("eth1", "10.77.0.11", 24),
+                address("eth1", "fd00::1", 64),
+            ],
             ..NetworkFacts::default()
         };
         let towards = |ip: &str| network.interface_towards(ip.parse().unwrap());
