@@ -12,7 +12,10 @@ pub(crate) fn query(name: &str, id: u16) -> Result<Vec<u8>, String> {
         packet.extend_from_slice(&word.to_be_bytes());
     }
     for label in name.trim_end_matches('.').split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..64).contains(length)).ok_or_else(|| format!("{name:?} is no name"))?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..64).contains(length))
+            .ok_or_else(|| format!("{name:?} is no name"))?;
         packet.push(length);
         packet.extend_from_slice(label.as_bytes());
     }
@@ -42,14 +45,21 @@ pub(crate) fn addresses(packet: &[u8], id: u16) -> Result<Vec<IpAddr>, String> {
     let mut found = Vec::new();
     for _ in 0..answers {
         at = skip_name(packet, at).ok_or_else(short)?;
-        let (kind, length) = (word(at).ok_or_else(short)?, usize::from(word(at + 8).ok_or_else(short)?));
+        let (kind, length) = (
+            word(at).ok_or_else(short)?,
+            usize::from(word(at + 8).ok_or_else(short)?),
+        );
         let data = packet.get(at + 10..at + 10 + length).ok_or_else(short)?;
         if let (TYPE_A, &[a, b, c, d]) = (kind, data) {
             found.push(IpAddr::V4(Ipv4Addr::new(a, b, c, d)));
         }
         at += 10 + length;
     }
-    if found.is_empty() { Err("the name has no addresses".into()) } else { Ok(found) }
+    if found.is_empty() {
+        Err("the name has no addresses".into())
+    } else {
+        Ok(found)
+    }
 }
 
 /// Offset behind the name at `at`; a compression pointer ends it.

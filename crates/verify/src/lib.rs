@@ -69,7 +69,10 @@ pub struct Cluster<'a> {
 pub async fn verify(cluster: &Cluster<'_>) -> Report {
     let view = View::fetch(cluster).await;
     let groups = futures_util::future::join_all(checks::all(cluster, &view)).await;
-    Report { cluster: cluster.spec.name.clone(), checks: groups.into_iter().flatten().collect() }
+    Report {
+        cluster: cluster.spec.name.clone(),
+        checks: groups.into_iter().flatten().collect(),
+    }
 }
 
 /// API objects several checks look at, fetched once.
@@ -91,7 +94,11 @@ impl View {
     async fn fetch(cluster: &Cluster<'_>) -> Self {
         let list = |path: &'static str| async move {
             let api = cluster.api.as_ref().ok_or_else(|| "no API server answers".to_owned())?;
-            let list = api.get(path).await.map_err(|error| error.to_string())?.ok_or_else(|| format!("{path} does not exist"))?;
+            let list = api
+                .get(path)
+                .await
+                .map_err(|error| error.to_string())?
+                .ok_or_else(|| format!("{path} does not exist"))?;
             Ok::<_, String>(by_name(&list))
         };
         let (nodes, leases, pods, services) = tokio::join!(
@@ -100,20 +107,33 @@ impl View {
             list("/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dquorate-probe"),
             list("/api/v1/namespaces/kube-system/services"),
         );
-        let probes = pods.map(|pods| pods.into_iter().filter_map(|(pod, body)| probe_of(pod, &body)).collect());
-        Self { nodes, leases, probes, services: services.unwrap_or_default() }
+        let probes = pods.map(|pods| {
+            pods.into_iter()
+                .filter_map(|(pod, body)| probe_of(pod, &body))
+                .collect()
+        });
+        Self {
+            nodes,
+            leases,
+            probes,
+            services: services.unwrap_or_default(),
+        }
     }
 }
 
 fn by_name(list: &Value) -> BTreeMap<String, Value> {
     let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
-    items.filter_map(|item| Some((item.pointer("/metadata/name")?.as_str()?.to_owned(), item.clone()))).collect()
+    items
+        .filter_map(|item| Some((item.pointer("/metadata/name")?.as_str()?.to_owned(), item.clone())))
+        .collect()
 }
 
 fn probe_of(pod: String, body: &Value) -> Option<(String, Probe)> {
     let node = body.pointer("/spec/nodeName")?.as_str()?.to_owned();
     let address = body.pointer("/status/podIP")?.as_str()?.to_owned();
-    body.pointer("/metadata/deletionTimestamp").is_none().then_some((node, Probe { pod, address }))
+    body.pointer("/metadata/deletionTimestamp")
+        .is_none()
+        .then_some((node, Probe { pod, address }))
 }
 
 /// What a check found: `Ok` and `Err` both carry the detail; a failure carries its hint.
@@ -128,7 +148,14 @@ pub(crate) async fn check(name: &str, target: &str, work: impl Future<Output = F
         Ok(detail) => (true, detail, String::new()),
         Err((detail, hint)) => (false, detail, hint),
     };
-    Check { name: name.into(), target: target.into(), ok, detail, hint, took_ms }
+    Check {
+        name: name.into(),
+        target: target.into(),
+        ok,
+        detail,
+        hint,
+        took_ms,
+    }
 }
 
 pub(crate) fn fail(detail: impl Into<String>, hint: impl Into<String>) -> Finding {

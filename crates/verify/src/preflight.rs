@@ -26,7 +26,11 @@ pub fn preflight(spec: &Spec, facts: &Facts) -> Report {
                 list.note("reachable", &machine.name, Ok("answers".into()));
                 one(spec, machine, host, &mut list);
             }
-            Some(MachineFacts::Unreachable { reason }) => list.note("reachable", &machine.name, Err((reason.clone(), "check the address, sshd and your ssh_config".into()))),
+            Some(MachineFacts::Unreachable { reason }) => list.note(
+                "reachable",
+                &machine.name,
+                Err((reason.clone(), "check the address, sshd and your ssh_config".into())),
+            ),
             None => {}
         }
     }
@@ -35,7 +39,10 @@ pub fn preflight(spec: &Spec, facts: &Facts) -> Report {
     architectures(facts, &mut list);
     vip(spec, facts, &mut list);
     routes(spec, facts, &mut list);
-    Report { cluster: spec.name.clone(), checks: list.0 }
+    Report {
+        cluster: spec.name.clone(),
+        checks: list.0,
+    }
 }
 
 type Finding = Result<String, (String, String)>;
@@ -49,20 +56,63 @@ impl List {
             Ok(detail) => (true, detail, String::new()),
             Err((detail, hint)) => (false, detail, hint),
         };
-        self.0.push(Check { name: name.into(), target: target.into(), ok, detail, hint, took_ms: 0 });
+        self.0.push(Check {
+            name: name.into(),
+            target: target.into(),
+            ok,
+            detail,
+            hint,
+            took_ms: 0,
+        });
     }
 
     fn require(&mut self, name: &str, target: &str, holds: bool, found: String, hint: &str) {
-        self.note(name, target, if holds { Ok(found) } else { Err((found, hint.to_owned())) });
+        self.note(
+            name,
+            target,
+            if holds {
+                Ok(found)
+            } else {
+                Err((found, hint.to_owned()))
+            },
+        );
     }
 }
 
 fn one(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
     let name = machine.name.as_str();
-    list.require("root", name, host.privilege.uid == 0, format!("works as user id {}", host.privilege.uid), "log in as root, or as a user with sudo (--ask-sudo-password)");
-    list.require("systemd", name, host.systemd.is_some(), host.systemd.as_ref().map_or("not booted by systemd".into(), |systemd| format!("systemd {}", systemd.version)), "Quorate runs programs as systemd units; use a machine that boots with systemd");
-    let has_address = host.network.addresses.iter().any(|found| found.address == machine.address);
-    list.require("address", name, has_address, if has_address { format!("has {}", machine.address) } else { format!("does not have its address {}", machine.address) }, "`address` must be one of the machine's own; use ssh.address for another way to log in");
+    list.require(
+        "root",
+        name,
+        host.privilege.uid == 0,
+        format!("works as user id {}", host.privilege.uid),
+        "log in as root, or as a user with sudo (--ask-sudo-password)",
+    );
+    list.require(
+        "systemd",
+        name,
+        host.systemd.is_some(),
+        host.systemd.as_ref().map_or("not booted by systemd".into(), |systemd| {
+            format!("systemd {}", systemd.version)
+        }),
+        "Quorate runs programs as systemd units; use a machine that boots with systemd",
+    );
+    let has_address = host
+        .network
+        .addresses
+        .iter()
+        .any(|found| found.address == machine.address);
+    list.require(
+        "address",
+        name,
+        has_address,
+        if has_address {
+            format!("has {}", machine.address)
+        } else {
+            format!("does not have its address {}", machine.address)
+        },
+        "`address` must be one of the machine's own; use ssh.address for another way to log in",
+    );
     memory(machine, host, list);
     disk(machine, host, list);
     ports(spec, machine, host, list);
@@ -70,12 +120,33 @@ fn one(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
     kernel(machine, host, list);
     if machine.is_node() && spec.host.swap == quorate_spec::Swap::Off && host.container.is_none() {
         // Turned off by apply; worth saying beforehand.
-        let found = if host.swaps.is_empty() { "off".to_owned() } else { format!("on: {}; apply turns it off", host.swaps.iter().map(|swap| swap.path.as_str()).collect::<Vec<_>>().join(", ")) };
+        let found = if host.swaps.is_empty() {
+            "off".to_owned()
+        } else {
+            format!(
+                "on: {}; apply turns it off",
+                host.swaps
+                    .iter()
+                    .map(|swap| swap.path.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+        };
         list.note("swap", name, Ok(found));
     }
     if spec.host.time_sync == quorate_spec::TimeSync::Check && host.container.is_none() {
         let synchronized = host.clock.synchronized.unwrap_or(true) || host.clock.service.is_some();
-        list.require("time-sync", name, synchronized, if synchronized { "kept by a time service".into() } else { "nothing keeps the clock".into() }, "install chrony, or enable systemd-timesyncd; `host.timeSync: ignore` if you know better");
+        list.require(
+            "time-sync",
+            name,
+            synchronized,
+            if synchronized {
+                "kept by a time service".into()
+            } else {
+                "nothing keeps the clock".into()
+            },
+            "install chrony, or enable systemd-timesyncd; `host.timeSync: ignore` if you know better",
+        );
     }
     if let Some(mode) = &host.security.selinux {
         list.note("selinux", name, Ok(format!("{mode}")));
@@ -87,19 +158,41 @@ fn memory(machine: &Machine, host: &HostFacts, list: &mut List) {
     let least = if control { CONTROL_PLANE_MEMORY } else { NODE_MEMORY };
     if control || machine.is_node() {
         let found = format!("{} MB", host.memory_bytes / 1_000_000);
-        list.require("memory", &machine.name, host.memory_bytes >= least, found, &format!("give it at least {} MB", least / 1_000_000));
+        list.require(
+            "memory",
+            &machine.name,
+            host.memory_bytes >= least,
+            found,
+            &format!("give it at least {} MB", least / 1_000_000),
+        );
     }
     if control {
-        list.require("cpus", &machine.name, host.cpus >= CONTROL_PLANE_CPUS, format!("{}", host.cpus), "a control plane needs two CPUs");
+        list.require(
+            "cpus",
+            &machine.name,
+            host.cpus >= CONTROL_PLANE_CPUS,
+            format!("{}", host.cpus),
+            "a control plane needs two CPUs",
+        );
     }
 }
 
 /// The file system that holds `/var/lib`.
 fn disk(machine: &Machine, host: &HostFacts, list: &mut List) {
-    let holder = host.mounts.iter().filter(|mount| "/var/lib/quorate".starts_with(mount.target.trim_end_matches('/'))).max_by_key(|mount| mount.target.len());
+    let holder = host
+        .mounts
+        .iter()
+        .filter(|mount| "/var/lib/quorate".starts_with(mount.target.trim_end_matches('/')))
+        .max_by_key(|mount| mount.target.len());
     if let Some(mount) = holder.filter(|mount| mount.total_bytes > 0) {
         let found = format!("{} MB free on {}", mount.free_bytes / 1_000_000, mount.target);
-        list.require("disk", &machine.name, mount.free_bytes >= FREE_DISK, found, &format!("free at least {} MB", FREE_DISK / 1_000_000));
+        list.require(
+            "disk",
+            &machine.name,
+            mount.free_bytes >= FREE_DISK,
+            found,
+            &format!("free at least {} MB", FREE_DISK / 1_000_000),
+        );
     }
 }
 
@@ -107,7 +200,11 @@ fn disk(machine: &Machine, host: &HostFacts, list: &mut List) {
 fn ports(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
     let mut wanted: Vec<(u16, &str)> = Vec::new();
     if machine.is_control_plane() {
-        wanted.extend([(6443, "kube-apiserver"), (10257, "kube-controller-manager"), (10259, "kube-scheduler")]);
+        wanted.extend([
+            (6443, "kube-apiserver"),
+            (10257, "kube-controller-manager"),
+            (10259, "kube-scheduler"),
+        ]);
     }
     if spec.etcd_members().iter().any(|member| member.name == machine.name) {
         wanted.extend([(2379, "etcd"), (2380, "etcd")]);
@@ -115,39 +212,86 @@ fn ports(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
     if machine.is_node() {
         wanted.extend([(10250, "kubelet"), (10249, "kube-proxy"), (10256, "kube-proxy")]);
     }
-    if let Some(endpoint) = spec.endpoint.as_ref().filter(|_| spec.vip_holders().iter().any(|holder| holder.name == machine.name)) {
+    if let Some(endpoint) = spec
+        .endpoint
+        .as_ref()
+        .filter(|_| spec.vip_holders().iter().any(|holder| holder.name == machine.name))
+    {
         wanted.push((endpoint.port, "quorate"));
     }
     let mut taken = Vec::new();
     for (port, program) in wanted {
-        for listener in host.listening.iter().filter(|listener| listener.port == port && listener.transport == Transport::Tcp) {
+        for listener in host
+            .listening
+            .iter()
+            .filter(|listener| listener.port == port && listener.transport == Transport::Tcp)
+        {
             let process = listener.process.as_deref().unwrap_or("an unknown process");
             // The kernel cuts process names at 15 bytes.
             if !program.starts_with(process) && !process.starts_with(program) {
-                taken.push(format!("{port} ({program}) by {process}{}", listener.pid.map_or(String::new(), |pid| format!(", pid {pid}"))));
+                taken.push(format!(
+                    "{port} ({program}) by {process}{}",
+                    listener.pid.map_or(String::new(), |pid| format!(", pid {pid}"))
+                ));
             }
         }
     }
-    let found = if taken.is_empty() { "free".to_owned() } else { format!("taken: {}", taken.join("; ")) };
-    list.require("ports", &machine.name, taken.is_empty(), found, "stop what listens there, or move it");
+    let found = if taken.is_empty() {
+        "free".to_owned()
+    } else {
+        format!("taken: {}", taken.join("; "))
+    };
+    list.require(
+        "ports",
+        &machine.name,
+        taken.is_empty(),
+        found,
+        "stop what listens there, or move it",
+    );
 }
 
 /// Another installer's cluster, which apply would fight with.
 fn leftovers(host: &HostFacts, machine: &Machine, list: &mut List) {
-    let ours = host.files.get(quorate_plan::paths::BIN).is_some_and(|file| file.exists());
+    let ours = host
+        .files
+        .get(quorate_plan::paths::BIN)
+        .is_some_and(|file| file.exists());
     let mut found = Vec::new();
     if !ours {
-        if host.files.get(quorate_plan::paths::PKI).is_some_and(|file| file.exists()) {
+        if host
+            .files
+            .get(quorate_plan::paths::PKI)
+            .is_some_and(|file| file.exists())
+        {
             found.push("/etc/kubernetes/pki".to_owned());
         }
-        for unit in ["kubelet.service", "etcd.service", "kube-apiserver.service", "containerd.service"] {
-            if host.units.get(unit).is_some_and(|unit| unit.exists() && unit.is_active()) {
+        for unit in [
+            "kubelet.service",
+            "etcd.service",
+            "kube-apiserver.service",
+            "containerd.service",
+        ] {
+            if host
+                .units
+                .get(unit)
+                .is_some_and(|unit| unit.exists() && unit.is_active())
+            {
                 found.push(format!("{unit} runs"));
             }
         }
     }
-    let text = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-    list.require("leftovers", &machine.name, found.is_empty(), text, "remove the other cluster first (`kubeadm reset`, `k3s-uninstall.sh`, …)");
+    let text = if found.is_empty() {
+        "none".to_owned()
+    } else {
+        found.join(", ")
+    };
+    list.require(
+        "leftovers",
+        &machine.name,
+        found.is_empty(),
+        text,
+        "remove the other cluster first (`kubeadm reset`, `k3s-uninstall.sh`, …)",
+    );
 }
 
 fn kernel(machine: &Machine, host: &HostFacts, list: &mut List) {
@@ -155,23 +299,71 @@ fn kernel(machine: &Machine, host: &HostFacts, list: &mut List) {
         return;
     }
     let absent = |feature: &str| host.kernel_features.get(feature) == Some(&Feature::Absent);
-    let lacking: Vec<&str> = ["overlay", "nf_tables"].into_iter().filter(|feature| absent(feature)).collect();
-    let found = if lacking.is_empty() { host.kernel.clone() } else { format!("{} lacks {}", host.kernel, lacking.join(", ")) };
-    list.require("kernel", &machine.name, lacking.is_empty(), found, "install the distribution's full kernel");
+    let lacking: Vec<&str> = ["overlay", "nf_tables"]
+        .into_iter()
+        .filter(|feature| absent(feature))
+        .collect();
+    let found = if lacking.is_empty() {
+        host.kernel.clone()
+    } else {
+        format!("{} lacks {}", host.kernel, lacking.join(", "))
+    };
+    list.require(
+        "kernel",
+        &machine.name,
+        lacking.is_empty(),
+        found,
+        "install the distribution's full kernel",
+    );
     let tools = host.firewall.nft.is_some() || host.firewall.iptables.is_some();
-    list.require("packet-filter", &machine.name, tools, if tools { "nft or iptables is there".into() } else { "neither nft nor iptables is installed".into() }, "apt install nftables / dnf install nftables");
-    let missing: Vec<&str> = ["cpu", "memory", "pids"].into_iter().filter(|controller| !host.cgroup.controllers.iter().any(|found| found == controller)).collect();
-    let found = if missing.is_empty() { format!("{:?}", host.cgroup.version).to_lowercase() } else { format!("without {}", missing.join(", ")) };
-    list.require("cgroups", &machine.name, missing.is_empty(), found, "enable the controllers on the kernel's command line (cgroup_enable=memory)");
+    list.require(
+        "packet-filter",
+        &machine.name,
+        tools,
+        if tools {
+            "nft or iptables is there".into()
+        } else {
+            "neither nft nor iptables is installed".into()
+        },
+        "apt install nftables / dnf install nftables",
+    );
+    let missing: Vec<&str> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|controller| !host.cgroup.controllers.iter().any(|found| found == controller))
+        .collect();
+    let found = if missing.is_empty() {
+        format!("{:?}", host.cgroup.version).to_lowercase()
+    } else {
+        format!("without {}", missing.join(", "))
+    };
+    list.require(
+        "cgroups",
+        &machine.name,
+        missing.is_empty(),
+        found,
+        "enable the controllers on the kernel's command line (cgroup_enable=memory)",
+    );
 }
 
 /// Clones of one image share identifiers the cluster takes for unique.
 fn duplicates(facts: &Facts, list: &mut List) {
     type Identifier = (&'static str, fn(&HostFacts) -> Option<String>, &'static str);
     let identifiers: [Identifier; 3] = [
-        ("machine-id", |host| Some(host.machine_id.clone()), "rm /etc/machine-id && systemd-machine-id-setup, then reboot"),
-        ("product-uuid", |host| host.product_uuid.clone().filter(|_| host.container.is_none()), "give each virtual machine its own UUID"),
-        ("hostname", |host| Some(host.hostname.clone()), "hostnamectl set-hostname NAME"),
+        (
+            "machine-id",
+            |host| Some(host.machine_id.clone()),
+            "rm /etc/machine-id && systemd-machine-id-setup, then reboot",
+        ),
+        (
+            "product-uuid",
+            |host| host.product_uuid.clone().filter(|_| host.container.is_none()),
+            "give each virtual machine its own UUID",
+        ),
+        (
+            "hostname",
+            |host| Some(host.hostname.clone()),
+            "hostnamectl set-hostname NAME",
+        ),
     ];
     for (what, read, hint) in identifiers {
         let mut holders: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -182,8 +374,22 @@ fn duplicates(facts: &Facts, list: &mut List) {
                 holders.entry(value).or_default().push(name);
             }
         }
-        let shared: Vec<String> = holders.into_iter().filter(|(_, names)| names.len() > 1).map(|(value, names)| format!("{} share {value}", names.join(" and "))).collect();
-        list.require(what, "cluster", shared.is_empty(), if shared.is_empty() { "all different".into() } else { shared.join("; ") }, hint);
+        let shared: Vec<String> = holders
+            .into_iter()
+            .filter(|(_, names)| names.len() > 1)
+            .map(|(value, names)| format!("{} share {value}", names.join(" and ")))
+            .collect();
+        list.require(
+            what,
+            "cluster",
+            shared.is_empty(),
+            if shared.is_empty() {
+                "all different".into()
+            } else {
+                shared.join("; ")
+            },
+            hint,
+        );
     }
 }
 
@@ -191,14 +397,31 @@ fn clocks(facts: &Facts, list: &mut List) {
     for (name, machine) in &facts.machines {
         let MachineFacts::Found(host) = machine else { continue };
         let skew = i128::from(host.clock.unix_ns) - i128::from(facts.taken_unix) * 1_000_000_000;
-        list.require("clock", name, skew.abs() <= MAX_SKEW_NS, format!("{:+.1} s from here", skew as f64 / 1e9), "set the clock (chronyc makestep); certificates depend on it");
+        list.require(
+            "clock",
+            name,
+            skew.abs() <= MAX_SKEW_NS,
+            format!("{:+.1} s from here", skew as f64 / 1e9),
+            "set the clock (chronyc makestep); certificates depend on it",
+        );
     }
 }
 
 fn architectures(facts: &Facts, list: &mut List) {
-    let found: std::collections::BTreeSet<&str> = facts.machines.keys().filter_map(|name| facts.host(name)).map(|host| host.arch.as_str()).collect();
+    let found: std::collections::BTreeSet<&str> = facts
+        .machines
+        .keys()
+        .filter_map(|name| facts.host(name))
+        .map(|host| host.arch.as_str())
+        .collect();
     let text = found.iter().copied().collect::<Vec<_>>().join(", ");
-    list.require("architecture", "cluster", found.len() <= 1, text, "all machines must have one architecture, that of the bundle");
+    list.require(
+        "architecture",
+        "cluster",
+        found.len() <= 1,
+        text,
+        "all machines must have one architecture, that of the bundle",
+    );
 }
 
 /// The VIP belongs to nobody, or to us.
@@ -208,14 +431,30 @@ fn vip(spec: &Spec, facts: &Facts, list: &mut List) {
     for (name, machine) in &facts.machines {
         let MachineFacts::Found(host) = machine else { continue };
         if host.network.interface_of(endpoint.vip).is_some() && !holders.iter().any(|holder| holder.name == *name) {
-            list.note("vip", name, Err((format!("has the VIP {} as an address of its own", endpoint.vip), "choose another VIP".into())));
+            list.note(
+                "vip",
+                name,
+                Err((
+                    format!("has the VIP {} as an address of its own", endpoint.vip),
+                    "choose another VIP".into(),
+                )),
+            );
         }
     }
     for holder in holders {
         let Some(host) = facts.host(&holder.name) else { continue };
         let near = host.network.interface_towards(endpoint.vip);
-        let found = near.map_or_else(|| format!("no interface with a subnet that holds {}", endpoint.vip), |interface| format!("reachable on {interface}"));
-        list.require("vip-subnet", &holder.name, near.is_some(), found, "the VIP must lie in a subnet its holders share");
+        let found = near.map_or_else(
+            || format!("no interface with a subnet that holds {}", endpoint.vip),
+            |interface| format!("reachable on {interface}"),
+        );
+        list.require(
+            "vip-subnet",
+            &holder.name,
+            near.is_some(),
+            found,
+            "the VIP must lie in a subnet its holders share",
+        );
     }
 }
 
@@ -227,13 +466,27 @@ fn routes(spec: &Spec, facts: &Facts, list: &mut List) {
         let mut clashes = Vec::new();
         for range in ranges {
             for route in host.network.routes.iter().filter(|route| route.prefix > 0) {
-                let ours = route.interface.as_deref().is_some_and(|interface| interface.starts_with("cni") || interface.starts_with("flannel") || interface.starts_with("kube-"));
-                let Ok(other) = ipnet::IpNet::new(route.destination, route.prefix) else { continue };
+                let ours = route.interface.as_deref().is_some_and(|interface| {
+                    interface.starts_with("cni") || interface.starts_with("flannel") || interface.starts_with("kube-")
+                });
+                let Ok(other) = ipnet::IpNet::new(route.destination, route.prefix) else {
+                    continue;
+                };
                 if !ours && (range.contains(&other.network()) || other.contains(&range.network())) {
                     clashes.push(format!("{range} overlaps the route to {other}"));
                 }
             }
         }
-        list.require("routes", name, clashes.is_empty(), if clashes.is_empty() { "no overlap".into() } else { clashes.join("; ") }, "choose other network.pods or network.services");
+        list.require(
+            "routes",
+            name,
+            clashes.is_empty(),
+            if clashes.is_empty() {
+                "no overlap".into()
+            } else {
+                clashes.join("; ")
+            },
+            "choose other network.pods or network.services",
+        );
     }
 }

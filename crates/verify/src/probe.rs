@@ -33,7 +33,9 @@ pub async fn serve(listen: SocketAddr) -> std::io::Result<Infallible> {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     loop {
         let (stream, _) = listener.accept().await?;
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            continue;
+        };
         tokio::spawn(async move {
             let service = hyper::service::service_fn(answer);
             let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
@@ -46,7 +48,12 @@ pub async fn serve(listen: SocketAddr) -> std::io::Result<Infallible> {
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let query = request.uri().query().unwrap_or_default();
-    let argument = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
+    let argument = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or_default()
+    };
     let result = match request.uri().path() {
         "/healthz" => Ok("ok".to_owned()),
         "/" => Ok(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()),
@@ -62,25 +69,45 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 }
 
 async fn bounded(work: impl Future<Output = Result<String, String>>) -> Result<String, String> {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
 async fn connect(to: &str) -> Result<String, String> {
     let address: SocketAddr = to.parse().map_err(|_| format!("{to:?} is no address and port"))?;
-    TcpStream::connect(address).await.map(|_| "connected".to_owned()).map_err(|error| error.to_string())
+    TcpStream::connect(address)
+        .await
+        .map(|_| "connected".to_owned())
+        .map_err(|error| error.to_string())
 }
 
 async fn get(to: &str) -> Result<String, String> {
     let address: SocketAddr = to.parse().map_err(|_| format!("{to:?} is no address and port"))?;
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     tokio::spawn(connection);
-    let request = Request::builder().uri("/").header("host", to).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let request = Request::builder()
+        .uri("/")
+        .header("host", to)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| error.to_string())?
+        .to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();
-    if status.is_success() { Ok(text) } else { Err(format!("{status}: {text}")) }
+    if status.is_success() {
+        Ok(text)
+    } else {
+        Err(format!("{status}: {text}"))
+    }
 }
 
 /// Asks the first name server of `/etc/resolv.conf` over UDP; the name is taken as complete.
@@ -90,7 +117,11 @@ async fn resolve(name: &str) -> Result<String, String> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())
         .ok_or("no nameserver in /etc/resolv.conf")?;
-    let any: SocketAddr = if server.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], 0)) } else { SocketAddr::from(([0u16; 8], 0)) };
+    let any: SocketAddr = if server.is_ipv4() {
+        SocketAddr::from(([0, 0, 0, 0], 0))
+    } else {
+        SocketAddr::from(([0u16; 8], 0))
+    };
     let socket = UdpSocket::bind(any).await.map_err(|error| error.to_string())?;
     socket.connect((server, 53)).await.map_err(|error| error.to_string())?;
     let query = dns::query(name, 0x5151)?;

@@ -7,7 +7,10 @@ use quorate_verify::preflight;
 #[test]
 fn healthy_machines_raise_nothing() {
     let (spec, facts) = healthy();
-    let failed: Vec<String> = preflight(&spec, &facts).failed().map(|check| format!("{} {}: {}", check.name, check.target, check.detail)).collect();
+    let failed: Vec<String> = preflight(&spec, &facts)
+        .failed()
+        .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+        .collect();
     assert_eq!(failed, Vec::<String>::new());
 }
 
@@ -21,10 +24,18 @@ fn every_awkward_machine_is_found() {
         ("little-memory", |host| host.memory_bytes = 512 << 20),
         ("one-cpu", |host| host.cpus = 1),
         ("full-disk", |host| host.mounts[0].free_bytes = 1 << 20),
-        ("port-taken", |host| host.listening.push(listener(6443, "nginx", "0.0.0.0"))),
-        ("port-taken-on-one-address", |host| host.listening.push(listener(2379, "python3", "127.0.0.1"))),
-        ("endpoint-port-taken", |host| host.listening.push(listener(8443, "haproxy", "0.0.0.0"))),
-        ("kubelet-port-taken", |host| host.listening.push(listener(10250, "k3s-server", "::"))),
+        ("port-taken", |host| {
+            host.listening.push(listener(6443, "nginx", "0.0.0.0"))
+        }),
+        ("port-taken-on-one-address", |host| {
+            host.listening.push(listener(2379, "python3", "127.0.0.1"))
+        }),
+        ("endpoint-port-taken", |host| {
+            host.listening.push(listener(8443, "haproxy", "0.0.0.0"))
+        }),
+        ("kubelet-port-taken", |host| {
+            host.listening.push(listener(10250, "k3s-server", "::"))
+        }),
         ("foreign-kubelet", |host| {
             host.units.insert("kubelet.service".into(), unit());
         }),
@@ -32,7 +43,13 @@ fn every_awkward_machine_is_found() {
             host.units.insert("containerd.service".into(), unit());
         }),
         ("foreign-pki", |host| {
-            host.files.insert("/etc/kubernetes/pki".into(), FileFacts { kind: FileKind::Directory, ..FileFacts::absent() });
+            host.files.insert(
+                "/etc/kubernetes/pki".into(),
+                FileFacts {
+                    kind: FileKind::Directory,
+                    ..FileFacts::absent()
+                },
+            );
         }),
         ("no-overlay", |host| {
             host.kernel_features.insert("overlay".into(), Feature::Absent);
@@ -44,31 +61,46 @@ fn every_awkward_machine_is_found() {
             host.firewall.nft = None;
             host.firewall.iptables = None;
         }),
-        ("no-memory-cgroup", |host| host.cgroup.controllers.retain(|controller| controller != "memory")),
+        ("no-memory-cgroup", |host| {
+            host.cgroup.controllers.retain(|controller| controller != "memory")
+        }),
         ("cloned-machine-id", |host| host.machine_id = "id-m2".into()),
         ("cloned-uuid", |host| host.product_uuid = Some("uuid-m2".into())),
         ("same-hostname", |host| host.hostname = "m2".into()),
         ("clock-an-hour-behind", |host| host.clock.unix_ns -= 3_600_000_000_000),
-        ("clock-a-year-ahead", |host| host.clock.unix_ns += 31_536_000_000_000_000),
+        ("clock-a-year-ahead", |host| {
+            host.clock.unix_ns += 31_536_000_000_000_000
+        }),
         ("no-time-service", |host| {
             host.clock.synchronized = Some(false);
             host.clock.service = None;
         }),
         ("another-architecture", |host| host.arch = "aarch64".into()),
         ("route-under-the-pods", |host| {
-            host.network.routes.push(RouteFacts { destination: "10.244.7.0".parse().unwrap(), prefix: 24, gateway: None, interface: Some("eth1".into()), metric: 0 });
+            host.network.routes.push(RouteFacts {
+                destination: "10.244.7.0".parse().unwrap(),
+                prefix: 24,
+                gateway: None,
+                interface: Some("eth1".into()),
+                metric: 0,
+            });
         }),
     ];
     let mut text = String::new();
     for (name, change) in cases {
         let (spec, mut facts) = healthy();
-        let MachineFacts::Found(host) = facts.machines.get_mut("m1").unwrap() else { unreachable!() };
+        let MachineFacts::Found(host) = facts.machines.get_mut("m1").unwrap() else {
+            unreachable!()
+        };
         change(host);
         let report = preflight(&spec, &facts);
         assert!(!report.ok(), "{name} is not found");
         for check in report.failed() {
             assert!(!check.hint.is_empty(), "{name}: {} has no hint", check.name);
-            text.push_str(&format!("{name}: {} {}: {}\n    hint: {}\n", check.name, check.target, check.detail, check.hint));
+            text.push_str(&format!(
+                "{name}: {} {}: {}\n    hint: {}\n",
+                check.name, check.target, check.detail, check.hint
+            ));
         }
     }
     insta::assert_snapshot!(text);
@@ -77,21 +109,53 @@ fn every_awkward_machine_is_found() {
 #[test]
 fn a_machine_that_is_away_and_a_vip_that_is_taken_are_found() {
     let (spec, mut facts) = healthy();
-    facts.machines.insert("m5".into(), MachineFacts::Unreachable { reason: "m5: connect: no route to host".into() });
-    let MachineFacts::Found(host) = facts.machines.get_mut("m4").unwrap() else { unreachable!() };
-    host.network.addresses.push(AddressFacts { interface: "eth0".into(), address: "10.77.0.100".parse().unwrap(), prefix: 32 });
-    let failed: Vec<String> = preflight(&spec, &facts).failed().map(|check| format!("{} {}", check.name, check.target)).collect();
+    facts.machines.insert(
+        "m5".into(),
+        MachineFacts::Unreachable {
+            reason: "m5: connect: no route to host".into(),
+        },
+    );
+    let MachineFacts::Found(host) = facts.machines.get_mut("m4").unwrap() else {
+        unreachable!()
+    };
+    host.network.addresses.push(AddressFacts {
+        interface: "eth0".into(),
+        address: "10.77.0.100".parse().unwrap(),
+        prefix: 32,
+    });
+    let failed: Vec<String> = preflight(&spec, &facts)
+        .failed()
+        .map(|check| format!("{} {}", check.name, check.target))
+        .collect();
     assert_eq!(failed, ["reachable m5", "vip m4"]);
 }
 
 fn healthy() -> (Spec, Facts) {
     let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: test}\nspec:\n  endpoint: {vip: 10.77.0.100}\n  machines:\n";
-    let machines: String = (1..=5).map(|n| format!("    - {{name: m{n}, address: 10.77.0.1{n}, roles: [{}]}}\n", if n <= 3 { "control-plane" } else { "worker" })).collect();
+    let machines: String = (1..=5)
+        .map(|n| {
+            format!(
+                "    - {{name: m{n}, address: 10.77.0.1{n}, roles: [{}]}}\n",
+                if n <= 3 { "control-plane" } else { "worker" }
+            )
+        })
+        .collect();
     let text = format!("{text}{machines}");
-    let spec = quorate_spec::load(&text, "cluster.yaml").unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false))).0;
+    let spec = quorate_spec::load(&text, "cluster.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)))
+        .0;
     let taken_unix = 1_800_000_000;
-    let machines = spec.machines.iter().map(|machine| (machine.name.clone(), MachineFacts::Found(Box::new(host(&machine.name, machine.address, taken_unix)))));
-    let facts = Facts { taken_unix, machines: machines.collect(), ..Facts::default() };
+    let machines = spec.machines.iter().map(|machine| {
+        (
+            machine.name.clone(),
+            MachineFacts::Found(Box::new(host(&machine.name, machine.address, taken_unix))),
+        )
+    });
+    let facts = Facts {
+        taken_unix,
+        machines: machines.collect(),
+        ..Facts::default()
+    };
     (spec, facts)
 }
 
@@ -104,21 +168,47 @@ fn host(name: &str, address: std::net::IpAddr, now: i64) -> HostFacts {
         arch: "x86_64".into(),
         cpus: 4,
         memory_bytes: 8 << 30,
-        systemd: Some(SystemdFacts { version: 252, state: "running".into() }),
+        systemd: Some(SystemdFacts {
+            version: 252,
+            state: "running".into(),
+        }),
         ..HostFacts::default()
     };
-    host.clock = ClockFacts { unix_ns: now as u64 * 1_000_000_000, synchronized: Some(true), service: Some("chronyd".into()) };
+    host.clock = ClockFacts {
+        unix_ns: now as u64 * 1_000_000_000,
+        synchronized: Some(true),
+        service: Some("chronyd".into()),
+    };
     host.cgroup.controllers = ["cpu", "cpuset", "memory", "pids"].map(str::to_owned).to_vec();
     host.firewall.nft = Some("/usr/sbin/nft".into());
-    host.mounts = vec![MountFacts { target: "/".into(), total_bytes: 100 << 30, free_bytes: 50 << 30, ..MountFacts::default() }];
-    host.network.addresses = vec![AddressFacts { interface: "eth0".into(), address, prefix: 24 }];
+    host.mounts = vec![MountFacts {
+        target: "/".into(),
+        total_bytes: 100 << 30,
+        free_bytes: 50 << 30,
+        ..MountFacts::default()
+    }];
+    host.network.addresses = vec![AddressFacts {
+        interface: "eth0".into(),
+        address,
+        prefix: 24,
+    }];
     host
 }
 
 fn unit() -> UnitFacts {
-    UnitFacts { load: "loaded".into(), active: "active".into(), ..UnitFacts::default() }
+    UnitFacts {
+        load: "loaded".into(),
+        active: "active".into(),
+        ..UnitFacts::default()
+    }
 }
 
 fn listener(port: u16, process: &str, address: &str) -> Listener {
-    Listener { transport: Transport::Tcp, address: address.parse().unwrap(), port, pid: Some(42), process: Some(process.into()) }
+    Listener {
+        transport: Transport::Tcp,
+        address: address.parse().unwrap(),
+        port,
+        pid: Some(42),
+        process: Some(process.into()),
+    }
 }

@@ -12,9 +12,27 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
         Access::Proxy { listen } => *listen,
         Access::Ipvs { virtual_address, .. } | Access::Ebpf { virtual_address } => *virtual_address,
     };
-    let nodes = cluster.spec.nodes().into_iter().filter(|node| !node.is_control_plane() || matches!(cluster.spec.access, Access::Proxy { .. }));
-    join_all(nodes.filter_map(|node| Some((node, cluster.machine(&node.name)?))).map(|(node, machine)| async move {
-        check("access", &node.name, ready(machine, &address.to_string(), "/etc/kubernetes/pki/ca.crt", "on the machine: journalctl -u quorate-agent")).await
-    }))
+    let nodes = cluster
+        .spec
+        .nodes()
+        .into_iter()
+        .filter(|node| !node.is_control_plane() || matches!(cluster.spec.access, Access::Proxy { .. }));
+    join_all(
+        nodes
+            .filter_map(|node| Some((node, cluster.machine(&node.name)?)))
+            .map(|(node, machine)| async move {
+                check(
+                    "access",
+                    &node.name,
+                    ready(
+                        machine,
+                        &address.to_string(),
+                        "/etc/kubernetes/pki/ca.crt",
+                        "on the machine: journalctl -u quorate-agent",
+                    ),
+                )
+                .await
+            }),
+    )
     .await
 }

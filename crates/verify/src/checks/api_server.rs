@@ -9,8 +9,13 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     join_all(cluster.spec.control_planes().into_iter().map(|control_plane| {
         check("api-server", &control_plane.name, async move {
             let hint = format!("on {}: journalctl -u kube-apiserver", control_plane.name);
-            let Some(machine) = cluster.machine(&control_plane.name) else { return fail("its machine does not answer", hint) };
-            let url = format!("https://{}/readyz?verbose", quorate_plan::host_port(control_plane.address, quorate_spec::API_PORT));
+            let Some(machine) = cluster.machine(&control_plane.name) else {
+                return fail("its machine does not answer", hint);
+            };
+            let url = format!(
+                "https://{}/readyz?verbose",
+                quorate_plan::host_port(control_plane.address, quorate_spec::API_PORT)
+            );
             let mut request = HttpRequest::get(url).ca("/etc/kubernetes/pki/ca.crt");
             request.server_name = Some("kubernetes".into());
             request.timeout_ms = 5_000;

@@ -7,19 +7,48 @@ use crate::{Check, Cluster, check, fail};
 
 /// Below this a missed maintenance window is an outage.
 const SOON_DAYS: i64 = 30;
-const FOLDERS: [&str; 4] = ["/etc/kubernetes/pki", "/etc/kubernetes/pki/etcd", "/etc/etcd/pki", "/var/lib/kubelet/pki"];
+const FOLDERS: [&str; 4] = [
+    "/etc/kubernetes/pki",
+    "/etc/kubernetes/pki/etcd",
+    "/etc/etcd/pki",
+    "/var/lib/kubelet/pki",
+];
 
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
-    join_all(cluster.expected().filter_map(|machine| Some((&machine.name, cluster.machine(&machine.name)?))).map(|(name, machine)| {
-        check("certificates", name, async move {
-            let query = GatherQuery { certificates: FOLDERS.map(str::to_owned).to_vec(), ..GatherQuery::default() };
-            let facts = machine.gather(query).await.map_err(|error| (error.to_string(), "look at the machine".to_owned()))?;
-            let first = facts.certificates.iter().filter(|(_, certificate)| certificate.error.is_none()).min_by_key(|(_, certificate)| certificate.not_after);
-            let Some((path, certificate)) = first else { return Ok("none on this machine".to_owned()) };
-            let days = (certificate.not_after - cluster.now_unix) / 86_400;
-            let detail = format!("{} found, the first expires in {days} days ({path})", facts.certificates.len());
-            if days < SOON_DAYS { fail(detail, "`quorate apply` renews it") } else { Ok(detail) }
-        })
-    }))
+    join_all(
+        cluster
+            .expected()
+            .filter_map(|machine| Some((&machine.name, cluster.machine(&machine.name)?)))
+            .map(|(name, machine)| {
+                check("certificates", name, async move {
+                    let query = GatherQuery {
+                        certificates: FOLDERS.map(str::to_owned).to_vec(),
+                        ..GatherQuery::default()
+                    };
+                    let facts = machine
+                        .gather(query)
+                        .await
+                        .map_err(|error| (error.to_string(), "look at the machine".to_owned()))?;
+                    let first = facts
+                        .certificates
+                        .iter()
+                        .filter(|(_, certificate)| certificate.error.is_none())
+                        .min_by_key(|(_, certificate)| certificate.not_after);
+                    let Some((path, certificate)) = first else {
+                        return Ok("none on this machine".to_owned());
+                    };
+                    let days = (certificate.not_after - cluster.now_unix) / 86_400;
+                    let detail = format!(
+                        "{} found, the first expires in {days} days ({path})",
+                        facts.certificates.len()
+                    );
+                    if days < SOON_DAYS {
+                        fail(detail, "`quorate apply` renews it")
+                    } else {
+                        Ok(detail)
+                    }
+                })
+            }),
+    )
     .await
 }

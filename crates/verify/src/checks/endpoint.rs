@@ -7,14 +7,32 @@ use quorate_machine::proto::HttpRequest;
 use crate::{Check, Cluster, Finding, check, fail};
 
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
-    let Some(endpoint) = &cluster.spec.endpoint else { return Vec::new() };
+    let Some(endpoint) = &cluster.spec.endpoint else {
+        return Vec::new();
+    };
     let address = quorate_plan::host_port(endpoint.vip, endpoint.port);
-    let machines = cluster.expected().filter_map(|machine| Some((machine, cluster.machine(&machine.name)?)));
+    let machines = cluster
+        .expected()
+        .filter_map(|machine| Some((machine, cluster.machine(&machine.name)?)));
     join_all(machines.map(|(machine, connection)| {
         let address = address.clone();
         async move {
-            let ca = if machine.is_node() { "/etc/kubernetes/pki/ca.crt" } else { "/etc/quorate/ca.crt" };
-            check("endpoint", &machine.name, ready(connection, &address, ca, "see the checks of the VIP and the API servers")).await
+            let ca = if machine.is_node() {
+                "/etc/kubernetes/pki/ca.crt"
+            } else {
+                "/etc/quorate/ca.crt"
+            };
+            check(
+                "endpoint",
+                &machine.name,
+                ready(
+                    connection,
+                    &address,
+                    ca,
+                    "see the checks of the VIP and the API servers",
+                ),
+            )
+            .await
         }
     }))
     .await

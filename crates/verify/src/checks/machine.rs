@@ -5,7 +5,10 @@ use crate::{Check, Cluster, check, fail};
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let mut list = Vec::new();
     for machine in cluster.expected() {
-        let finding = match (cluster.machine(&machine.name), cluster.fleet.unreachable().get(&machine.name)) {
+        let finding = match (
+            cluster.machine(&machine.name),
+            cluster.fleet.unreachable().get(&machine.name),
+        ) {
             (Some(_), _) => Ok("answers".to_owned()),
             (None, reason) => fail(
                 reason.cloned().unwrap_or_else(|| "does not answer".into()),
