@@ -1,4 +1,6 @@
-//! Where each row of the fault matrix is shown.
+//! Where each row of the fault matrix is shown: by drills, by tests, or not yet.
+
+use std::fmt::Write;
 
 use crate::scenario;
 
@@ -11,6 +13,11 @@ pub struct Row {
     pub also: &'static str,
 }
 
+/// All 36, in order.
+pub fn rows() -> &'static [Row] {
+    &ROWS
+}
+
 impl Row {
     /// Its scenarios' names.
     pub fn scenarios(&self) -> Vec<&'static str> {
@@ -19,21 +26,114 @@ impl Row {
 
     /// Drills and tests, in words.
     pub fn shown(&self) -> String {
-        let mut parts = Vec::new();
         let scenarios = self.scenarios();
-        if !scenarios.is_empty() {
-            parts.push(format!("drill {}", scenarios.join(", ")));
-        }
-        if !self.also.is_empty() {
-            parts.push(self.also.to_owned());
-        }
-        parts.join("; ")
+        let drills = if scenarios.is_empty() { String::new() } else { format!("drill {}", scenarios.join(", ")) };
+        [drills.as_str(), self.also].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }
 
-
-pub fn rows() -> &'static [Row] {
-    &ROWS
+/// docs/reference/drills.md.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Drills\n\n\
+         Written by `crates/drill/src/coverage.rs`; a test keeps it up to date.\n\n\
+         ## Scenarios\n\n\
+         Limits are for one drill in a lab of five machines on one computer. *Worst* is the slowest new connection, *outage* the longest time without an answered one, \
+         *failed* those without a good answer within five seconds.\n\n\
+         | scenario | row | what | held for | worst | outage | failed | green within | |\n|---|--:|---|--:|--:|--:|--:|--:|---|\n",
+    );
+    for scenario in scenario::all() {
+        let limit = |limit: Option<u64>, unit: &str| limit.map_or("reported".to_owned(), |limit| format!("{limit}{unit}"));
+        let limits = scenario.limits;
+        let note = match (scenario.loses_quorum, scenario.short) {
+            (true, _) => "needs `--allow-outage`",
+            (_, true) => "part of `--short`",
+            _ => "",
+        };
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {} s | {} | {} | {} | {} s | {note} |",
+            scenario.name,
+            scenario.row,
+            scenario.what,
+            scenario.hold.as_secs(),
+            limit(limits.new_worst_ms, " ms"),
+            limit(limits.new_outage_ms, " ms"),
+            limit(limits.new_failed, ""),
+            limits.recovery_s
+        );
+    }
+    text.push_str("\nAfter every scenario: all checks of `quorate status` hold again, etcd's member list is that of the cluster file, the VIP had never two owners for longer than half a second once the fault was gone, and every acknowledged write is there.\n");
+    text.push_str("\n## Fault matrix\n\n| row | fault | shown by |\n|--:|---|---|\n");
+    for row in rows() {
+        let _ = writeln!(text, "| {} | {} | {} |", row.number, row.fault, row.shown());
+    }
+    text
 }
 
-const ROWS: [Row; 0] = [];
+const fn row(number: u8, fault: &'static str, also: &'static str) -> Row {
+    Row { number, fault, also }
+}
+
+const ROWS: [Row; 36] = [
+    row(1, "API server, controller manager or scheduler killed or stopped", ""),
+    row(2, "etcd leader or follower killed", ""),
+    row(3, "API server hung, port open", ""),
+    row(4, "etcd member frozen", ""),
+    row(5, "balancer that holds the VIP frozen", "tests of crate agent: supervise, vrrp"),
+    row(6, "balancer killed with the VIP on the interface", "tests of crate agent: vrrp"),
+    row(7, "power of a machine cut, or taken away in order", ""),
+    row(8, "power of the whole cluster cut", ""),
+    row(9, "symmetric partition", "tests of crate lb: vrrp simulated"),
+    row(10, "one-way partition", "tests of crate lb: vrrp simulated"),
+    row(11, "bridge partition", ""),
+    row(12, "only VRRP blocked", "tests of crate agent: vrrp"),
+    row(13, "client network well and etcd's cut, and the reverse", ""),
+    row(14, "packet loss; delay, jitter and reordering are not injected yet", ""),
+    row(15, "disk full under etcd; under / and the audit log: not yet", ""),
+    row(16, "slow fsync", "not yet: needs a block device of the machine's own"),
+    row(17, "read-only file system, I/O errors", "not yet: needs a block device of the machine's own"),
+    row(18, "clock skew", "tests of crates spec and verify (preflight) for what is refused"),
+    row(19, "certificates expired, not yet valid, with wrong names or of another authority", "tests of crate pki (every judgement of the inventory) and of crate plan (what is issued again)"),
+    row(20, "corrupt configuration, state, journal or binary", "tests of crate run (journal with a torn tail) and of crate machine (blobs by hash)"),
+    row(21, "VIP on a stranger's interface", "tests of crate agent: arp"),
+    row(22, "VRID of a stranger", "tests of crate lb: authentication; of crate agent: vrrp"),
+    row(23, "installation stopped after any step", "tests of crate run: executor on fake machines"),
+    row(24, "operator's computer dies in the middle of an apply", "tests of crate run: executor and lock; of crate machine: lock"),
+    row(25, "SSH lost in the middle of a command or upload", "tests of crate machine: ssh against a real sshd, uploads that go on"),
+    row(26, "host key changed or unknown", "tests of crate machine: ssh against a real sshd"),
+    row(27, "sudo missing or asking, umask, noexec", "tests of crate machine: ssh against a real sshd"),
+    row(28, "ports in use", "tests of crate verify: preflight"),
+    row(29, "time-outs everywhere", "tests of crate machine: waits and deadlines; of crate bundle: downloads"),
+    row(30, "leftover clusters, swap, old kernels, firewalls", "tests of crates plan and verify: preflight"),
+    row(31, "processors starved; memory: not yet", ""),
+    row(32, "a majority lost, and back; lost for good: waits for backups", ""),
+    row(33, "upgrade interrupted", "waits for upgrades"),
+    row(34, "neighbours with a stale idea of the VIP", "tests of crate lb: announcements; every drill measures from machines that do not hold the VIP"),
+    row(35, "IPVS or BPF objects lost", "tests of crate agent: ebpf, ipvs in a virtual machine"),
+    row(36, "what is not in the data path dies; the console: waits for it", ""),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_shown_or_says_why_not() {
+        for (index, row) in rows().iter().enumerate() {
+            assert_eq!(usize::from(row.number), index + 1);
+            assert!(!row.shown().is_empty(), "row {}", row.number);
+        }
+        assert!(scenario::all().all(|scenario| (1..=36).contains(&scenario.row)));
+    }
+
+    /// `UPDATE_DOCS=1 cargo test -p quorate-drill` writes it.
+    #[test]
+    fn the_document_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/drills.md");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, document()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), document(), "UPDATE_DOCS=1 cargo test -p quorate-drill");
+    }
+}

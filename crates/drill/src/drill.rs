@@ -292,8 +292,9 @@ impl Drill {
     }
 
     async fn off(&self, name: &str, observer: &Observer) -> Result<(), Error> {
-        self.switch(name, |power, name| power.off(name)).await?;
-        observer.gone(name);
+        let cut_us = monotonic_us();
+        let took = self.switch(name, |power, name| power.off(name)).await?;
+        observer.gone(name, cut_us + i64::try_from(took.as_micros()).unwrap_or(0));
         if let Some(machine) = self.session.fleet.get(name) {
             machine.forget().await;
         }
@@ -335,7 +336,7 @@ impl Drill {
         self.kubectl(name, &["uncordon", name]).await
     }
 
-    async fn switch(&self, name: &str, turn: impl FnOnce(&dyn Power, &str) -> Result<(), String> + Send + 'static) -> Result<(), Error> {
+    async fn switch<T: Send + 'static>(&self, name: &str, turn: impl FnOnce(&dyn Power, &str) -> Result<T, String> + Send + 'static) -> Result<T, Error> {
         let power = self.power.clone().ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
         let machine = name.to_owned();
         let turned = tokio::task::spawn_blocking(move || turn(power.as_ref(), &machine)).await;

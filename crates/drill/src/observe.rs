@@ -51,9 +51,9 @@ impl Observer {
     }
 
     /// A machine without power holds nothing, whoever could not be asked.
-    pub(crate) fn gone(&self, machine: &str) {
+    pub(crate) fn gone(&self, machine: &str, at_us: i64) {
         let mut seen = lock(&self.seen);
-        let sight = Sight { at_us: monotonic_us(), machine: machine.into(), holds: false };
+        let sight = Sight { at_us, machine: machine.into(), holds: false };
         seen.vip.push(sight.clone());
         seen.etcd.push(sight);
     }

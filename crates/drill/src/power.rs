@@ -8,8 +8,8 @@ use quorate_lab::Lab;
 
 /// Calls block; they are made on threads of their own.
 pub trait Power: Send + Sync {
-    /// As a cut of the cord: nothing on the machine can say good-bye.
-    fn off(&self, machine: &str) -> Result<(), String>;
+    /// As a cut of the cord: nothing on the machine can say good-bye. The time until it was dead.
+    fn off(&self, machine: &str) -> Result<Duration, String>;
     /// Returns when the machine can be logged in to, or is on its way.
     fn on(&self, machine: &str) -> Result<(), String>;
     /// Switches the machine on after this time unless it is dropped before, even when this program is killed.
@@ -48,8 +48,8 @@ impl LabPower {
 }
 
 impl Power for LabPower {
-    fn off(&self, machine: &str) -> Result<(), String> {
-        self.lab.off(machine).map(drop).map_err(|error| error.to_string())
+    fn off(&self, machine: &str) -> Result<Duration, String> {
+        self.lab.off(machine).map_err(|error| error.to_string())
     }
 
     fn on(&self, machine: &str) -> Result<(), String> {
