@@ -22,7 +22,7 @@ use crate::condition;
 use crate::event::{Event, Listener, ms};
 use crate::fleet::Fleet;
 use crate::journal::{Journal, Record, RunId, now_ms};
-use crate::kube::{Api, ApiError};
+use crate::kube::{Api, ApiError, Requests};
 use crate::lock::Lock;
 use crate::operator::{Identity, Operator, random};
 use crate::session::{Session, apis};
@@ -114,6 +114,7 @@ pub(crate) struct Run {
     pub(crate) stop: Stop,
     pub(crate) events: Listener,
     apis: Vec<Api>,
+    requests: Requests,
     journal: Option<Journal>,
     acting: Semaphore,
     progress: Mutex<Progress>,
@@ -220,6 +221,7 @@ pub(crate) async fn execute(
         stop: options.stop.clone(),
         events: events.clone(),
         apis: identity.map(|identity| apis(session, &identity)).unwrap_or_default(),
+        requests: Requests::default(),
         journal,
         acting: Semaphore::new(options.concurrency.max(1)),
         progress: Mutex::new(Progress { lost: session.fleet.unreachable().clone(), ..Progress::default() }),
@@ -461,7 +463,7 @@ impl Run {
                 Ask::Get { path } => api.get(path).await,
                 Ask::Apply { path, body } => api.apply(path, body).await.map(Some),
                 Ask::Delete { path } => api.delete(path).await.map(|()| None),
-                Ask::ApproveServing { node } => api.approve_serving(node, CSR_TIMEOUT).await.map(|()| None),
+                Ask::ApproveServing { node } => api.approve_serving(&self.requests, node, CSR_TIMEOUT).await.map(|()| None),
             };
             match answer {
                 Err(error @ (ApiError::Machine(_) | ApiError::Refused { status: 500.., .. })) => last = error,

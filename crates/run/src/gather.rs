@@ -7,6 +7,7 @@ use std::time::Duration;
 use quorate_facts::{ClusterFacts, EtcdFacts, Facts, HostFacts, MachineFacts};
 use quorate_machine::MachineRef;
 use quorate_machine::proto::{Exec, GatherQuery, HttpRequest};
+use quorate_plan::queries::MachineQuery;
 use quorate_plan::{paths, queries};
 use quorate_spec::{Machine, Spec};
 use serde_json::Value;
@@ -31,10 +32,11 @@ const PROGRAMS: [&str; 6] = ["nft", "iptables", "conntrack", "ip", "mount", "sys
 
 pub(crate) async fn gather(spec: &Arc<Spec>, fleet: &Fleet, operator: &Operator, catalogue: &Catalogue) -> Result<Facts, Error> {
     let identity = operator.identity()?;
+    let inventory = quorate_plan::certificates(spec);
     let mut asked = JoinSet::new();
     for machine in &spec.machines {
         let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
-        asked.spawn(one(spec.clone(), machine.clone(), connection));
+        asked.spawn(one(queries::machine(spec, machine, &inventory), machine.clone(), connection));
     }
     let (cluster, found) = tokio::join!(cluster(spec, fleet, identity), asked.join_all());
     let mut facts = Facts {
@@ -55,8 +57,8 @@ pub(crate) async fn gather(spec: &Arc<Spec>, fleet: &Fleet, operator: &Operator,
     Ok(facts)
 }
 
-async fn one(spec: Arc<Spec>, machine: Machine, connection: MachineRef) -> (String, MachineFacts, Option<BTreeSet<String>>) {
-    let asked = timeout(MACHINE_TIMEOUT, async { tokio::join!(host(&spec, &machine, &connection), images(&machine, &connection)) });
+async fn one(query: MachineQuery, machine: Machine, connection: MachineRef) -> (String, MachineFacts, Option<BTreeSet<String>>) {
+    let asked = timeout(MACHINE_TIMEOUT, async { tokio::join!(host(query, &connection), images(&machine, &connection)) });
     let (found, images) = match asked.await {
         Ok((Ok(host), images)) => (MachineFacts::Found(Box::new(host)), images),
         Ok((Err(error), _)) => (MachineFacts::Unreachable { reason: error.to_string() }, None),
@@ -65,8 +67,7 @@ async fn one(spec: Arc<Spec>, machine: Machine, connection: MachineRef) -> (Stri
     (machine.name, found, images)
 }
 
-async fn host(spec: &Spec, machine: &Machine, connection: &MachineRef) -> Result<HostFacts, quorate_machine::MachineError> {
-    let query = queries::machine(spec, machine);
+async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts, quorate_machine::MachineError> {
     connection
         .gather(GatherQuery {
             paths: query.paths,

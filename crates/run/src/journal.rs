@@ -15,7 +15,7 @@ use quorate_plan::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, io};
-use crate::operator::{hex, make_dir, random, write_private};
+use crate::operator::{hex, make_dir, random, write_private_with};
 
 /// `20261121-081843-9f3a`: sorts by time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,8 +110,7 @@ impl Journal {
     pub fn create(folder: &Path, run: &RunId, plan: &Plan) -> Result<Self, Error> {
         let runs = folder.join("runs");
         make_dir(&runs)?;
-        let json = serde_json::to_vec(plan).map_err(|error| Error::Journal { path: runs.clone(), reason: error.to_string() })?;
-        write_private(&runs.join(format!("{run}.plan")), &json)?;
+        write_private_with(&runs.join(format!("{run}.plan")), |file| Ok(serde_json::to_writer(file, plan)?))?;
         let path = runs.join(format!("{run}.jsonl"));
         let mut file = fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io("making the journal", &path))?;
         let first = Record::Run {

@@ -1,7 +1,9 @@
 //! A small client of the Kubernetes API. Requests are made by a control plane to its own API server, so that they work
 //! before there is an endpoint; the identity travels with the request and never touches the machine's disk.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -109,28 +111,30 @@ impl Api {
 
     /// Waits for the kubelet's serving request, approves it if its names and addresses are those of `node`, and waits
     /// until it is signed.
-    pub async fn approve_serving(&self, node: &Host, within: Duration) -> Result<(), ApiError> {
+    pub(crate) async fn approve_serving(&self, requests: &Requests, node: &Host, within: Duration) -> Result<(), ApiError> {
         let ends = Instant::now() + within;
         let user = format!("system:node:{}", node.name);
-        let list = format!("{CSRS}?fieldSelector=spec.signerName%3D{}", csr::SERVING_SIGNER);
         let mut refused = Vec::new();
+        let mut approved: Option<String> = None;
         loop {
-            let found = self.get(&list).await?.unwrap_or_default();
-            let mut requests: Vec<&Value> = items(&found).filter(|item| text(item, "/spec/username") == user).collect();
-            // The kubelet waits for the one it made last.
-            requests.sort_by_key(|item| std::cmp::Reverse(text(item, "/metadata/creationTimestamp").to_owned()));
-            let newest = requests.first();
-            if newest.is_some_and(|item| !text(item, "/status/certificate").is_empty()) {
-                return Ok(());
-            }
-            if let Some(request) = newest.filter(|item| !is_decided(item)) {
-                match judge(request, node) {
-                    Ok(()) => self.approve(request).await?,
+            let newest = match &approved {
+                None => requests.newest(self, &user).await?,
+                // One object instead of all, while the controller manager signs it.
+                Some(name) => self.get(&format!("{CSRS}/{name}")).await?.map(Arc::new),
+            };
+            match &newest {
+                Some(request) if !text(request, "/status/certificate").is_empty() => return Ok(()),
+                Some(request) if !is_decided(request) => match judge(request, node) {
+                    Ok(()) => {
+                        self.approve(request).await?;
+                        approved = Some(text(request, "/metadata/name").to_owned());
+                    }
                     Err(reasons) => refused = reasons,
-                }
+                },
+                _ => {}
             }
             if Instant::now() >= ends {
-                return Err(match (refused.is_empty(), newest) {
+                return Err(match (refused.is_empty(), &newest) {
                     (false, _) => ApiError::Csr { node: node.name.clone(), reasons: refused },
                     (_, None) => ApiError::Late(format!("the kubelet of {} asked for no serving certificate", node.name)),
                     (_, Some(_)) => ApiError::Late(format!("the controller manager did not sign the serving certificate of {}", node.name)),
@@ -187,6 +191,42 @@ impl Api {
     }
 }
 
+/// The kubelets' requests for serving certificates, listed once for all who wait for one: a thousand nodes that join at
+/// the same time would each fetch a list of a thousand.
+#[derive(Default)]
+pub(crate) struct Requests(tokio::sync::Mutex<Option<Listed>>);
+
+struct Listed {
+    at: Instant,
+    /// By the requester's name; the kubelet waits for the one it made last.
+    newest: BTreeMap<String, Arc<Value>>,
+}
+
+impl Requests {
+    const FRESH: Duration = Duration::from_millis(150);
+
+    async fn newest(&self, api: &Api, user: &str) -> Result<Option<Arc<Value>>, ApiError> {
+        let mut listed = self.0.lock().await;
+        if let Some(listed) = listed.as_ref().filter(|listed| listed.at.elapsed() < Self::FRESH) {
+            return Ok(listed.newest.get(user).cloned());
+        }
+        let list = format!("{CSRS}?fieldSelector=spec.signerName%3D{}", csr::SERVING_SIGNER);
+        let mut found = api.get(&list).await?.unwrap_or_default();
+        let items = found.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
+        let mut newest: BTreeMap<String, Arc<Value>> = BTreeMap::new();
+        for item in items {
+            let created = |item: &Value| text(item, "/metadata/creationTimestamp").to_owned();
+            let user = text(&item, "/spec/username").to_owned();
+            if newest.get(&user).is_none_or(|other| created(other) <= created(&item)) {
+                newest.insert(user, Arc::new(item));
+            }
+        }
+        let answer = newest.get(user).cloned();
+        *listed = Some(Listed { at: Instant::now(), newest });
+        Ok(answer)
+    }
+}
+
 /// Why the request is not good; empty never.
 fn judge(request: &Value, node: &Host) -> Result<(), Vec<String>> {
     let strings = |pointer: &str| -> Vec<String> {
@@ -202,10 +242,6 @@ fn judge(request: &Value, node: &Host) -> Result<(), Vec<String>> {
 fn is_decided(request: &Value) -> bool {
     let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
     conditions.is_some_and(|conditions| conditions.iter().any(|condition| matches!(text(condition, "/type"), "Approved" | "Denied" | "Failed")))
-}
-
-pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.get("items").and_then(Value::as_array).into_iter().flatten()
 }
 
 pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {

@@ -273,11 +273,16 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), Error> {
 
 /// 0600, whole or not at all.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+    write_private_with(path, |file| file.write_all(content))
+}
+
+/// As [`write_private`], for what need not be in memory as a whole.
+pub(crate) fn write_private_with(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), Error> {
     let aside = path.with_extension(format!("new.{}", hex(&random::<4>())));
     let written = (|| {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
+        let mut file = std::io::BufWriter::new(fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?);
+        content(&mut file)?;
+        file.into_inner()?.sync_all()?;
         fs::rename(&aside, path)
     })();
     if written.is_err() {

@@ -1,7 +1,7 @@
 //! A cluster of fake machines: etcd's membership and quorum, the API's objects, kubelets that join, just enough of each for
 //! a plan to be carried out and planned again.
 
-#![allow(dead_code)] // each test program uses a part
+#![allow(dead_code, unreachable_pub)] // each test program uses a part
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -33,6 +33,8 @@ pub struct Sim {
 /// What is shared by machines: the cluster's own state.
 pub struct World {
     spec: Spec,
+    /// `address:port` of each API server, and its machine.
+    servers: BTreeMap<String, String>,
     machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
     state: Mutex<State>,
     /// Time passes by itself only, not with every request: for very many machines.
@@ -63,12 +65,16 @@ impl Sim {
     }
 
     pub fn with(spec: Spec, operator: Operator) -> Self {
-        let world = Arc::new(World { spec: spec.clone(), machines: Mutex::default(), state: Mutex::default(), lazy: false.into() });
+        let servers = spec.control_planes().into_iter().map(|machine| (spec.api_server_of(machine).to_string(), machine.name.clone())).collect();
+        let world = Arc::new(World { spec: spec.clone(), servers, machines: Mutex::default(), state: Mutex::default(), lazy: false.into() });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
             let fake = FakeMachine::new(&machine.name);
             fake.state().host.network.addresses =
                 machine.all_addresses().into_iter().map(|address| AddressFacts { interface: "eth0".into(), address, prefix: 24 }).collect();
+            for (name, value) in [("fs.inotify.max_user_instances", "128"), ("fs.inotify.max_user_watches", "65536")] {
+                fake.state().sysctls.insert(name.into(), value.into());
+            }
             // The world knows the machines, so they may only know it weakly.
             let weak = Arc::downgrade(&world);
             fake.on_http(move |fake, request| weak.upgrade()?.http(fake, request));
@@ -406,9 +412,8 @@ impl World {
         if host == "127.0.0.1:2379" {
             return self.etcd(machine, path, &serde_json::from_slice(&request.body).ok()?);
         }
-        let server = self.spec.control_planes().into_iter().find(|control_plane| self.spec.api_server_of(control_plane).to_string() == host);
-        if let Some(server) = server {
-            let server = self.machine(&server.name)?;
+        if let Some(server) = self.servers.get(host) {
+            let server = self.machine(server)?;
             if !active(&server, "kube-apiserver.service") {
                 return None;
             }
@@ -419,7 +424,7 @@ impl World {
         }
         // A proxy on the machine, or the VIP.
         let local = active(machine, "quorate-agent.service");
-        let any = self.all().iter().any(|machine| self.api_runs(machine));
+        let any = self.servers.values().any(|name| self.machine(name).is_some_and(|machine| self.api_runs(&machine)));
         (local && any && path == "/readyz").then(|| reply(200, json!("ok")))
     }
 
@@ -533,8 +538,8 @@ impl World {
                 machine.state().files.retain(|path, _| !roots.iter().any(|root| path == root || path.starts_with(&format!("{root}/"))));
                 said(String::new())
             }
-            ["find", root, .., "-delete"] => {
-                machine.state().files.retain(|path, _| !path.starts_with(&format!("{root}/")));
+            ["rm", "-rf", .., root] => {
+                machine.state().files.retain(|path, _| path != root && !path.starts_with(&format!("{root}/")));
                 said(String::new())
             }
             ["rmdir", path] => {
