@@ -61,6 +61,11 @@ in turn; clients and servers share the other CPU. Rounds alternate; values are m
 half of their range. CPU time is the kernel's account of the process (`/proc/PID/task/*/schedstat`), so connections
 per CPU-second is what one core could do, whatever else the machine does. Added latency is the difference to a direct
 connection at the same quantile and load. Both check backends every second, every 100 ms when in doubt.
+
+Where a short connection's time goes (`perf record` of `quorate-bench one conn`): 96 % in the kernel, of it close 27 %,
+connect 22 %, send 12 %, shutdown 6 %, accept 4 %, epoll_ctl 4 %. The end of the answer and the FIN travel in one packet,
+liveness options are set only on connections that outlive 75 ms, client options are inherited from the listener. What
+is left to save is connecting itself; the next idea is TCP_FASTOPEN towards backends, which API servers do not offer.
 ";
 
 fn main() -> anyhow::Result<()> {
@@ -82,6 +87,8 @@ fn main() -> anyhow::Result<()> {
             quorate_agent::proxy::raise_open_files();
             let dir = tempfile::tempdir()?;
             let mut results = report::Results::default();
+            let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+            results.note(format!("load average of the machine before the run: {}", load.split(' ').next().unwrap_or("?")));
             let plan = measure::Plan { rounds, time: Duration::from_millis(milliseconds) };
             measure::data_path(dir.path(), &plan, &mut results)?;
             measure::idle(dir.path(), &mut results)?;
