@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn sample(at_ms: i64, took_ms: i64, ok: bool) -> Sample {
-        Sample { kind: Kind::New, at_us: at_ms * 1_000, took_us: took_ms * 1_000, ok, tries: 1, error: String::new(), key: String::new() }
+        Sample { kind: Kind::New, at_us: at_ms * 1_000, took_us: took_ms * 1_000, late_us: 0, ok, tries: 1, error: String::new(), key: String::new() }
     }
 
     fn series(samples: Vec<Sample>) -> Series {

@@ -76,6 +76,9 @@ pub struct Sample {
     pub at_us: i64,
     /// From then until it was answered or given up.
     pub took_us: i64,
+    /// Of that, how late it started: the measuring machine's own fault.
+    #[serde(default)]
+    pub late_us: i64,
     pub ok: bool,
     /// Connections it took.
     pub tries: u32,
@@ -118,8 +121,9 @@ pub async fn run(config: Config, output: &mut (dyn Write + Send)) -> Result<(), 
         tasks.spawn(open_loop(config.reused_per_s, clock, move |intended, _| requests::reused(shared.clone(), clock, intended, samples.clone())));
     }
     let watched = watch::Watched::default();
+    let mut watching = tokio::task::JoinSet::new();
     if config.writes_per_s > 0 {
-        tasks.spawn(watch::follow(shared.clone(), config.prefix.clone(), watched.clone()));
+        watching.spawn(watch::follow(shared.clone(), config.prefix.clone(), watched.clone()));
         // Writes have a connection of their own: they must not profit from what others found out.
         let (writer, samples, prefix, watched) = (Arc::new(Shared::new(client.clone())), samples.clone(), config.prefix.clone(), watched.clone());
         tasks.spawn(open_loop(config.writes_per_s, clock, move |intended, number| {
@@ -151,6 +155,10 @@ pub async fn run(config: Config, output: &mut (dyn Write + Send)) -> Result<(), 
     let grace = Instant::now() + Duration::from_millis(config.timeout_ms + 200);
     while let Ok(Some(sample)) = tokio::time::timeout_at(grace, ready.recv()).await {
         emit(output, &sample)?;
+    }
+    // So is the watch.
+    while !watched.is_complete() && Instant::now() < grace {
+        sleep(Duration::from_millis(20)).await;
     }
     for sample in watched.samples(clock, Duration::from_millis(config.timeout_ms)) {
         emit(output, &sample)?;

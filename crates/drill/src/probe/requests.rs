@@ -14,19 +14,22 @@ use super::watch::Watched;
 use super::{Clock, Kind, NAMESPACE, Sample};
 
 pub(crate) async fn new(client: Arc<Client>, clock: Clock, intended: Instant, samples: UnboundedSender<Sample>) {
+    let late_us = late(clock, intended);
     let (tries, answer) = within(client.timeout, intended, |_| async { ok(client.once("/readyz").await?) }).await;
-    tell(&samples, clock, Kind::New, intended, tries, answer, String::new());
+    tell(&samples, clock, Kind::New, intended, late_us, tries, answer, String::new());
 }
 
 pub(crate) async fn reused(shared: Arc<Shared>, clock: Clock, intended: Instant, samples: UnboundedSender<Sample>) {
     let path = format!("/api/v1/namespaces/{NAMESPACE}");
+    let late_us = late(clock, intended);
     let (tries, answer) = within(shared.client.timeout, intended, |_| async { ok(exchange(&shared, "GET", &path, Bytes::new()).await?) }).await;
-    tell(&samples, clock, Kind::Reused, intended, tries, answer, String::new());
+    tell(&samples, clock, Kind::Reused, intended, late_us, tries, answer, String::new());
 }
 
 pub(crate) async fn write(shared: Arc<Shared>, clock: Clock, intended: Instant, key: String, watched: Watched, samples: UnboundedSender<Sample>) {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
     let body = Bytes::from(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}}).to_string());
+    let late_us = late(clock, intended);
     let (tries, answer) = within(shared.client.timeout, intended, |attempt| {
         let (shared, path, body) = (&shared, &path, body.clone());
         async move {
@@ -44,7 +47,7 @@ pub(crate) async fn write(shared: Arc<Shared>, clock: Clock, intended: Instant, 
     if answer.is_ok() {
         watched.acknowledged(&key, Instant::now());
     }
-    tell(&samples, clock, Kind::Write, intended, tries, answer, key);
+    tell(&samples, clock, Kind::Write, intended, late_us, tries, answer, key);
 }
 
 async fn exchange(shared: &Shared, method: &str, path: &str, body: Bytes) -> Result<StatusCode, Failed> {
@@ -62,7 +65,12 @@ fn ok(status: StatusCode) -> Result<(), Failed> {
     }
 }
 
-fn tell(samples: &UnboundedSender<Sample>, clock: Clock, kind: Kind, intended: Instant, tries: u32, answer: Result<(), String>, key: String) {
+fn late(clock: Clock, intended: Instant) -> i64 {
+    clock.us(Instant::now()) - clock.us(intended)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of a sample")]
+fn tell(samples: &UnboundedSender<Sample>, clock: Clock, kind: Kind, intended: Instant, late_us: i64, tries: u32, answer: Result<(), String>, key: String) {
     let at_us = clock.us(intended);
     let took_us = clock.us(Instant::now()) - at_us;
     let (ok, error) = match answer {
@@ -70,5 +78,5 @@ fn tell(samples: &UnboundedSender<Sample>, clock: Clock, kind: Kind, intended: I
         Err(error) => (false, error),
     };
     // Nobody listens any more once the probe was told to stop and waited long enough.
-    let _ = samples.send(Sample { kind, at_us, took_us, ok, tries, error, key });
+    let _ = samples.send(Sample { kind, at_us, took_us, late_us, ok, tries, error, key });
 }

@@ -31,6 +31,12 @@ impl Watched {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).seen.entry(key.to_owned()).or_insert(at);
     }
 
+    /// Everything acknowledged was told.
+    pub(crate) fn is_complete(&self) -> bool {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.acknowledged.keys().all(|key| times.seen.contains_key(key))
+    }
+
     /// One sample per acknowledged key: how long after the writer knew did the watcher know.
     pub(crate) fn samples(&self, clock: Clock, limit: Duration) -> Vec<Sample> {
         let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +53,7 @@ impl Watched {
                     (_, Some(_)) => format!("told after {} ms", took.as_millis()),
                     (_, None) => "never told".into(),
                 };
-                Sample { kind: Kind::Watch, at_us: clock.us(*acknowledged), took_us: i64::try_from(took.as_micros()).unwrap_or(i64::MAX), ok, tries: 1, error, key: key.clone() }
+                Sample { kind: Kind::Watch, at_us: clock.us(*acknowledged), took_us: i64::try_from(took.as_micros()).unwrap_or(i64::MAX), late_us: 0, ok, tries: 1, error, key: key.clone() }
             })
             .collect();
         samples.sort_by_key(|sample| sample.at_us);

@@ -51,7 +51,15 @@ fn section(text: &mut String, outcome: &Outcome) {
     }
     let _ = writeln!(text, "\nWrites not acknowledged: {}; the slowest took {}.", outcome.writes.failed, ms(outcome.writes.worst_ms));
     for vantage in &outcome.details.vantages {
-        let _ = writeln!(text, "\nSeen from {}: {} requests, clock known to {:.1} ms.", vantage.name, vantage.samples.len(), vantage.clock_error_us as f64 / 1_000.0);
+        let late = vantage.samples.iter().map(|sample| sample.late_us).max().unwrap_or(0);
+        let _ = writeln!(
+            text,
+            "\nSeen from {}: {} requests, its clock known to {:.1} ms; itself late by {:.1} ms at most, which counts in the times.",
+            vantage.name,
+            vantage.samples.len(),
+            vantage.clock_error_us as f64 / 1_000.0,
+            late as f64 / 1_000.0
+        );
     }
     let named = |name: &str| if name.is_empty() { "nobody".to_owned() } else { name.to_owned() };
     if !outcome.vip_owner.is_empty() {
