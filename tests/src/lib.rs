@@ -1,6 +1,8 @@
 //! Whole-program stories: the static program against lab machines. Each story has a lab of its own name, so that one that is
 //! up is never touched, and takes it down again however the story ends.
 
+#![expect(clippy::print_stderr, reason = "stories say what they skip and what they measured")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -9,13 +11,22 @@ use serde_json::Value;
 
 /// The program under test, or why there is none.
 pub fn quorate() -> Result<PathBuf, String> {
-    let path = std::env::var_os("QUORATE").map(PathBuf::from).ok_or("QUORATE does not name the program; `make test-lab` does")?;
-    if path.is_file() { Ok(path) } else { Err(format!("{} does not exist", path.display())) }
+    let path = std::env::var_os("QUORATE")
+        .map(PathBuf::from)
+        .ok_or("QUORATE does not name the program; `make test-lab` does")?;
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("{} does not exist", path.display()))
+    }
 }
 
 /// Why lab stories cannot run here; `None` when they can.
 pub fn cannot_run() -> Option<String> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"));
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout.starts_with(b"0\n"));
     if !root {
         return Some("labs need root".into());
     }
@@ -33,7 +44,11 @@ impl Lab {
     pub fn up(name: &str, machines: usize) -> Self {
         let name = format!("qt-{name}-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
-        let lab = Self { name, folder, quorate: quorate().expect("checked before") };
+        let lab = Self {
+            name,
+            folder,
+            quorate: quorate().expect("checked before"),
+        };
         let machines = machines.to_string();
         let folder = lab.folder.display().to_string();
         lab.must(&["lab", "up", &lab.name, "--machines", &machines, "--dir", &folder]);
@@ -46,7 +61,10 @@ impl Lab {
 
     /// Runs the program; the output whatever its exit code.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(&self.quorate).args(arguments).output().expect("start quorate")
+        Command::new(&self.quorate)
+            .args(arguments)
+            .output()
+            .expect("start quorate")
     }
 
     /// A verb on this lab's cluster file.
@@ -79,21 +97,36 @@ impl Lab {
         use std::io::Write;
         let kubeconfig = self.cluster("kubeconfig", &[]).stdout;
         let mut child = Command::new(&self.quorate)
-            .args(["lab", "ssh", &self.name, machine, "--", "/opt/quorate/bin/kubectl", "--kubeconfig=/dev/stdin"])
+            .args([
+                "lab",
+                "ssh",
+                &self.name,
+                machine,
+                "--",
+                "/opt/quorate/bin/kubectl",
+                "--kubeconfig=/dev/stdin",
+                "--cache-dir=/tmp/kubectl",
+            ])
             .args(arguments)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("start ssh");
-        child.stdin.take().expect("piped").write_all(&kubeconfig).expect("feed kubectl");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(&kubeconfig)
+            .expect("feed kubectl");
         child.wait_with_output().expect("kubectl")
     }
 
     /// Report of `quorate status -o json`.
     pub fn status(&self) -> Value {
         let output = self.cluster("status", &["-o", "json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("status printed {}", String::from_utf8_lossy(&output.stderr)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("status printed {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Waits until every check holds; the last failing ones otherwise.
@@ -104,7 +137,10 @@ impl Lab {
             if failed.is_empty() {
                 return started.elapsed();
             }
-            assert!(started.elapsed() < patience, "after {patience:?} these checks do not hold: {failed:#?}");
+            assert!(
+                started.elapsed() < patience,
+                "after {patience:?} these checks do not hold: {failed:#?}"
+            );
             std::thread::sleep(Duration::from_millis(500));
         }
     }
@@ -125,7 +161,9 @@ impl Drop for Lab {
 pub fn failed(report: &Value) -> Vec<String> {
     let checks = report["checks"].as_array().cloned().unwrap_or_default();
     let failing = checks.iter().filter(|check| check["ok"] != true);
-    failing.map(|check| format!("{} {}: {}", check["name"], check["target"], check["detail"])).collect()
+    failing
+        .map(|check| format!("{} {}: {}", check["name"], check["target"], check["detail"]))
+        .collect()
 }
 
 /// Standard output of a run that must have worked.

@@ -1,5 +1,7 @@
 //! The program is one file: it runs where there is nothing else.
 
+#![expect(clippy::print_stderr, reason = "stories say what they skip and what they measured")]
+
 use std::process::Command;
 
 use quorate_tests::cannot_run;
@@ -13,9 +15,20 @@ fn runs_in_an_empty_root() {
     let root = std::env::temp_dir().join(format!("qt-static-{}", std::process::id()));
     std::fs::create_dir_all(&root).expect("make an empty root");
     std::fs::copy(quorate_tests::quorate().expect("checked before"), root.join("quorate")).expect("copy the program");
-    let output = Command::new("chroot").arg(&root).args(["/quorate", "--version"]).output().expect("chroot");
-    let schema = Command::new("chroot").arg(&root).args(["/quorate", "schema"]).output().expect("chroot");
+    let output = Command::new("chroot")
+        .arg(&root)
+        .args(["/quorate", "--version"])
+        .output()
+        .expect("chroot");
+    let schema = Command::new("chroot")
+        .arg(&root)
+        .args(["/quorate", "schema"])
+        .output()
+        .expect("chroot");
     std::fs::remove_dir_all(&root).expect("remove the root");
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with("quorate "), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).starts_with("quorate "),
+        "{output:?}"
+    );
     assert!(schema.status.success() && schema.stdout.starts_with(b"{"));
 }

@@ -54,14 +54,32 @@ pub(crate) fn load(args: &ClusterArgs) -> anyhow::Result<Loaded> {
     match quorate_spec::load(&text, &name) {
         Ok((spec, warnings)) => {
             show(&warnings, &text);
-            let beside = args.file.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let folder = args.folder.clone().unwrap_or_else(|| beside.join(".quorate").join(&spec.name));
-            Ok(Loaded { spec, folder, file: args.file.clone() })
+            let beside = args
+                .file
+                .parent()
+                .filter(|path| !path.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            let folder = args
+                .folder
+                .clone()
+                .unwrap_or_else(|| beside.join(".quorate").join(&spec.name));
+            Ok(Loaded {
+                spec,
+                folder,
+                file: args.file.clone(),
+            })
         }
         Err(findings) => {
             show(&findings, &text);
-            let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-            let things = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
+            let errors = findings
+                .iter()
+                .filter(|finding| finding.severity == Severity::Error)
+                .count();
+            let things = if errors == 1 {
+                "1 error".to_owned()
+            } else {
+                format!("{errors} errors")
+            };
             Err(UserError::new(format!("{things} in {name}; nothing was changed")).into())
         }
     }
@@ -69,7 +87,10 @@ pub(crate) fn load(args: &ClusterArgs) -> anyhow::Result<Loaded> {
 
 fn show(findings: &[Finding], text: &str) {
     if !findings.is_empty() {
-        crate::err!("{}", quorate_spec::render(findings, text, crate::console::colour()).trim_end());
+        crate::err!(
+            "{}",
+            quorate_spec::render(findings, text, crate::console::colour()).trim_end()
+        );
     }
 }
 
@@ -97,21 +118,37 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
 pub(crate) async fn plan(session: &Session) -> anyhow::Result<(Facts, Plan)> {
     let missing = quorate_plan::not_deployable(&session.spec);
     if !missing.is_empty() {
-        return Err(UserError::new(format!("this version cannot deploy {}", missing.join(", "))).hint("nothing was changed; SPECIFICATION.md says what is shown").into());
+        return Err(
+            UserError::new(format!("this version cannot deploy {}", missing.join(", ")))
+                .hint("nothing was changed; SPECIFICATION.md says what is shown")
+                .into(),
+        );
     }
     let facts = session.gather().await?;
     let plan = quorate_plan::plan(&session.spec, &facts);
     let broken = quorate_plan::lint::lint(&plan);
     if !broken.is_empty() {
-        let lines: Vec<String> = broken.iter().map(|violation| format!("{}: {}: {}", violation.step, violation.rule, violation.message)).collect();
-        anyhow::bail!("the plan breaks its own rules, nothing was changed; please report this:\n  {}", lines.join("\n  "));
+        let lines: Vec<String> = broken
+            .iter()
+            .map(|violation| format!("{}: {}: {}", violation.step, violation.rule, violation.message))
+            .collect();
+        anyhow::bail!(
+            "the plan breaks its own rules, nothing was changed; please report this:\n  {}",
+            lines.join("\n  ")
+        );
     }
     Ok((facts, plan))
 }
 
 pub(crate) async fn verify(session: &Session) -> anyhow::Result<Report> {
     let kubeconfig = kubeconfig(session)?;
-    let cluster = quorate_verify::Cluster { spec: &session.spec, fleet: &session.fleet, api: session.api().await?, kubeconfig, now_unix: now_unix() };
+    let cluster = quorate_verify::Cluster {
+        spec: &session.spec,
+        fleet: &session.fleet,
+        api: session.api().await?,
+        kubeconfig,
+        now_unix: now_unix(),
+    };
     Ok(quorate_verify::verify(&cluster).await)
 }
 
@@ -130,14 +167,19 @@ fn catalogue(loaded: &Loaded) -> anyhow::Result<Catalogue> {
         Some(path) => PathBuf::from(path),
         None => quorate_bundle::default_cache().join("bundles").join(&version),
     };
-    let bundle = quorate_bundle::Bundle::open(&path)
-        .map_err(|error| UserError::new(format!("bundle for {version}: {error}")).hint(format!("quorate bundle build --kubernetes {version}")))?;
+    let bundle = quorate_bundle::Bundle::open(&path).map_err(|error| {
+        UserError::new(format!("bundle for {version}: {error}"))
+            .hint(format!("quorate bundle build --kubernetes {version}"))
+    })?;
     Ok(Catalogue::from(&bundle))
 }
 
 /// Opens a sealed operator's folder.
 pub(crate) fn passphrase() -> Option<SecretText> {
-    std::env::var("QUORATE_PASSPHRASE").ok().filter(|text| !text.is_empty()).map(SecretText::new)
+    std::env::var("QUORATE_PASSPHRASE")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .map(SecretText::new)
 }
 
 /// A file only its owner may read, replaced whole.
@@ -148,23 +190,39 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     name.push(".new");
     let temporary = path.with_file_name(name);
     let _ = std::fs::remove_file(&temporary);
-    let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()
-    });
-    written.and_then(|()| std::fs::rename(&temporary, path)).with_context(|| format!("write {}", path.display()))
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        });
+    written
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 fn now_unix() -> i64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// Connects to every machine that is not in maintenance, all at once; those that cannot be reached are named with the reason.
 async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyhow::Result<Fleet> {
-    let password = if args.ask_sudo_password { Some(Password(crate::console::password("sudo password: ")?)) } else { None };
+    let password = if args.ask_sudo_password {
+        Some(Password(crate::console::password("sudo password: ")?))
+    } else {
+        None
+    };
     let machines = loaded.spec.machines.iter().filter(|machine| !machine.maintenance);
     let attempts = join_all(machines.map(|machine| {
-        let connection = Arc::new(SshMachine::new(target(loaded, machine, args, password.clone()), program.clone()));
+        let connection = Arc::new(SshMachine::new(
+            target(loaded, machine, args, password.clone()),
+            program.clone(),
+        ));
         async move {
             let connected = connection.connect().await;
             (machine, connection, connected)
@@ -200,7 +258,12 @@ fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password:
         identity_file: machine.ssh.identity.as_ref().map(beside),
         accept_new_host_keys: args.accept_new_host_keys,
         sudo_password,
-        options: machine.ssh.jump.iter().map(|jump| format!("ProxyJump={jump}")).collect(),
+        options: machine
+            .ssh
+            .jump
+            .iter()
+            .map(|jump| format!("ProxyJump={jump}"))
+            .collect(),
         state_dir: None,
     }
 }

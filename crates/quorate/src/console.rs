@@ -22,7 +22,10 @@ pub(crate) struct UserError {
 
 impl UserError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self {
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -61,7 +64,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     err(format_args!("error: {error:#}"));
     if error.is::<Unmet>() {
-        err(format_args!("hint: mend what is listed above; --ignore-checks goes on all the same"));
+        err(format_args!(
+            "hint: mend what is listed above; --ignore-checks goes on all the same"
+        ));
         return ExitCode::from(DRIFT);
     }
     match error.downcast_ref::<UserError>() {
@@ -104,7 +109,11 @@ pub(crate) fn leave(code: u8) -> ! {
 /// A password typed on the terminal, not echoed.
 pub(crate) fn password(prompt: &str) -> anyhow::Result<String> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    let terminal = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty").map_err(|error| UserError::new(format!("no terminal to ask for a password on: {error}")))?;
+    let terminal = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/tty")
+        .map_err(|error| UserError::new(format!("no terminal to ask for a password on: {error}")))?;
     let before = tcgetattr(&terminal)?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);

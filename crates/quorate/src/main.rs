@@ -86,7 +86,11 @@ fn main() -> ExitCode {
 }
 
 fn wait(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .build()?
+        .block_on(work)
 }
 
 pub(crate) fn command() -> clap::Command {

@@ -44,7 +44,10 @@ struct Lines {
 
 impl Lines {
     fn new() -> Self {
-        Self { started: Instant::now(), titles: BTreeMap::new() }
+        Self {
+            started: Instant::now(),
+            titles: BTreeMap::new(),
+        }
     }
 
     fn show(&mut self, event: &Event) {
@@ -66,8 +69,19 @@ impl Lines {
 /// What is worth a line of its own however progress is shown.
 fn talk(event: &Event, say: impl Fn(String)) {
     match event {
-        Event::StepRetry { machine, attempt, error, .. } => say(format!("{machine}: trying again ({attempt}): {error}")),
-        Event::StepFailed { step, machine, error, hint, .. } => {
+        Event::StepRetry {
+            machine,
+            attempt,
+            error,
+            ..
+        } => say(format!("{machine}: trying again ({attempt}): {error}")),
+        Event::StepFailed {
+            step,
+            machine,
+            error,
+            hint,
+            ..
+        } => {
             say(format!("{machine}: FAILED {step}: {error}"));
             if let Some(hint) = hint {
                 say(format!("hint: {hint}"));
@@ -89,7 +103,12 @@ struct Bars {
 impl Bars {
     fn new() -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-        Self { all, overall: None, machines: BTreeMap::new(), titles: BTreeMap::new() }
+        Self {
+            all,
+            overall: None,
+            machines: BTreeMap::new(),
+            titles: BTreeMap::new(),
+        }
     }
 
     fn show(&mut self, event: &Event) {
@@ -106,9 +125,12 @@ impl Bars {
                 self.machine(machine).set_message(title.clone());
             }
             Event::StepProgress { machine, bytes, of, .. } => {
-                self.machine(machine).set_message(format!("receiving {} of {} MB", bytes / 1_000_000, of / 1_000_000));
+                self.machine(machine)
+                    .set_message(format!("receiving {} of {} MB", bytes / 1_000_000, of / 1_000_000));
             }
-            Event::StepWaiting { machine, awaited, .. } => self.machine(machine).set_message(format!("waiting for {awaited}")),
+            Event::StepWaiting { machine, awaited, .. } => {
+                self.machine(machine).set_message(format!("waiting for {awaited}"))
+            }
             Event::StepDone { step, machine, .. } => {
                 self.titles.remove(step);
                 self.machine(machine).set_message("");
@@ -164,10 +186,16 @@ impl Bars {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 /// `350 ms`, `4.2 s`.
 pub(crate) fn seconds(ms: u64) -> String {
-    if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", ms as f64 / 1_000.0) }
+    if ms < 1_000 {
+        format!("{ms} ms")
+    } else {
+        format!("{:.1} s", ms as f64 / 1_000.0)
+    }
 }

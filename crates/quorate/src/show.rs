@@ -29,7 +29,9 @@ pub(crate) fn plan(plan: &Plan, detail: Detail) -> String {
             if step.why.len() > REASONS {
                 let _ = writeln!(text, "    {:width$}  and {} more reasons", "", step.why.len() - REASONS);
             }
-            for change in files(step).filter(|change| detail == Detail::Full || !matches!(change.before, Before::Absent)) {
+            for change in
+                files(step).filter(|change| detail == Detail::Full || !matches!(change.before, Before::Absent))
+            {
                 for line in file_diff(change).lines() {
                     let _ = writeln!(text, "      {line}");
                 }
@@ -47,16 +49,22 @@ pub(crate) fn summary(plan: &Plan) -> String {
         return format!("Plan: 0 steps. Cluster {} is as its file says.\n", plan.cluster);
     }
     let machines: std::collections::BTreeSet<&str> = plan.steps().map(|step| step.machine.as_str()).collect();
-    let (mut new, mut changed, mut removed, mut started, mut restarted, mut stopped, mut objects) = (0, 0, 0, 0, 0, 0, 0);
+    let (mut new, mut changed, mut removed, mut started, mut restarted, mut stopped, mut objects) =
+        (0, 0, 0, 0, 0, 0, 0);
     for step in plan.steps() {
         match &step.action {
             Action::Files { files } => {
-                let absent = files.iter().filter(|file| matches!(file.before, Before::Absent)).count();
+                let absent = files
+                    .iter()
+                    .filter(|file| matches!(file.before, Before::Absent))
+                    .count();
                 new += absent;
                 changed += files.len() - absent;
             }
             Action::Remove { paths, .. } => removed += paths.len(),
-            Action::Units { start, restart, stop, .. } => {
+            Action::Units {
+                start, restart, stop, ..
+            } => {
                 started += start.len();
                 restarted += restart.len();
                 stopped += stop.len();
@@ -79,14 +87,25 @@ pub(crate) fn summary(plan: &Plan) -> String {
             parts.push(format!("{count} {what}"));
         }
     }
-    let details = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
-    format!("Plan: {} steps on {} machines{details}.\n", plan.step_count(), machines.len())
+    let details = if parts.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", parts.join(", "))
+    };
+    format!(
+        "Plan: {} steps on {} machines{details}.\n",
+        plan.step_count(),
+        machines.len()
+    )
 }
 
 pub(crate) fn notes(notes: &[Note]) -> String {
     let mut text = String::new();
     for note in notes {
-        let machine = note.machine.as_ref().map_or(String::new(), |machine| format!("{machine}: "));
+        let machine = note
+            .machine
+            .as_ref()
+            .map_or(String::new(), |machine| format!("{machine}: "));
         let _ = writeln!(text, "note: {machine}{}", note.message);
         if let Some(hint) = &note.hint {
             let _ = writeln!(text, "hint: {hint}");
@@ -107,7 +126,12 @@ fn files(step: &Step) -> impl Iterator<Item = &FileChange> {
 fn sign(step: &Step) -> char {
     match &step.action {
         Action::Files { files } if files.iter().any(|file| !matches!(file.before, Before::Absent)) => '~',
-        Action::Remove { .. } | Action::Delete { .. } | Action::Clean { .. } | Action::RemoveUsers { .. } | Action::Forget { .. } | Action::EtcdRemove { .. } => '-',
+        Action::Remove { .. }
+        | Action::Delete { .. }
+        | Action::Clean { .. }
+        | Action::RemoveUsers { .. }
+        | Action::Forget { .. }
+        | Action::EtcdRemove { .. } => '-',
         Action::Units { restart, stop, .. } if !(restart.is_empty() && stop.is_empty()) => '!',
         Action::Sysctls { .. } | Action::Block { .. } | Action::SwapOff => '~',
         _ => '+',

@@ -149,7 +149,7 @@ fn one(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
         );
     }
     if let Some(mode) = &host.security.selinux {
-        list.note("selinux", name, Ok(format!("{mode}")));
+        list.note("selinux", name, Ok(mode.clone()));
     }
 }
 

@@ -133,12 +133,20 @@ pub(crate) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     match args.verb {
         Verb::Run(args) => run_agent(args),
         Verb::Check { file, output } => check(&file, output),
-        Verb::Manifest { config, unit: _, static_pod: None } => {
+        Verb::Manifest {
+            config,
+            unit: _,
+            static_pod: None,
+        } => {
             let program = std::env::current_exe().context("finding this program's path")?;
             crate::out!("{}", manifest::unit(&program, &config).trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Manifest { config: path, static_pod: Some(image), .. } => {
+        Verb::Manifest {
+            config: path,
+            static_pod: Some(image),
+            ..
+        } => {
             let config = parsed(&path)?;
             crate::out!("{}", manifest::static_pod(&image, &path, &config).trim_end());
             Ok(ExitCode::SUCCESS)
@@ -168,7 +176,9 @@ pub(crate) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
 fn run_agent(args: RunArgs) -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if args.log_json {
         log.json().init();
     } else {
@@ -182,7 +192,11 @@ fn run_agent(args: RunArgs) -> anyhow::Result<ExitCode> {
         let ended = supervise::supervised(&config, child)?;
         return Ok(ExitCode::from(u8::try_from(ended.code()).unwrap_or(console::FAILED)));
     }
-    run::run(&run::Options { config: args.config, take_over: args.take_over, workers: args.workers })?;
+    run::run(&run::Options {
+        config: args.config,
+        take_over: args.take_over,
+        workers: args.workers,
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -198,13 +212,23 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
             crate::out!("{}: good", file.display());
         }
     }
-    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(console::USER) })
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(console::USER)
+    })
 }
 
 fn ctl(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     let admin = |which: &Which, state| {
         let (frontend, backend) = which.split()?;
-        anyhow::Ok(Request::Order { order: Order::SetAdmin { frontend, backend, state } })
+        anyhow::Ok(Request::Order {
+            order: Order::SetAdmin {
+                frontend,
+                backend,
+                state,
+            },
+        })
     };
     let wanted = match &args.verb {
         Ctl::Show => Request::Show,
@@ -219,10 +243,19 @@ fn ctl(args: &CtlArgs) -> anyhow::Result<ExitCode> {
                     UserError::new(format!("{number:?} is no weight")).hint("write 0 to 256, or default")
                 })?),
             };
-            Request::Order { order: Order::SetWeight { frontend, backend, weight } }
+            Request::Order {
+                order: Order::SetWeight {
+                    frontend,
+                    backend,
+                    weight,
+                },
+            }
         }
         Ctl::Vip { instance, hold_seconds } => Request::Order {
-            order: Order::Release { instance: instance.clone(), hold: Duration::from_secs(*hold_seconds) },
+            order: Order::Release {
+                instance: instance.clone(),
+                hold: Duration::from_secs(*hold_seconds),
+            },
         },
         Ctl::Reload => Request::Reload,
     };
@@ -250,7 +283,13 @@ fn show(status: &Value) {
     let mut rows = Vec::new();
     for v in status["vrrp"].as_array().into_iter().flatten() {
         let vips: Vec<_> = v["vips"].as_array().into_iter().flatten().map(text).collect();
-        rows.push(vec![format!("vip {}", text(&v["name"])), vips.join(","), text(&v["state"]), String::new(), String::new()]);
+        rows.push(vec![
+            format!("vip {}", text(&v["name"])),
+            vips.join(","),
+            text(&v["state"]),
+            String::new(),
+            String::new(),
+        ]);
     }
     for f in status["frontends"].as_array().into_iter().flatten() {
         let listen: Vec<_> = f["listen"].as_array().into_iter().flatten().map(text).collect();
@@ -259,22 +298,36 @@ fn show(status: &Value) {
             (Some(true), _) => "usable",
             _ => "no path",
         };
-        rows.push(vec![text(&f["name"]), listen.join(","), state.into(), text(&f["active"]), text(&f["total"])]);
+        rows.push(vec![
+            text(&f["name"]),
+            listen.join(","),
+            state.into(),
+            text(&f["active"]),
+            text(&f["total"]),
+        ]);
         for b in f["backends"].as_array().into_iter().flatten() {
             let admin = text(&b["admin"]);
             let state = format!("{} ({})", text(&b["availability"]), text(&b["reason"]));
             rows.push(vec![
                 format!("{}/{}", text(&f["name"]), text(&b["name"])),
                 text(&b["address"]),
-                if admin == "ready" { state } else { format!("{state}, {admin}") },
+                if admin == "ready" {
+                    state
+                } else {
+                    format!("{state}, {admin}")
+                },
                 text(&b["active"]),
                 text(&b["total"]),
             ]);
         }
     }
-    rows.insert(0, ["NAME", "ADDRESS", "STATE", "NOW", "TOTAL"].map(str::to_owned).to_vec());
-    let widths: Vec<usize> =
-        (0..5).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+    rows.insert(
+        0,
+        ["NAME", "ADDRESS", "STATE", "NOW", "TOTAL"].map(str::to_owned).to_vec(),
+    );
+    let widths: Vec<usize> = (0..5)
+        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
+        .collect();
     for r in rows {
         let line: Vec<_> = r.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
         crate::out!("{}", line.join("  ").trim_end());
@@ -287,6 +340,8 @@ fn parsed(path: &Path) -> anyhow::Result<AgentConfig> {
 
 fn loaded(path: &Path) -> anyhow::Result<AgentConfig> {
     config::load(path).map_err(|e| {
-        UserError::new(e.to_string()).hint(format!("`quorate agent check {}` shows the same", path.display())).into()
+        UserError::new(e.to_string())
+            .hint(format!("`quorate agent check {}` shows the same", path.display()))
+            .into()
     })
 }

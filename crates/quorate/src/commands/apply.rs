@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use quorate_verify::Check;
 use quorate_run::{Ended, Options, Outcome, Stop};
+use quorate_verify::Check;
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
 use crate::commands::{check, status};
@@ -61,10 +61,19 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
             crate::err!("{}", show::summary(&plan).trim_end());
         }
         if !args.yes && !console::confirm("Apply this plan?") {
-            return Err(UserError::new("not applied").hint("--yes applies without asking").into());
+            return Err(UserError::new("not applied")
+                .hint("--yes applies without asking")
+                .into());
         }
-        let options = Options { steal: args.steal, stop: stop_on_signal(), ..Options::default() };
-        let outcome = session.execute(&plan, &options, &progress::listener(args.output, args.no_progress)).await.map_err(console::hinted)?;
+        let options = Options {
+            steal: args.steal,
+            stop: stop_on_signal(),
+            ..Options::default()
+        };
+        let outcome = session
+            .execute(&plan, &options, &progress::listener(args.output, args.no_progress))
+            .await
+            .map_err(console::hinted)?;
         for (stage, took) in &outcome.stages {
             crate::err!("  {stage:14} {:>8}", seconds(*took));
         }

@@ -79,9 +79,7 @@ pub(crate) async fn run(args: BundleArgs) -> anyhow::Result<ExitCode> {
         Verb::Build(args) => build(args),
         Verb::Verify { path } => verify(&path.unwrap_or_else(newest)),
         Verb::List { path, output } => list(&path.unwrap_or_else(newest), output),
-        Verb::Extract { name, file, bundle } => {
-            extract(&bundle.unwrap_or_else(newest), &name, &file)
-        }
+        Verb::Extract { name, file, bundle } => extract(&bundle.unwrap_or_else(newest), &name, &file),
     })
     .await
     .context("the bundle task ended early")?
@@ -155,10 +153,7 @@ fn verify(path: &Path) -> anyhow::Result<ExitCode> {
 fn list(path: &Path, format: Format) -> anyhow::Result<ExitCode> {
     let manifest = quorate_bundle::manifest(path)?;
     match format {
-        Format::Json => print(format_args!(
-            "{}\n",
-            serde_json::to_string_pretty(&manifest)?
-        ))?,
+        Format::Json => print(format_args!("{}\n", serde_json::to_string_pretty(&manifest)?))?,
         Format::Text => print(format_args!("{}", table(&manifest)))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -253,9 +248,7 @@ impl Screen {
                 total,
                 ..
             } => {
-                let total = total
-                    .map(|total| format!(" of {}", bytes(total)))
-                    .unwrap_or_default();
+                let total = total.map(|total| format!(" of {}", bytes(total))).unwrap_or_default();
                 let name = url.rsplit('/').next().unwrap_or_default();
                 self.status(&format!(": {name} {}{total}", bytes(done)), false);
             }
@@ -267,11 +260,7 @@ impl Screen {
                 size,
                 packed_size,
             } => {
-                let how = if cached {
-                    "cached".to_owned()
-                } else {
-                    seconds(took)
-                };
+                let how = if cached { "cached".to_owned() } else { seconds(took) };
                 self.line(&format!(
                     "{unit:<50} {how:>8} {:>9} {:>9} packed",
                     bytes(size),
@@ -289,10 +278,7 @@ impl Screen {
     fn status(&mut self, detail: &str, now: bool) {
         if self.terminal && (now || self.drawn.elapsed() >= REDRAW) {
             self.drawn = Instant::now();
-            let text: String = format!("{}{detail}", self.position)
-                .chars()
-                .take(100)
-                .collect();
+            let text: String = format!("{}{detail}", self.position).chars().take(100).collect();
             eprint(format_args!("\r\x1b[2K{text}"));
         }
     }

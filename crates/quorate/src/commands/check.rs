@@ -28,10 +28,18 @@ pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         Output::Json => crate::out!("{}", serde_json::to_string(&report)?),
         Output::Text => {
             print(&report.failed().collect::<Vec<_>>());
-            crate::out!("{} checks hold, {} do not", report.passed(), report.checks.len() - report.passed());
+            crate::out!(
+                "{} checks hold, {} do not",
+                report.passed(),
+                report.checks.len() - report.passed()
+            );
         }
     }
-    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::from(DRIFT) })
+    Ok(if report.ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DRIFT)
+    })
 }
 
 /// Checks that do not hold, aligned, each with its way out.

@@ -18,7 +18,9 @@ pub(crate) struct CleanArgs {
 const BEFORE: &str = "/var/lib/quorate/before.json";
 
 pub(crate) fn run(args: CleanArgs) -> anyhow::Result<ExitCode> {
-    let before = std::fs::read_to_string(BEFORE).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let before = std::fs::read_to_string(BEFORE)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok());
     let cleaned = quorate_machine::clean::clean(&args.data, &args.owned, before.as_ref());
     for line in &cleaned.done {
         crate::out!("{line}");
@@ -26,5 +28,9 @@ pub(crate) fn run(args: CleanArgs) -> anyhow::Result<ExitCode> {
     for problem in &cleaned.problems {
         crate::err!("{problem}");
     }
-    Ok(if cleaned.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if cleaned.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

@@ -10,6 +10,11 @@ pub(crate) struct CompletionsArgs {
 }
 
 pub(crate) fn run(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(args.shell, &mut crate::command(), "quorate", &mut std::io::stdout().lock());
+    clap_complete::generate(
+        args.shell,
+        &mut crate::command(),
+        "quorate",
+        &mut std::io::stdout().lock(),
+    );
     Ok(ExitCode::SUCCESS)
 }

@@ -38,6 +38,18 @@ enum Verb {
     /// Print the monotonic clock, µs. Not for people.
     #[command(hide = true)]
     Clock,
+    /// Send a stranger's VRRP advertisements. Not for people.
+    #[command(hide = true)]
+    Advertise {
+        #[arg(long)]
+        vrid: u8,
+        #[arg(long)]
+        vip: std::net::IpAddr,
+        #[arg(long, value_delimiter = ',')]
+        to: Vec<std::net::IpAddr>,
+        #[arg(long = "for")]
+        seconds: u64,
+    },
     /// Switch a lab's machine on after a while. Not for people.
     #[command(hide = true)]
     PowerOn {
@@ -101,6 +113,10 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
             crate::out!("{}", probe::monotonic_us());
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Advertise { vrid, vip, to, seconds } => {
+            quorate_drill::advertise::advertise(vrid, vip, &to, Duration::from_secs(seconds))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::PowerOn { after, lab, machine } => {
             std::thread::sleep(Duration::from_secs(after));
             quorate_drill::power::power_on(&quorate_lab::Lab::open(&lab)?, &machine).map_err(anyhow::Error::msg)?;
@@ -112,13 +128,31 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
 async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     if !loaded.spec.drill.allowed {
-        return Err(UserError::new(format!("{} does not allow drills", loaded.file.display())).hint("drills break things: spec.drill.allowed: true permits them").into());
+        return Err(
+            UserError::new(format!("{} does not allow drills", loaded.file.display()))
+                .hint("drills break things: spec.drill.allowed: true permits them")
+                .into(),
+        );
     }
     let program = std::env::current_exe().context("find this program's own path")?;
     let lab = lab(&loaded);
-    let around = Around { power: lab.is_some(), shared_clock: lab.is_some() };
-    let walk = if args.chaos { Some(chaos::Walk::new(&loaded.spec, around, args.seed).ok_or_else(|| UserError::new("no scenario suits this cluster"))?) } else { None };
-    let runs = if walk.is_some() { Vec::new() } else { runs(&args, &loaded, around)? };
+    let around = Around {
+        power: lab.is_some(),
+        shared_clock: lab.is_some(),
+    };
+    let walk = if args.chaos {
+        Some(
+            chaos::Walk::new(&loaded.spec, around, args.seed)
+                .ok_or_else(|| UserError::new("no scenario suits this cluster"))?,
+        )
+    } else {
+        None
+    };
+    let runs = if walk.is_some() {
+        Vec::new()
+    } else {
+        runs(&args, &loaded, around)?
+    };
     announce(&args, &runs, &loaded);
 
     let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
@@ -126,11 +160,23 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     let power = lab.map(|lab| Arc::new(LabPower::new(lab, program)) as Arc<dyn Power>);
     let json = args.output == Output::Json;
     let begun = Instant::now();
-    let options = Options { dir: args.report.clone(), allow_outage: args.allow_outage, operator, ..Options::default() };
-    let mut drill = Drill { session, power, options, events: Box::new(move |event| tell(event, json, begun)) };
+    let options = Options {
+        dir: args.report.clone(),
+        allow_outage: args.allow_outage,
+        operator,
+        ..Options::default()
+    };
+    let mut drill = Drill {
+        session,
+        power,
+        options,
+        events: Box::new(move |event| tell(event, json, begun)),
+    };
     drill.refuse(&runs, around).await.map_err(refused)?;
     if !args.yes && !console::confirm("Break these things?") {
-        return Err(UserError::new("nothing was broken").hint("--yes drills without asking").into());
+        return Err(UserError::new("nothing was broken")
+            .hint("--yes drills without asking")
+            .into());
     }
     drill.options.stop = stop_on_signal();
     let report = match walk {
@@ -146,7 +192,10 @@ fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<R
     let chosen: Vec<&'static Scenario> = if args.all {
         scenario::all()
             .filter(|scenario| {
-                let skipped = scenario.skipped(spec, around).or((scenario.loses_quorum && !args.allow_outage).then_some("it takes the whole API away; --allow-outage permits it"));
+                let skipped = scenario
+                    .skipped(spec, around)
+                    .or((scenario.loses_quorum && !args.allow_outage)
+                        .then_some("it takes the whole API away; --allow-outage permits it"));
                 if let Some(reason) = skipped {
                     crate::err!("skipped: {}: {reason}", scenario.name);
                 }
@@ -155,11 +204,18 @@ fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<R
             .collect()
     } else if args.short {
         // Where machines cannot be switched off, what is left is still worth showing.
-        scenario::all().filter(|scenario| scenario.short && scenario.skipped(spec, around).is_none()).collect()
+        scenario::all()
+            .filter(|scenario| scenario.short && scenario.skipped(spec, around).is_none())
+            .collect()
     } else if args.scenarios.is_empty() {
-        return Err(UserError::new("which scenarios?").hint("name some of `quorate drill list`, or say --short, --all or --chaos").into());
+        return Err(UserError::new("which scenarios?")
+            .hint("name some of `quorate drill list`, or say --short, --all or --chaos")
+            .into());
     } else {
-        let named = args.scenarios.iter().map(|name| scenario::find(name).ok_or_else(|| UserError::new(format!("there is no scenario {name}")).hint("quorate drill list")));
+        let named = args.scenarios.iter().map(|name| {
+            scenario::find(name)
+                .ok_or_else(|| UserError::new(format!("there is no scenario {name}")).hint("quorate drill list"))
+        });
         named.collect::<Result<_, _>>()?
     };
     if chosen.is_empty() {
@@ -170,10 +226,19 @@ fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<R
 
 fn announce(args: &RunArgs, runs: &[Run], loaded: &Loaded) {
     if args.chaos {
-        crate::err!("a random walk through failures of {} for {} s (--seed {})", loaded.spec.name, args.length.as_secs(), args.seed);
+        crate::err!(
+            "a random walk through failures of {} for {} s (--seed {})",
+            loaded.spec.name,
+            args.length.as_secs(),
+            args.seed
+        );
         return;
     }
-    crate::err!("{} scenarios on {}; each is taken back, also by a timer on the machine if this program ends:", runs.len(), loaded.spec.name);
+    crate::err!(
+        "{} scenarios on {}; each is taken back, also by a timer on the machine if this program ends:",
+        runs.len(),
+        loaded.spec.name
+    );
     for run in runs {
         crate::err!("  {}: {}", run.name(), run.scenario.what);
     }
@@ -188,12 +253,20 @@ fn conclude(report: &Report, args: &RunArgs, begun: Instant) -> anyhow::Result<E
         }
         let held = report.scenarios.iter().filter(|outcome| outcome.ok).count();
         let lost: u64 = report.scenarios.iter().map(|outcome| outcome.writes.lost).sum();
-        crate::out!("{held} of {} scenarios held, {lost} acknowledged writes lost, in {:.0} s", report.scenarios.len(), begun.elapsed().as_secs_f64());
+        crate::out!(
+            "{held} of {} scenarios held, {lost} acknowledged writes lost, in {:.0} s",
+            report.scenarios.len(),
+            begun.elapsed().as_secs_f64()
+        );
     }
     if let Some(dir) = &args.report {
         crate::err!("report: {}", dir.join("report.html").display());
     }
-    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::from(console::DRIFT) })
+    Ok(if report.ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(console::DRIFT)
+    })
 }
 
 fn tell(event: &Event, json: bool, begun: Instant) {
@@ -218,14 +291,26 @@ fn tell(event: &Event, json: bool, begun: Instant) {
 
 fn list(output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        crate::out!("{}", serde_json::to_string_pretty(&scenario::all().collect::<Vec<_>>())?);
+        crate::out!(
+            "{}",
+            serde_json::to_string_pretty(&scenario::all().collect::<Vec<_>>())?
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let width = scenario::all().map(|scenario| scenario.name.len()).max().unwrap_or(0);
     crate::out!("{:width$}  ROW  WHAT", "SCENARIO");
     for scenario in scenario::all() {
-        let outage = if scenario.loses_quorum { " (needs --allow-outage)" } else { "" };
-        crate::out!("{:width$}  {:>3}  {}{outage}", scenario.name, scenario.row, scenario.what);
+        let outage = if scenario.loses_quorum {
+            " (needs --allow-outage)"
+        } else {
+            ""
+        };
+        crate::out!(
+            "{:width$}  {:>3}  {}{outage}",
+            scenario.name,
+            scenario.row,
+            scenario.what
+        );
     }
     crate::out!("");
     crate::out!("ROW  FAULT");
@@ -245,11 +330,28 @@ fn lab(loaded: &Loaded) -> Option<quorate_lab::Lab> {
 async fn operator(session: &quorate_run::Session, lab: Option<&quorate_lab::Lab>, program: &Path) -> Vec<String> {
     let program = program.display().to_string();
     if let Some(lab) = lab {
-        return vec![program.clone(), "lab".into(), "exec".into(), lab.name().into(), "--".into(), program];
+        return vec![
+            program.clone(),
+            "lab".into(),
+            "exec".into(),
+            lab.name().into(),
+            "--".into(),
+            program,
+        ];
     }
-    let Some(endpoint) = &session.spec.endpoint else { return Vec::new() };
-    let reached = tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect((endpoint.vip, endpoint.port))).await;
-    if matches!(reached, Ok(Ok(_))) { vec![program] } else { Vec::new() }
+    let Some(endpoint) = &session.spec.endpoint else {
+        return Vec::new();
+    };
+    let reached = tokio::time::timeout(
+        Duration::from_secs(2),
+        tokio::net::TcpStream::connect((endpoint.vip, endpoint.port)),
+    )
+    .await;
+    if matches!(reached, Ok(Ok(_))) {
+        vec![program]
+    } else {
+        Vec::new()
+    }
 }
 
 fn refused(error: Error) -> anyhow::Error {
@@ -262,7 +364,9 @@ fn refused(error: Error) -> anyhow::Error {
 /// `90s`, `10m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time such as 90s or 10m"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no time such as 90s or 10m"))?;
     match unit {
         "" | "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number * 60)),

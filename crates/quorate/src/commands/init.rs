@@ -160,9 +160,7 @@ fn ask_all(template: &mut Template) -> anyhow::Result<()> {
         template.name = one(ask("The cluster's name [kubernetes]:")?);
     }
     while template.control_planes.is_empty() {
-        template.control_planes = list(ask(
-            "Addresses of the control planes (three survive the loss of one):",
-        )?);
+        template.control_planes = list(ask("Addresses of the control planes (three survive the loss of one):")?);
     }
     if template.workers.is_empty() {
         template.workers = list(ask("Addresses of the workers [none]:")?);
@@ -185,11 +183,7 @@ fn ask(question: &str) -> anyhow::Result<String> {
         .context("ask on the terminal")?;
     drop(stderr);
     let mut answer = String::new();
-    if std::io::stdin()
-        .read_line(&mut answer)
-        .context("read the answer")?
-        == 0
-    {
+    if std::io::stdin().read_line(&mut answer).context("read the answer")? == 0 {
         return Err(UserError::new("the answers ended; nothing was written").into());
     }
     Ok(answer.trim().to_owned())
@@ -201,15 +195,12 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_only_by_force() {
-        let path =
-            std::env::temp_dir().join(format!("qt-quorate-{}-init.yaml", std::process::id()));
+        let path = std::env::temp_dir().join(format!("qt-quorate-{}-init.yaml", std::process::id()));
         let _ = std::fs::remove_file(&path);
         write(&path, "f", "one, and longer", false).unwrap();
         let error = write(&path, "f", "two", false).unwrap_err();
         assert!(
-            error
-                .downcast_ref::<UserError>()
-                .is_some_and(|e| e.hint.is_some()),
+            error.downcast_ref::<UserError>().is_some_and(|e| e.hint.is_some()),
             "{error}"
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one, and longer");

@@ -22,7 +22,11 @@ pub(crate) fn run(args: KubeconfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     let operator = Operator::look(&loaded.folder, cluster::passphrase(), "")?;
     let Some(path) = operator.admin_kubeconfig(&loaded.spec)? else {
-        return Err(UserError::new(format!("{} holds no authorities", loaded.folder.display())).hint("`quorate apply` makes them").into());
+        return Err(
+            UserError::new(format!("{} holds no authorities", loaded.folder.display()))
+                .hint("`quorate apply` makes them")
+                .into(),
+        );
     };
     let text = std::fs::read(&path)?;
     match args.output {

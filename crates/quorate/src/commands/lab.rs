@@ -78,11 +78,7 @@ enum Verb {
     },
     /// Connect stdin and stdout to a port of a machine: ssh's ProxyCommand.
     #[command(hide = true)]
-    Dial {
-        name: String,
-        host: String,
-        port: u16,
-    },
+    Dial { name: String, host: String, port: u16 },
 }
 
 #[derive(Debug, Args)]
@@ -133,23 +129,23 @@ pub(crate) async fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
         Verb::Off { target } => {
             let (lab, machine) = lab_and_machine(&target)?;
             let took = lab.off(machine)?;
-            println!("{machine} is off ({} ms)", took.as_millis());
+            crate::out!("{machine} is off ({} ms)", took.as_millis());
         }
         Verb::On { target } => {
             let (lab, machine) = lab_and_machine(&target)?;
             let took = lab.on(machine)?;
-            println!("{machine} is on ({} ms)", took.as_millis());
+            crate::out!("{machine} is on ({} ms)", took.as_millis());
         }
         Verb::Cut { target, one_way } => {
             let (lab, ends) = lab_and_rest(&target, 2)?;
             lab.cut(&ends[0], &ends[1], one_way)?;
             let arrow = if one_way { "→" } else { "↔" };
-            println!("{} {arrow} {} is cut", ends[0], ends[1]);
+            crate::out!("{} {arrow} {} is cut", ends[0], ends[1]);
         }
         Verb::Heal { name } => {
             let lab = Lab::find(name.as_deref())?;
             lab.heal()?;
-            println!("{} has no cuts", lab.name());
+            crate::out!("{} has no cuts", lab.name());
         }
         Verb::Dial { name, host, port } => Lab::open(&name)?.splice(&host, port)?,
     }
@@ -174,9 +170,9 @@ fn up(args: UpArgs) -> anyhow::Result<()> {
     };
     let begun = Instant::now();
     let lab = Lab::up(&options, &mut |event| {
-        eprintln!("{:6.2}s  {event}", begun.elapsed().as_secs_f64());
+        crate::err!("{:6.2}s  {event}", begun.elapsed().as_secs_f64());
     })?;
-    println!(
+    crate::out!(
         "lab {} is up: {} machines; ssh -F {} {}",
         lab.name(),
         lab.machines().len(),
@@ -191,7 +187,7 @@ fn down(name: Option<String>) -> anyhow::Result<()> {
         Some(name) => name,
         None => match quorate_lab::list().as_slice() {
             [] => {
-                println!("no lab is up");
+                crate::out!("no lab is up");
                 return Ok(());
             }
             [(name, _)] => name.clone(),
@@ -203,7 +199,7 @@ fn down(name: Option<String>) -> anyhow::Result<()> {
     };
     let begun = Instant::now();
     Lab::down(&name, &mut |event| {
-        eprintln!("{:6.2}s  {event}", begun.elapsed().as_secs_f64());
+        crate::err!("{:6.2}s  {event}", begun.elapsed().as_secs_f64());
     })?;
     Ok(())
 }
@@ -267,18 +263,18 @@ fn list(output: Output) -> anyhow::Result<()> {
         });
     }
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&listed)?);
+        crate::out!("{}", serde_json::to_string_pretty(&listed)?);
         return Ok(());
     }
     if listed.is_empty() {
-        println!("no lab is up; `quorate lab up` makes one");
+        crate::out!("no lab is up; `quorate lab up` makes one");
         return Ok(());
     }
-    println!("{:<12} {:<8} {:<14} {:<15} STATE", "LAB", "MACHINE", "ROLE", "ADDRESS");
+    crate::out!("{:<12} {:<8} {:<14} {:<15} STATE", "LAB", "MACHINE", "ROLE", "ADDRESS");
     for lab in &listed {
         for listed in &lab.machines {
             let machine = listed.machine;
-            println!(
+            crate::out!(
                 "{:<12} {:<8} {:<14} {:<15} {}",
                 lab.name,
                 machine.name,
@@ -288,10 +284,10 @@ fn list(output: Output) -> anyhow::Result<()> {
             );
         }
         for cut in lab.cuts {
-            println!("{:<12} cut: {} → {}", lab.name, cut.from, cut.to);
+            crate::out!("{:<12} cut: {} → {}", lab.name, cut.from, cut.to);
         }
         if let Some(error) = &lab.error {
-            println!("{:<12} broken: {error}", lab.name);
+            crate::out!("{:<12} broken: {error}", lab.name);
         }
     }
     Ok(())

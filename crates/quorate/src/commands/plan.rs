@@ -29,9 +29,16 @@ pub(crate) async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     match args.output {
         Output::Json => crate::out!("{}", serde_json::to_string_pretty(&plan)?),
         Output::Text => {
-            crate::out!("{}", show::plan(&plan, if args.full { Detail::Full } else { Detail::Normal }).trim_end());
+            crate::out!(
+                "{}",
+                show::plan(&plan, if args.full { Detail::Full } else { Detail::Normal }).trim_end()
+            );
             crate::err!("{}", show::notes(&plan.notes).trim_end());
         }
     }
-    Ok(if plan.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DRIFT) })
+    Ok(if plan.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DRIFT)
+    })
 }

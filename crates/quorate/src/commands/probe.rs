@@ -13,7 +13,11 @@ pub(crate) struct ProbeArgs {
 }
 
 pub(crate) async fn run(args: ProbeArgs) -> anyhow::Result<ExitCode> {
-    let listen = if args.listen.starts_with(':') { format!("[::]{}", args.listen) } else { args.listen.clone() };
+    let listen = if args.listen.starts_with(':') {
+        format!("[::]{}", args.listen)
+    } else {
+        args.listen.clone()
+    };
     let address = listen.parse().with_context(|| format!("--listen {}", args.listen))?;
     // Without IPv6 on the machine the wildcard is the other one.
     match quorate_verify::probe::serve(address).await {

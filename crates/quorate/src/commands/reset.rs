@@ -42,12 +42,24 @@ pub(crate) async fn run(args: ResetArgs) -> anyhow::Result<ExitCode> {
     if !args.yes {
         crate::err!("{}", show::plan(&plan, Detail::Normal).trim_end());
         let name = &session.spec.name;
-        if !console::confirm(&format!("Remove cluster {name} and all of its data from {} machines?", facts.machines.len())) {
-                return Err(UserError::new("nothing was removed").hint("--yes removes without asking").into());
+        if !console::confirm(&format!(
+            "Remove cluster {name} and all of its data from {} machines?",
+            facts.machines.len()
+        )) {
+            return Err(UserError::new("nothing was removed")
+                .hint("--yes removes without asking")
+                .into());
         }
     }
-    let options = Options { steal: args.steal, stop: stop_on_signal(), ..Options::default() };
-    let outcome = session.execute(&plan, &options, &progress::listener(args.output, args.no_progress)).await.map_err(console::hinted)?;
+    let options = Options {
+        steal: args.steal,
+        stop: stop_on_signal(),
+        ..Options::default()
+    };
+    let outcome = session
+        .execute(&plan, &options, &progress::listener(args.output, args.no_progress))
+        .await
+        .map_err(console::hinted)?;
     if let Some(code) = ended(&outcome) {
         return Ok(code);
     }

@@ -33,7 +33,11 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         let report = cluster::verify(&session).await?;
         print(&session, &report, args.output)?;
         if !args.watch {
-            return Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::from(DRIFT) });
+            return Ok(if report.ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(DRIFT)
+            });
         }
         tokio::time::sleep(WATCH_EVERY).await;
     }
@@ -63,7 +67,12 @@ pub(crate) fn print(session: &Session, report: &Report, output: Output) -> anyho
     let target = report.checks.iter().map(|check| check.target.len()).max().unwrap_or(0);
     for check in &report.checks {
         let mark = if check.ok { "ok  " } else { "FAIL" };
-        crate::out!("{mark}  {:name$}  {:target$}  {}", check.name, check.target, check.detail);
+        crate::out!(
+            "{mark}  {:name$}  {:target$}  {}",
+            check.name,
+            check.target,
+            check.detail
+        );
         if !check.ok && !check.hint.is_empty() {
             crate::out!("      hint: {}", check.hint);
         }
@@ -77,14 +86,30 @@ pub(crate) fn print(session: &Session, report: &Report, output: Output) -> anyho
 
 fn topology(session: &Session) -> Vec<String> {
     let spec = &session.spec;
-    let names = |machines: Vec<&quorate_spec::Machine>| machines.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>().join(" ");
-    let mut lines = vec![format!("{}  Kubernetes {}  API {}", spec.name, spec.kubernetes.tag(), spec.admin_url())];
+    let names = |machines: Vec<&quorate_spec::Machine>| {
+        machines
+            .iter()
+            .map(|machine| machine.name.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let mut lines = vec![format!(
+        "{}  Kubernetes {}  API {}",
+        spec.name,
+        spec.kubernetes.tag(),
+        spec.admin_url()
+    )];
     lines.push(format!("control planes: {}", names(spec.control_planes())));
     if !spec.workers().is_empty() {
         lines.push(format!("workers: {}", names(spec.workers())));
     }
     let quorum = spec.quorum();
-    lines.push(format!("etcd: {} ({} members, {} may fail)", names(spec.etcd_members()), quorum.members, quorum.tolerates));
+    lines.push(format!(
+        "etcd: {} ({} members, {} may fail)",
+        names(spec.etcd_members()),
+        quorum.members,
+        quorum.tolerates
+    ));
     if !spec.load_balancers().is_empty() {
         lines.push(format!("load balancers: {}", names(spec.load_balancers())));
     }
