@@ -266,7 +266,9 @@ impl Drill {
             quorate_machine::Response::Network(network) => network.interface_of(on.address).unwrap_or("eth0").to_owned(),
             _ => "eth0".into(),
         };
-        Ok(Injection::new(spec, on, machine, format!("{}-{number}", unique()), inject, revert, &interface))
+        // The program that connected, whatever build the cluster runs.
+        let program = format!("{}/{}/quorate", quorate_plan::paths::PROGRAMS, self.session.operator.facts().program_sha256);
+        Ok(Injection::new(spec, on, machine, format!("{}-{number}", unique()), inject, revert, &interface, &program))
     }
 
     fn power_deadman(&self, machine: &str, after: Duration) -> Result<Deadman, Error> {

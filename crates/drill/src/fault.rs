@@ -29,8 +29,9 @@ pub(crate) struct Injection {
 }
 
 impl Injection {
-    pub(crate) fn new(spec: &Spec, on: &Machine, machine: MachineRef, id: String, inject: &str, revert: &str, interface: &str) -> Self {
-        let fill = |text: &str| format!("{PRELUDE}{}\n", filled(text, spec, on, interface));
+    #[expect(clippy::too_many_arguments, reason = "what a script may name")]
+    pub(crate) fn new(spec: &Spec, on: &Machine, machine: MachineRef, id: String, inject: &str, revert: &str, interface: &str, program: &str) -> Self {
+        let fill = |text: &str| format!("{PRELUDE}{}\n", filled(text, spec, on, interface, program));
         Self { machine, id, inject: fill(inject), revert: fill(revert) }
     }
 
@@ -51,7 +52,7 @@ impl Injection {
 }
 
 /// A script with this cluster's and machine's values.
-pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str) -> String {
+pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, program: &str) -> String {
     let others: Vec<String> = spec.control_planes().iter().filter(|machine| machine.name != on.name).map(|machine| machine.address.to_string()).collect();
     let holders: Vec<String> = spec.vip_holders().iter().map(|machine| machine.address.to_string()).collect();
     let mut text = text
@@ -60,7 +61,7 @@ pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str) -> 
         .replace("{holders}", &holders.join(","))
         .replace("{data}", &spec.etcd.data_dir)
         .replace("{interface}", interface)
-        .replace("{program}", "/opt/quorate/bin/quorate");
+        .replace("{program}", program);
     if let Some(endpoint) = &spec.endpoint {
         text = text.replace("{vip}", &endpoint.vip.to_string()).replace("{vrid}", &endpoint.vrid.to_string());
     }

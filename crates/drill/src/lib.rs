@@ -7,6 +7,7 @@
 //! ```
 //! It works over SSH from outside the cluster: a tool inside would depend on what it breaks. Nothing here prints.
 
+pub mod advertise;
 pub mod chaos;
 pub mod coverage;
 mod drill;
