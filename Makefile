@@ -55,7 +55,7 @@ sim:
 
 ## Side by side with haproxy and keepalived.
 bench: $(BIN)
-	cargo run --release --locked -p quorate-bench
+	cargo run --release --locked -p quorate-bench -- run
 
 clean:
 	cargo clean
