@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use quorate_tests::{Lab, cannot_run, edit, failed, text};
+use quorate_tests::{Lab, cannot_run, edit, text};
 use serde_json::Value;
 
 #[test]
@@ -38,7 +38,8 @@ fn a_cluster_from_bare_machines_survives_and_leaves_no_trace() {
             .contains("is highly available: 3 control planes, 2 workers"),
         "{said}"
     );
-    assert_eq!(failed(&lab.status()), Vec::<String>::new());
+    // Five killed runs and six applies leave this computer breathless for a moment.
+    lab.await_green(Duration::from_secs(60));
 
     second_apply_plans_nothing(&lab);
     one_value_changes_what_follows_from_it(&lab);
