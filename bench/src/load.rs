@@ -23,8 +23,14 @@ enum Role {
     Source,
     Quiet,
     /// A client waiting for an answer and the end, since when.
-    OneShot { since: Instant, sent: bool, got: usize },
-    Asker { since: Option<Instant> },
+    OneShot {
+        since: Instant,
+        sent: bool,
+        got: usize,
+    },
+    Asker {
+        since: Option<Instant>,
+    },
     Sink,
 }
 
@@ -74,9 +80,15 @@ impl World {
             l.set_nonblocking(true)?;
             let l: TcpListener = l.into();
             addrs.push(l.local_addr()?);
-            let token = w.put(Peer { role: Role::Fresh, stream: None });
+            let token = w.put(Peer {
+                role: Role::Fresh,
+                stream: None,
+            });
             w.epoll.add(&l, IN, token as u64)?;
-            w.peers[token] = Some(Peer { role: Role::Listener(l), stream: None });
+            w.peers[token] = Some(Peer {
+                role: Role::Listener(l),
+                stream: None,
+            });
         }
         Ok((w, addrs))
     }
@@ -89,7 +101,10 @@ impl World {
     /// Ends all connections; the servers stay.
     pub(crate) fn clear(&mut self) {
         for i in 0..self.peers.len() {
-            if self.peers[i].as_ref().is_some_and(|p| !matches!(p.role, Role::Listener(_))) {
+            if self.peers[i]
+                .as_ref()
+                .is_some_and(|p| !matches!(p.role, Role::Listener(_)))
+            {
                 self.peers[i] = None;
                 self.free.push(i);
             }
@@ -230,7 +245,11 @@ impl World {
         let Some(i) = self.idle.pop() else { return false };
         let mut message = [b'x'; MESSAGE];
         message[0] = b'E';
-        if let Some(Peer { role: Role::Asker { since }, stream: Some(s) }) = &mut self.peers[i] {
+        if let Some(Peer {
+            role: Role::Asker { since },
+            stream: Some(s),
+        }) = &mut self.peers[i]
+        {
             *since = Some(due);
             if s.write(&message).is_err() {
                 self.seen.failed += 1;
@@ -253,7 +272,14 @@ impl World {
         };
         match connect() {
             Ok(s) => {
-                let i = self.put(Peer { role: Role::OneShot { since, sent: false, got: 0 }, stream: None });
+                let i = self.put(Peer {
+                    role: Role::OneShot {
+                        since,
+                        sent: false,
+                        got: 0,
+                    },
+                    stream: None,
+                });
                 let _ = self.epoll.add(&s, OUT, i as u64);
                 if let Some(p) = &mut self.peers[i] {
                     p.stream = Some(s);
@@ -292,7 +318,9 @@ impl World {
 
     /// True when a one-shot connection ended.
     fn serve(&mut self, i: usize, events: u32) -> bool {
-        let Some(mut p) = self.peers.get_mut(i).and_then(Option::take) else { return false };
+        let Some(mut p) = self.peers.get_mut(i).and_then(Option::take) else {
+            return false;
+        };
         if let Role::Listener(l) = &p.role {
             let mut new = Vec::new();
             while let Ok((s, _)) = l.accept() {

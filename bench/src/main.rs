@@ -72,7 +72,11 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Agent { config } => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-            quorate_agent::run::run(&quorate_agent::run::Options { config, take_over: false, workers: Some(1) })
+            quorate_agent::run::run(&quorate_agent::run::Options {
+                config,
+                take_over: false,
+                workers: Some(1),
+            })
         }
         Verb::Serve => {
             let (mut world, addrs) = load::World::new(1)?;
@@ -80,7 +84,12 @@ fn main() -> anyhow::Result<()> {
             world.turn(Duration::from_secs(60))?;
             Ok(())
         }
-        Verb::Run { rounds, milliseconds, out, table } => {
+        Verb::Run {
+            rounds,
+            milliseconds,
+            out,
+            table,
+        } => {
             let version = proxies::haproxy_version()?;
             // The load first, the proxies elsewhere: each is started on the other CPU.
             sys::pin(&[measure::LOAD_CPU]);
@@ -88,8 +97,14 @@ fn main() -> anyhow::Result<()> {
             let dir = tempfile::tempdir()?;
             let mut results = report::Results::default();
             let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-            results.note(format!("load average of the machine before the run: {}", load.split(' ').next().unwrap_or("?")));
-            let plan = measure::Plan { rounds, time: Duration::from_millis(milliseconds) };
+            results.note(format!(
+                "load average of the machine before the run: {}",
+                load.split(' ').next().unwrap_or("?")
+            ));
+            let plan = measure::Plan {
+                rounds,
+                time: Duration::from_millis(milliseconds),
+            };
             measure::data_path(dir.path(), &plan, &mut results)?;
             measure::idle(dir.path(), &mut results)?;
             measure::failures(dir.path(), &mut results)?;
@@ -105,7 +120,11 @@ fn main() -> anyhow::Result<()> {
             sys::pin(&[1]);
             let dir = tempfile::tempdir()?;
             let (mut world, backends) = load::World::new(4)?;
-            let kind = if haproxy { proxies::Kind::Haproxy } else { proxies::Kind::Quorate };
+            let kind = if haproxy {
+                proxies::Kind::Haproxy
+            } else {
+                proxies::Kind::Quorate
+            };
             let proxy = proxies::Proxy::start(kind, dir.path(), &backends, proxies::Checks::Tcp, 0)?;
             world.target(proxy.addr);
             world.turn(Duration::from_millis(1500))?;
@@ -121,10 +140,14 @@ fn main() -> anyhow::Result<()> {
             let s = &world.seen;
             println!(
                 "{kind:?} {what}: cpu {cpu:.2}s conn {} failed {} conn/cpu-s {:.0} bytes {:.2} GiB/s cpu/GiB {:.3} requests {} per cpu-s {:.0} rss {}",
-                s.connections, s.failed, s.connections as f64 / cpu,
+                s.connections,
+                s.failed,
+                s.connections as f64 / cpu,
                 s.bytes as f64 / (1u64 << 30) as f64 / t.as_secs_f64(),
                 cpu / (s.bytes as f64 / (1u64 << 30) as f64),
-                s.latencies.len(), s.latencies.len() as f64 / cpu, proxy.resident()
+                s.latencies.len(),
+                s.latencies.len() as f64 / cpu,
+                proxy.resident()
             );
             Ok(())
         }

@@ -44,7 +44,13 @@ pub(crate) fn data_path(dir: &Path, plan: &Plan, results: &mut Results) -> anyho
             world.connections(64, plan.time)?;
             let cpu = (proxy.cpu() - before).as_secs_f64();
             let done = world.seen.connections as f64;
-            results.sample("connections per CPU-second", "1/s", kind, done / cpu, Goal::AtLeast(1.2));
+            results.sample(
+                "connections per CPU-second",
+                "1/s",
+                kind,
+                done / cpu,
+                Goal::AtLeast(1.2),
+            );
             results.sample("failed connections", "", kind, world.seen.failed as f64, Goal::None);
             world.clear();
             for streams in [1, 64] {
@@ -57,8 +63,20 @@ pub(crate) fn data_path(dir: &Path, plan: &Plan, results: &mut Results) -> anyho
                 let gib = world.seen.bytes as f64 / f64::from(1 << 30);
                 let measured = plan.time.as_secs_f64() / wall;
                 let name = |what: &str| format!("{what}, {streams} stream{}", if streams > 1 { "s" } else { "" });
-                results.sample(&name("throughput"), "GiB/s", kind, gib / plan.time.as_secs_f64(), Goal::AtLeast(1.0));
-                results.sample(&name("CPU per GiB"), "s/GiB", kind, cpu * measured / gib, Goal::AtMost(0.9));
+                results.sample(
+                    &name("throughput"),
+                    "GiB/s",
+                    kind,
+                    gib / plan.time.as_secs_f64(),
+                    Goal::AtLeast(1.0),
+                );
+                results.sample(
+                    &name("CPU per GiB"),
+                    "s/GiB",
+                    kind,
+                    cpu * measured / gib,
+                    Goal::AtMost(0.9),
+                );
                 world.clear();
                 world.turn(Duration::from_millis(50))?;
             }
@@ -73,7 +91,9 @@ pub(crate) fn data_path(dir: &Path, plan: &Plan, results: &mut Results) -> anyho
     world.connections(64, plan.time)?;
     let connections = world.seen.connections as f64 / plan.time.as_secs_f64() / 2.0;
     world.clear();
-    results.note(format!("half load: {requests:.0} requests/s, {connections:.0} connections/s"));
+    results.note(format!(
+        "half load: {requests:.0} requests/s, {connections:.0} connections/s"
+    ));
     for round in 0..plan.rounds {
         for what in ["request", "connection"] {
             let mut run = |addr: SocketAddr| -> anyhow::Result<Vec<u64>> {
@@ -114,7 +134,13 @@ pub(crate) fn idle(dir: &Path, results: &mut Results) -> anyhow::Result<()> {
         world.turn(time)?;
         let share = (proxy.cpu() - before).as_secs_f64() / time.as_secs_f64() * 100.0;
         results.sample("idle CPU", "% of a core", kind, share, Goal::Below(0.5));
-        results.sample("idle resident memory", "MB", kind, proxy.resident() as f64 / 1e6, Goal::Below(20.0));
+        results.sample(
+            "idle resident memory",
+            "MB",
+            kind,
+            proxy.resident() as f64 / 1e6,
+            Goal::Below(20.0),
+        );
         let held = world.idle(IDLE)?;
         world.turn(Duration::from_millis(1500))?;
         let name = format!("resident memory with {IDLE} idle connections");
@@ -135,9 +161,27 @@ pub(crate) fn failures(dir: &Path, results: &mut Results) -> anyhow::Result<()> 
             std::thread::sleep(SETTLE);
             let seen = under_load(proxy.addr, || sys::signal(servers[0].child.id(), signal))?;
             let name = |s: &str| format!("backend {what}: {s}");
-            results.sample(&name("failed new requests"), "of 800", kind, seen.failed as f64, Goal::Below(0.0));
-            results.sample(&name("worst new request"), "ms", kind, seen.worst.as_secs_f64() * 1e3, Goal::Below(worst_ms));
-            results.sample(&name("its old clients freed after"), "ms", kind, seen.freed, Goal::Below(1000.0));
+            results.sample(
+                &name("failed new requests"),
+                "of 800",
+                kind,
+                seen.failed as f64,
+                Goal::Below(0.0),
+            );
+            results.sample(
+                &name("worst new request"),
+                "ms",
+                kind,
+                seen.worst.as_secs_f64() * 1e3,
+                Goal::Below(worst_ms),
+            );
+            results.sample(
+                &name("its old clients freed after"),
+                "ms",
+                kind,
+                seen.freed,
+                Goal::Below(1000.0),
+            );
         }
     }
     Ok(())
@@ -159,7 +203,10 @@ fn under_load(addr: SocketAddr, strike: impl FnOnce()) -> anyhow::Result<Outcome
     let failed = Arc::new(AtomicUsize::new(0));
     let worst = Arc::new(Mutex::new(Duration::ZERO));
     let mut standing: Vec<TcpStream> = (0..30).filter_map(|_| hello(addr).ok()).collect();
-    ensure!(standing.len() == 30, "standing connections fail before anything happened");
+    ensure!(
+        standing.len() == 30,
+        "standing connections fail before anything happened"
+    );
     let threads: Vec<_> = (0..THREADS)
         .map(|t| {
             let (failed, worst) = (Arc::clone(&failed), Arc::clone(&worst));
@@ -200,7 +247,11 @@ fn under_load(addr: SocketAddr, strike: impl FnOnce()) -> anyhow::Result<Outcome
     }
     let worst = worst.lock().map(|w| *w).unwrap_or_default();
     let freed = last.map_or(f64::INFINITY, |d| d.as_secs_f64() * 1e3).min(3000.0);
-    Ok(Outcome { failed: failed.load(Relaxed), worst, freed })
+    Ok(Outcome {
+        failed: failed.load(Relaxed),
+        worst,
+        freed,
+    })
 }
 
 /// A client that speaks as TLS clients do: a ClientHello, then it waits.
@@ -220,12 +271,18 @@ struct Server {
 
 impl Server {
     fn start() -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?).arg("serve").stdout(Stdio::piped()).spawn()?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("serve")
+            .stdout(Stdio::piped())
+            .spawn()?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
             std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
         }
-        Ok(Self { addr: line.trim().parse()?, child })
+        Ok(Self {
+            addr: line.trim().parse()?,
+            child,
+        })
     }
 }
 

@@ -47,7 +47,10 @@ impl Proxy {
             Kind::Quorate => {
                 let path = dir.join("agent.yaml");
                 std::fs::write(&path, agent_config(dir, addr, backends, checks))?;
-                command.arg(std::env::current_exe()?).args(["agent", "--config"]).arg(path);
+                command
+                    .arg(std::env::current_exe()?)
+                    .args(["agent", "--config"])
+                    .arg(path);
             }
             Kind::Haproxy => {
                 let path = dir.join("haproxy.cfg");
@@ -65,7 +68,11 @@ impl Proxy {
         let mut proxy = Self { child, addr };
         let end = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(addr).is_err() {
-            ensure!(proxy.child.try_wait()?.is_none(), "{kind:?} ended; see {}", dir.display());
+            ensure!(
+                proxy.child.try_wait()?.is_none(),
+                "{kind:?} ended; see {}",
+                dir.display()
+            );
             ensure!(Instant::now() < end, "{kind:?} does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -110,8 +117,15 @@ impl Drop for Proxy {
 
 /// Version line of the installed haproxy.
 pub(crate) fn haproxy_version() -> anyhow::Result<String> {
-    let out = Command::new("haproxy").arg("-v").output().context("haproxy is not installed (apt-get install haproxy)")?;
-    Ok(String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().to_owned())
+    let out = Command::new("haproxy")
+        .arg("-v")
+        .output()
+        .context("haproxy is not installed (apt-get install haproxy)")?;
+    Ok(String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 fn agent_config(dir: &Path, addr: SocketAddr, backends: &[SocketAddr], checks: Checks) -> String {
@@ -134,7 +148,11 @@ fn haproxy_config(addr: SocketAddr, backends: &[SocketAddr], checks: Checks) -> 
          timeout queue 5s\n  timeout check 500ms\n\
          listen api\n  bind {addr}\n  balance leastconn\n{}  default-server inter 1s fastinter 100ms fall 3 rise 2 \
          on-marked-down shutdown-sessions observe layer4 error-limit 1 on-error fastinter\n",
-        if checks == Checks::Http { "  option httpchk GET /readyz\n" } else { "" },
+        if checks == Checks::Http {
+            "  option httpchk GET /readyz\n"
+        } else {
+            ""
+        },
     );
     for (i, b) in backends.iter().enumerate() {
         let _ = writeln!(text, "  server b{i} {b} check");

@@ -63,7 +63,9 @@ impl Results {
                 let quorate = median(ours)?;
                 let peer_value = median(theirs);
                 let ratio = peer_value.filter(|p| *p != 0.0).map(|p| quorate / p);
-                let (min, max) = ours.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+                let (min, max) = ours
+                    .iter()
+                    .fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
                 Some(Line {
                     name: name.clone(),
                     unit: unit.clone(),
@@ -71,7 +73,11 @@ impl Results {
                     peer: "haproxy",
                     peer_value,
                     ratio,
-                    spread: if quorate == 0.0 { 0.0 } else { (max - min) / 2.0 / quorate },
+                    spread: if quorate == 0.0 {
+                        0.0
+                    } else {
+                        (max - min) / 2.0 / quorate
+                    },
                     goal: match goal {
                         Goal::None => String::new(),
                         Goal::AtLeast(x) => format!("≥ {x} × haproxy"),
@@ -108,7 +114,13 @@ impl Results {
             .to_owned();
         for l in self.lines() {
             let number = |v: f64| {
-                if v == 0.0 || v.abs() >= 100.0 { format!("{v:.0}") } else if v.abs() >= 1.0 { format!("{v:.2}") } else { format!("{v:.3}") }
+                if v == 0.0 || v.abs() >= 100.0 {
+                    format!("{v:.0}")
+                } else if v.abs() >= 1.0 {
+                    format!("{v:.2}")
+                } else {
+                    format!("{v:.3}")
+                }
             };
             let _ = writeln!(
                 t,

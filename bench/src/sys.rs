@@ -50,7 +50,14 @@ impl Epoll {
 /// Throws received bytes away without copying them out of the kernel; 0 is the end.
 pub(crate) fn discard(fd: &impl AsRawFd, max: usize) -> io::Result<usize> {
     // SAFETY: with MSG_TRUNC on TCP nothing is written to the buffer (tcp(7)).
-    let n = unsafe { libc::recv(fd.as_raw_fd(), std::ptr::null_mut(), max, libc::MSG_TRUNC | libc::MSG_DONTWAIT) };
+    let n = unsafe {
+        libc::recv(
+            fd.as_raw_fd(),
+            std::ptr::null_mut(),
+            max,
+            libc::MSG_TRUNC | libc::MSG_DONTWAIT,
+        )
+    };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 

@@ -75,21 +75,27 @@ pub fn serve(path: &Path, core: CoreSender, process: &'static dyn Process) -> io
     std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
     std::fs::rename(&aside, path).map_err(fail)?;
     let inode = std::fs::metadata(path).map_err(fail)?.ino();
-    std::thread::Builder::new().name("admin".into()).stack_size(256 * 1024).spawn(move || {
-        for stream in listener.incoming() {
-            match stream {
-                Ok(s) => {
-                    let core = core.clone();
-                    let _ = std::thread::Builder::new()
-                        .name("admin".into())
-                        .stack_size(512 * 1024)
-                        .spawn(move || drop(client(&s, &core, process)));
+    std::thread::Builder::new()
+        .name("admin".into())
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(s) => {
+                        let core = core.clone();
+                        let _ = std::thread::Builder::new()
+                            .name("admin".into())
+                            .stack_size(512 * 1024)
+                            .spawn(move || drop(client(&s, &core, process)));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
-        }
-    })?;
-    Ok(Socket { path: path.to_owned(), inode })
+        })?;
+    Ok(Socket {
+        path: path.to_owned(),
+        inode,
+    })
 }
 
 fn client(stream: &UnixStream, core: &CoreSender, process: &dyn Process) -> io::Result<()> {
@@ -201,7 +207,9 @@ fn hand_over(
     if line.trim() == "listening" {
         process.retire();
     } else {
-        tracing::error!("the other process went away before it listened; virtual addresses return with the next reload");
+        tracing::error!(
+            "the other process went away before it listened; virtual addresses return with the next reload"
+        );
     }
     Ok(())
 }
@@ -218,7 +226,9 @@ impl Inheritance {
     /// # Errors
     /// There is one, but it does not.
     pub fn ask(path: &Path) -> io::Result<Option<Self>> {
-        let Ok(mut stream) = UnixStream::connect(path) else { return Ok(None) };
+        let Ok(mut stream) = UnixStream::connect(path) else {
+            return Ok(None);
+        };
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let request = serde_json::to_string(&Request::TakeOver).map_err(io::Error::other)?;
         stream.write_all(format!("{request}\n").as_bytes())?;
@@ -233,7 +243,10 @@ impl Inheritance {
             stream.read_exact(&mut text)?;
             let head: Batch = serde_json::from_slice(&text).map_err(io::Error::other)?;
             sockets.extend(
-                head.sockets.into_iter().zip(fds).map(|((frontend, addr), fd)| Listening { frontend, addr, fd }),
+                head.sockets
+                    .into_iter()
+                    .zip(fds)
+                    .map(|((frontend, addr), fd)| Listening { frontend, addr, fd }),
             );
             if !head.more {
                 return Ok(Some(Self { sockets, stream }));
@@ -258,15 +271,23 @@ impl Inheritance {
 /// # Errors
 /// No agent there, or it refuses (with the reason and a hint).
 pub fn request(path: &Path, request: &Request) -> anyhow::Result<Value> {
-    let mut stream = UnixStream::connect(path)
-        .map_err(|e| anyhow::anyhow!("no agent answers at {}: {e}; is it running, and may you talk to it?", path.display()))?;
+    let mut stream = UnixStream::connect(path).map_err(|e| {
+        anyhow::anyhow!(
+            "no agent answers at {}: {e}; is it running, and may you talk to it?",
+            path.display()
+        )
+    })?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let mut answer: Value = serde_json::from_str(&line)?;
     if let Some(error) = answer.get("error").and_then(Value::as_str) {
-        let hint = answer.get("hint").and_then(Value::as_str).map(|h| format!(" ({h})")).unwrap_or_default();
+        let hint = answer
+            .get("hint")
+            .and_then(Value::as_str)
+            .map(|h| format!(" ({h})"))
+            .unwrap_or_default();
         anyhow::bail!("{error}{hint}");
     }
     Ok(answer["ok"].take())

@@ -18,7 +18,10 @@ pub enum Error {
 }
 
 fn list(findings: &[Finding]) -> String {
-    findings.iter().map(|f| format!("\n  {}: {} ({})", f.path, f.message, f.hint)).collect()
+    findings
+        .iter()
+        .map(|f| format!("\n  {}: {} ({})", f.path, f.message, f.hint))
+        .collect()
 }
 
 /// The file's contents, not validated.
@@ -26,9 +29,14 @@ fn list(findings: &[Finding]) -> String {
 /// # Errors
 /// Unreadable, or not of the right form.
 pub fn parse(path: &Path) -> Result<AgentConfig, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    serde_saphyr::from_str(&text)
-        .map_err(|e| Error::Parse { path: path.to_owned(), message: e.to_string().trim().to_owned() })
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_saphyr::from_str(&text).map_err(|e| Error::Parse {
+        path: path.to_owned(),
+        message: e.to_string().trim().to_owned(),
+    })
 }
 
 /// Everything wrong with a configuration, the files it names included.
@@ -70,7 +78,14 @@ pub fn check(config: &AgentConfig) -> Vec<Finding> {
 pub fn load(path: &Path) -> Result<AgentConfig, Error> {
     let config = parse(path)?;
     let findings = check(&config);
-    if findings.is_empty() { Ok(config) } else { Err(Error::Invalid { path: path.to_owned(), findings }) }
+    if findings.is_empty() {
+        Ok(config)
+    } else {
+        Err(Error::Invalid {
+            path: path.to_owned(),
+            findings,
+        })
+    }
 }
 
 /// The secrets of all virtual routers.
@@ -103,7 +118,11 @@ pub fn keys(config: &AgentConfig) -> Result<Keyring, Vec<Finding>> {
 /// The password of the statistics page.
 pub(crate) fn password(path: &Path) -> Result<Vec<u8>, String> {
     let secret = secret(path)?;
-    if secret.is_empty() { Err(format!("{} is empty", path.display())) } else { Ok(secret) }
+    if secret.is_empty() {
+        Err(format!("{} is empty", path.display()))
+    } else {
+        Ok(secret)
+    }
 }
 
 /// Reads a secret, white space around it removed. Nobody else may be able to read it.
@@ -112,7 +131,11 @@ fn secret(path: &Path) -> Result<Vec<u8>, String> {
     let fail = |e: std::io::Error| format!("cannot read {}: {e}", path.display());
     let mode = std::fs::metadata(path).map_err(fail)?.permissions().mode();
     if mode & 0o077 != 0 {
-        return Err(format!("{} can be read by others (mode {:04o})", path.display(), mode & 0o7777));
+        return Err(format!(
+            "{} can be read by others (mode {:04o})",
+            path.display(),
+            mode & 0o7777
+        ));
     }
     Ok(std::fs::read(path).map_err(fail)?.trim_ascii().to_vec())
 }

@@ -164,7 +164,9 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
         core.proxy.apply(&f.name, &[], &options(&f), &mut Vec::new());
     }
     core.input(Input::Start);
-    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&rx))?;
+    let thread = std::thread::Builder::new()
+        .name("core".into())
+        .spawn(move || core.run(&rx))?;
     Ok((sender, thread, listens))
 }
 
@@ -196,7 +198,10 @@ impl Core {
     fn listen_first(&mut self) {
         let ready = |core: &Self| {
             let usable: BTreeMap<&str, bool> = core.balancer.paths().collect();
-            core.config.frontends.iter().all(|f| usable.get(f.name.as_str()) == Some(&true))
+            core.config
+                .frontends
+                .iter()
+                .all(|f| usable.get(f.name.as_str()) == Some(&true))
         };
         let Some((_, latest, _)) = &self.waiting else { return };
         if Instant::now() < *latest && !ready(self) {
@@ -212,7 +217,11 @@ impl Core {
 
     pub(crate) fn input(&mut self, input: Input) {
         let now = vrrp_io::now();
-        self.record(|_| Line::Input { now, to: Side::Balancer, input: input.clone() });
+        self.record(|_| Line::Input {
+            now,
+            to: Side::Balancer,
+            input: input.clone(),
+        });
         self.balancer.handle(now, &input);
         while let Some(action) = self.balancer.poll_action() {
             self.apply(action);
@@ -222,7 +231,11 @@ impl Core {
                 if self.paths.insert(name.to_owned(), usable) != Some(usable) {
                     vrrp.set_path(name, usable);
                     if let Some(r) = &mut self.recorder {
-                        r.write(&Line::Path { now, frontend: name.to_owned(), usable });
+                        r.write(&Line::Path {
+                            now,
+                            frontend: name.to_owned(),
+                            usable,
+                        });
                     }
                 }
             }
@@ -231,9 +244,23 @@ impl Core {
 
     fn apply(&mut self, action: Action) {
         match action {
-            Action::Backends { frontend, kind, backends } => self.backends(&frontend, kind, &backends),
-            Action::Probe { frontend, backend, id, timeout } => self.probe(frontend, backend, id, timeout),
-            Action::ResetConnections { frontend, backend, address, spread } => {
+            Action::Backends {
+                frontend,
+                kind,
+                backends,
+            } => self.backends(&frontend, kind, &backends),
+            Action::Probe {
+                frontend,
+                backend,
+                id,
+                timeout,
+            } => self.probe(frontend, backend, id, timeout),
+            Action::ResetConnections {
+                frontend,
+                backend,
+                address,
+                spread,
+            } => {
                 self.reset(&frontend, &backend, address, spread);
             }
             Action::Report { event } => self.report(&event),
@@ -261,14 +288,17 @@ impl Core {
             frontend.replace_set(Set::new(algorithm, backends, Some(&old)));
             // A backend that is no longer configured keeps its connections but has no place to be shown.
             for view in backends {
-                self.addresses.insert((name.to_owned(), view.name.clone()), view.address);
+                self.addresses
+                    .insert((name.to_owned(), view.name.clone()), view.address);
             }
         }
     }
 
     fn probe(&self, frontend: String, backend: String, id: u64, timeout: Duration) {
         let key = (frontend, backend);
-        let (Some(&address), Some(how)) = (self.addresses.get(&key), self.methods.get(&key.0)) else { return };
+        let (Some(&address), Some(how)) = (self.addresses.get(&key), self.methods.get(&key.0)) else {
+            return;
+        };
         let (frontend, backend) = key;
         self.prober.check(Job {
             frontend,
@@ -283,11 +313,23 @@ impl Core {
 
     fn reset(&mut self, frontend: &str, backend: &str, address: std::net::SocketAddr, spread: Duration) {
         let proxied = self.proxy.frontend(frontend).and_then(|f| {
-            f.set().backends().iter().find(|b| b.name == backend && b.addr == address).cloned()
+            f.set()
+                .backends()
+                .iter()
+                .find(|b| b.name == backend && b.addr == address)
+                .cloned()
         });
         if let Some(b) = proxied {
-            self.note(format!("{frontend}/{backend}: resetting its clients ({})", b.load.active()));
-            tracing::warn!(frontend, backend, connections = b.load.active(), "resetting the clients of a dead backend");
+            self.note(format!(
+                "{frontend}/{backend}: resetting its clients ({})",
+                b.load.active()
+            ));
+            tracing::warn!(
+                frontend,
+                backend,
+                connections = b.load.active(),
+                "resetting the clients of a dead backend"
+            );
             self.proxy.kill(&b, spread);
             return;
         }
@@ -301,7 +343,12 @@ impl Core {
 
     fn report(&mut self, event: &Event) {
         match event {
-            Event::VrrpState { instance, from, to, reason } => {
+            Event::VrrpState {
+                instance,
+                from,
+                to,
+                reason,
+            } => {
                 tracing::warn!(instance, ?from, ?to, reason, "virtual router changes state");
                 self.note(format!("{instance}: {from:?} → {to:?}: {reason}"));
             }
@@ -313,7 +360,14 @@ impl Core {
                 tracing::warn!(what, ?late, "this process ran late");
                 self.note(format!("{what}: this process ran late by {late:?}"));
             }
-            Event::Backend { frontend, backend, from, to, reason, detail } => {
+            Event::Backend {
+                frontend,
+                backend,
+                from,
+                to,
+                reason,
+                detail,
+            } => {
                 if *to == Availability::Up {
                     tracing::info!(frontend, backend, ?from, ?to, ?reason, detail, "backend");
                 } else {
@@ -322,12 +376,25 @@ impl Core {
                 self.note(format!("{frontend}/{backend}: {from:?} → {to:?} ({reason:?}) {detail}"));
             }
             Event::FailOpen { frontend, usable } => {
-                tracing::error!(frontend, usable, "no backend is ready; connections go to those that are alive");
-                self.note(format!("{frontend}: no backend is ready, {usable} alive are used nevertheless"));
+                tracing::error!(
+                    frontend,
+                    usable,
+                    "no backend is ready; connections go to those that are alive"
+                );
+                self.note(format!(
+                    "{frontend}: no backend is ready, {usable} alive are used nevertheless"
+                ));
             }
             Event::Path { frontend, usable } => {
                 tracing::warn!(frontend, usable, "path to a backend");
-                self.note(format!("{frontend}: {}", if *usable { "has a path" } else { "has no path to any backend" }));
+                self.note(format!(
+                    "{frontend}: {}",
+                    if *usable {
+                        "has a path"
+                    } else {
+                        "has no path to any backend"
+                    }
+                ));
             }
             Event::Failed { what, error } => {
                 tracing::error!(what, error, "failed");
@@ -348,7 +415,11 @@ impl Core {
         match out {
             Outgoing::Action(Action::Report { event }) => self.report(&event),
             Outgoing::Action(_) => {}
-            Outgoing::Recorded(now, input) => self.record(|_| Line::Input { now, to: Side::Vrrp, input }),
+            Outgoing::Recorded(now, input) => self.record(|_| Line::Input {
+                now,
+                to: Side::Vrrp,
+                input,
+            }),
         }
     }
 
@@ -389,7 +460,9 @@ impl Core {
                 self.proxy.apply(&f.name, &[], &options(f), &mut Vec::new());
             }
         }
-        self.input(Input::Config { config: Box::new(config.clone()) });
+        self.input(Input::Config {
+            config: Box::new(config.clone()),
+        });
         if self.waiting.is_none() {
             failed.extend(self.listen(&mut Vec::new()));
         }
@@ -398,7 +471,9 @@ impl Core {
                 Ok(keys) => vrrp.tell(move |routers, _| routers.set_keys(keys)),
                 Err(findings) => failed.extend(findings.into_iter().map(|f| f.message)),
             }
-            vrrp.send(Input::Config { config: Box::new(config) });
+            vrrp.send(Input::Config {
+                config: Box::new(config),
+            });
         }
         failed
     }
@@ -407,7 +482,11 @@ impl Core {
         self.addresses = self
             .config
             .backend_sets()
-            .flat_map(|s| s.backends.iter().map(move |b| ((s.name.to_owned(), b.name.clone()), b.address)))
+            .flat_map(|s| {
+                s.backends
+                    .iter()
+                    .map(move |b| ((s.name.to_owned(), b.name.clone()), b.address))
+            })
             .collect();
     }
 
@@ -475,7 +554,11 @@ fn dial_input(r: Report) -> Option<Input> {
         Fault::Slow | Fault::Silent | Fault::Closed => DialOutcome::Slow,
         Fault::Local | Fault::Killed => return None,
     };
-    Some(Input::Dial { frontend: r.frontend, backend: r.backend, outcome })
+    Some(Input::Dial {
+        frontend: r.frontend,
+        backend: r.backend,
+        outcome,
+    })
 }
 
 fn options(f: &FrontendConfig) -> Options {

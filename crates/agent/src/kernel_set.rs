@@ -129,7 +129,10 @@ impl Worker {
         if let Err(error) = &thread {
             tracing::error!(set = name, %error, "starting a thread");
         }
-        Self { messages: Some(messages), thread: thread.ok() }
+        Self {
+            messages: Some(messages),
+            thread: thread.ok(),
+        }
     }
 
     fn send(&self, message: Message) {
@@ -173,7 +176,9 @@ fn reset(kind: &str, served: &mut impl Served, set: &str, backend: SocketAddr) {
 }
 
 fn takes_connections(known: &BTreeMap<String, Vec<BackendView>>, set: &str, backend: SocketAddr) -> bool {
-    known.get(set).is_some_and(|backends| bpf::preferred(backends).iter().any(|(address, _)| *address == backend))
+    known
+        .get(set)
+        .is_some_and(|backends| bpf::preferred(backends).iter().any(|(address, _)| *address == backend))
 }
 
 /// IPVS virtual servers.
@@ -187,7 +192,8 @@ struct Virtual {
 impl Served for Virtual {
     fn configure(&mut self, config: &AgentConfig) {
         self.services.clone_from(&config.ipvs);
-        self.known.retain(|name, _| config.ipvs.iter().any(|service| service.name == *name));
+        self.known
+            .retain(|name, _| config.ipvs.iter().any(|service| service.name == *name));
         if let Some(ipvs) = &mut self.ipvs {
             ipvs.configure(&self.services);
         }
@@ -201,7 +207,9 @@ impl Served for Virtual {
     }
 
     fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String> {
-        self.ipvs.as_ref().map_or(Ok(0), |ipvs| ipvs.free_clients(name, backend).map_err(|error| error.to_string()))
+        self.ipvs.as_ref().map_or(Ok(0), |ipvs| {
+            ipvs.free_clients(name, backend).map_err(|error| error.to_string())
+        })
     }
 
     fn takes_connections(&self, name: &str, backend: SocketAddr) -> bool {
@@ -220,7 +228,9 @@ impl Served for Virtual {
             match Ipvs::open() {
                 Ok(mut ipvs) => {
                     ipvs.configure(&self.services);
-                    self.known.iter().for_each(|(name, backends)| ipvs.set_backends(name, backends));
+                    self.known
+                        .iter()
+                        .for_each(|(name, backends)| ipvs.set_backends(name, backends));
                     self.ipvs = Some(ipvs);
                 }
                 Err(error) => return (Vec::new(), vec![error.to_string()]),
@@ -243,7 +253,10 @@ struct Connect {
 impl Served for Connect {
     fn configure(&mut self, config: &AgentConfig) {
         let same = |one: &&EbpfService, other: &EbpfService| (&one.pin, &one.cgroup) == (&other.pin, &other.cgroup);
-        let moved = self.services.iter().filter(|old| config.ebpf.iter().all(|new| !same(old, new)));
+        let moved = self
+            .services
+            .iter()
+            .filter(|old| config.ebpf.iter().all(|new| !same(old, new)));
         for pin in moved.map(|service| service.pin.clone()).collect::<Vec<_>>() {
             self.attached.remove(&pin);
             if config.ebpf.iter().all(|service| service.pin != pin)
@@ -253,7 +266,8 @@ impl Served for Connect {
             }
         }
         self.services.clone_from(&config.ebpf);
-        self.known.retain(|name, _| config.ebpf.iter().any(|service| service.name == *name));
+        self.known
+            .retain(|name, _| config.ebpf.iter().any(|service| service.name == *name));
     }
 
     fn backends(&mut self, name: &str, backends: &[BackendView]) {
@@ -261,7 +275,10 @@ impl Served for Connect {
     }
 
     fn reset(&mut self, _: &str, backend: SocketAddr) -> Result<usize, String> {
-        let victims = Victims { destination: backend, sources: None };
+        let victims = Victims {
+            destination: backend,
+            sources: None,
+        };
         let outcome = sockdiag::destroy_everywhere(&victims, &sockdiag::pod_namespaces());
         match outcome.errors.first() {
             Some(error) if outcome.destroyed == 0 => Err(error.to_string()),
@@ -296,13 +313,21 @@ impl Connect {
             let cgroup = services.iter().find_map(|service| service.cgroup.clone());
             let cgroup = cgroup.map_or_else(bpf::cgroup_root, Ok)?;
             self.attached.insert(pin.to_owned(), Balancer::attach(&cgroup, pin)?);
-            changes.push(format!("attached programs to {}, pinned in {}", cgroup.display(), pin.display()));
+            changes.push(format!(
+                "attached programs to {}, pinned in {}",
+                cgroup.display(),
+                pin.display()
+            ));
         }
-        let Some(balancer) = self.attached.get(pin) else { return Ok(()) };
+        let Some(balancer) = self.attached.get(pin) else {
+            return Ok(());
+        };
         let present: BTreeMap<SocketAddr, bpf::Shares> = balancer.list()?.into_iter().collect();
         for service in &services {
             // Until the set is known, what an earlier agent left goes on serving.
-            let Some(backends) = self.known.get(&service.name) else { continue };
+            let Some(backends) = self.known.get(&service.name) else {
+                continue;
+            };
             let wanted = bpf::preferred(backends);
             if present.get(&service.virtual_address) != Some(&bpf::shares(&wanted)) {
                 balancer.set(service.virtual_address, &wanted)?;

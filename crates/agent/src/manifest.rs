@@ -66,7 +66,10 @@ pub fn static_pod(image: &str, config_path: &Path, config: &AgentConfig) -> Stri
     add(config_path);
     add(&config.admin.socket);
     for s in config.backend_sets() {
-        [&s.health.ca, &s.health.client_cert, &s.health.client_key].into_iter().flatten().for_each(|f| add(f));
+        [&s.health.ca, &s.health.client_cert, &s.health.client_key]
+            .into_iter()
+            .flatten()
+            .for_each(|f| add(f));
     }
     config.vrrp.iter().flat_map(|v| &v.auth.keys).for_each(|k| add(&k.file));
     if let Some(l) = config.stats.as_ref().and_then(|s| s.login.as_ref()) {
@@ -75,7 +78,14 @@ pub fn static_pod(image: &str, config_path: &Path, config: &AgentConfig) -> Stri
     if !config.ebpf.is_empty() {
         dirs.push("/sys/fs".into());
     }
-    let writable = |d: &str| config.admin.socket.parent().is_some_and(|p| p.display().to_string() == d) || d == "/sys/fs";
+    let writable = |d: &str| {
+        config
+            .admin
+            .socket
+            .parent()
+            .is_some_and(|p| p.display().to_string() == d)
+            || d == "/sys/fs"
+    };
     let mounts: String = dirs
         .iter()
         .enumerate()
@@ -122,7 +132,11 @@ spec:
 {mounts}  volumes:
 {volumes}",
         config = config_path.display(),
-        more = if config.ebpf.is_empty() { "" } else { ", BPF, PERFMON, SYS_ADMIN" },
+        more = if config.ebpf.is_empty() {
+            ""
+        } else {
+            ", BPF, PERFMON, SYS_ADMIN"
+        },
     )
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 /// Says `state` (`READY=1`, `WATCHDOG=1`, ...); nothing without a service manager.
 pub fn notify(state: &str) {
-    let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
+    let Ok(path) = std::env::var("NOTIFY_SOCKET") else {
+        return;
+    };
     let Ok(socket) = UnixDatagram::unbound() else { return };
     let _ = match path.strip_prefix('@') {
         Some(name) => {

@@ -22,10 +22,22 @@ pub enum Side {
 #[serde(rename_all = "camelCase", tag = "line")]
 pub enum Line {
     /// The first: what the agent was started with. Secrets are not in it, only their files' names.
-    Config { config: Box<AgentConfig>, seed: u64, boot: u64 },
-    Input { now: Duration, to: Side, input: Input },
+    Config {
+        config: Box<AgentConfig>,
+        seed: u64,
+        boot: u64,
+    },
+    Input {
+        now: Duration,
+        to: Side,
+        input: Input,
+    },
     /// The virtual routers were told whether a frontend has a path.
-    Path { now: Duration, frontend: String, usable: bool },
+    Path {
+        now: Duration,
+        frontend: String,
+        usable: bool,
+    },
 }
 
 /// Appends lines to a file.
@@ -105,12 +117,22 @@ pub fn replay(path: &Path, mut each: impl FnMut(Replayed) -> io::Result<()>) -> 
                 now
             }
         };
-        let Some((routers, balancer)) = core.as_mut() else { continue };
+        let Some((routers, balancer)) = core.as_mut() else {
+            continue;
+        };
         while let Some(action) = routers.poll_action() {
-            each(Replayed { now, by: Side::Vrrp, action })?;
+            each(Replayed {
+                now,
+                by: Side::Vrrp,
+                action,
+            })?;
         }
         while let Some(action) = balancer.poll_action() {
-            each(Replayed { now, by: Side::Balancer, action })?;
+            each(Replayed {
+                now,
+                by: Side::Balancer,
+                action,
+            })?;
         }
     }
     Ok(inputs)

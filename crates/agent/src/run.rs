@@ -109,7 +109,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 /// What the service manager takes for the service: the supervisor where there is one, since the agent proper may die and
 /// come back without the service having ended.
 fn main_process() -> u32 {
-    if crate::supervise::is_supervised() { std::os::unix::process::parent_id() } else { std::process::id() }
+    if crate::supervise::is_supervised() {
+        std::os::unix::process::parent_id()
+    } else {
+        std::process::id()
+    }
 }
 
 async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyhow::Result<()> {
@@ -158,7 +162,13 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
     }
     let sites = sites(&config, &core)?;
     notify(&format!("READY=1\nMAINPID={}", main_process()));
-    tracing::info!(node = config.node, open_files, frontends = config.frontends.len(), vrrp = config.vrrp.len(), "ready");
+    tracing::info!(
+        node = config.node,
+        open_files,
+        frontends = config.frontends.len(),
+        vrrp = config.vrrp.len(),
+        "ready"
+    );
 
     let mut beat = watchdog().map(tokio::time::interval);
     let deadline = loop {
@@ -231,7 +241,10 @@ fn virtual_routers(
         let core = core.clone();
         move |out| core.vrrp(out)
     };
-    let options = vrrp_io::Options { realtime: true, record: config.record.is_some() };
+    let options = vrrp_io::Options {
+        realtime: true,
+        record: config.record.is_some(),
+    };
     let (handle, shortcomings) = vrrp_io::spawn(config, routers, options, sink)?;
     for s in &shortcomings.0 {
         tracing::warn!("{s}");
@@ -251,12 +264,26 @@ fn sites(config: &AgentConfig, core: &CoreSender) -> anyhow::Result<Vec<JoinHand
             }
             None => None,
         };
-        sites.push(stats::serve(s.listen, Site { core: core.clone(), page: true, login })?);
+        sites.push(stats::serve(
+            s.listen,
+            Site {
+                core: core.clone(),
+                page: true,
+                login,
+            },
+        )?);
     }
     if let Some(m) = &config.metrics
         && config.stats.as_ref().is_none_or(|s| s.listen != m.listen)
     {
-        sites.push(stats::serve(m.listen, Site { core: core.clone(), page: false, login: None })?);
+        sites.push(stats::serve(
+            m.listen,
+            Site {
+                core: core.clone(),
+                page: false,
+                login: None,
+            },
+        )?);
     }
     Ok(sites)
 }

@@ -84,7 +84,11 @@ pub fn collect(core: &Core) -> Status {
     let now = crate::vrrp_io::now();
     let (cpu_ms, resident_bytes) = sys::usage();
     // The virtual routers' thread answers within microseconds or has ended.
-    let vrrp = core.vrrp.as_ref().and_then(|v| v.query(|r, _| r.status())).unwrap_or_default();
+    let vrrp = core
+        .vrrp
+        .as_ref()
+        .and_then(|v| v.query(|r, _| r.status()))
+        .unwrap_or_default();
     let frontends = core
         .balancer
         .status()
@@ -97,7 +101,9 @@ pub fn collect(core: &Core) -> Status {
                 .into_iter()
                 .map(|health| {
                     let b = runtime.as_ref().and_then(|s| {
-                        s.backends().iter().find(|b| b.name == health.name && b.addr == health.address)
+                        s.backends()
+                            .iter()
+                            .find(|b| b.name == health.name && b.addr == health.address)
                     });
                     let n = |f: fn(&crate::proxy::Backend) -> u64| b.map_or(0, |b| f(b));
                     Server {
@@ -165,8 +171,18 @@ pub fn collect(core: &Core) -> Status {
 
 impl Core {
     fn virtual_address(&self, name: &str) -> Option<String> {
-        let ipvs = self.config.ipvs.iter().find(|s| s.name == name).map(|s| s.virtual_address);
-        let ebpf = self.config.ebpf.iter().find(|s| s.name == name).map(|s| s.virtual_address);
+        let ipvs = self
+            .config
+            .ipvs
+            .iter()
+            .find(|s| s.name == name)
+            .map(|s| s.virtual_address);
+        let ebpf = self
+            .config
+            .ebpf
+            .iter()
+            .find(|s| s.name == name)
+            .map(|s| s.virtual_address);
         ipvs.or(ebpf).map(|a| a.to_string())
     }
 }

@@ -22,7 +22,12 @@ fn child_process() {
     let Ok(config) = std::env::var(CHILD) else { return };
     tracing_subscriber::fmt().with_writer(io::stderr).init();
     let take_over = std::env::var("QUORATE_TEST_TAKE_OVER").is_ok();
-    run::run(&run::Options { config: config.into(), take_over, workers: Some(2) }).unwrap();
+    run::run(&run::Options {
+        config: config.into(),
+        take_over,
+        workers: Some(2),
+    })
+    .unwrap();
 }
 
 struct Agent(Child);
@@ -30,7 +35,9 @@ struct Agent(Child);
 impl Agent {
     fn start(config: &Path, take_over: bool) -> Self {
         let mut c = Command::new(std::env::current_exe().unwrap());
-        c.args(["--exact", "child_process", "--nocapture"]).env(CHILD, config).stdout(Stdio::null());
+        c.args(["--exact", "child_process", "--nocapture"])
+            .env(CHILD, config)
+            .stdout(Stdio::null());
         if take_over {
             c.env("QUORATE_TEST_TAKE_OVER", "1");
         }
@@ -40,7 +47,13 @@ impl Agent {
 
     fn signal(&self, name: &str) {
         let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     fn ended(&mut self, within: Duration) -> bool {
@@ -90,7 +103,10 @@ fn serve(mut s: TcpStream, status: &AtomicU16) {
         }
         let (code, body) = match status.load(Relaxed) {
             200 => (200, "ok"),
-            501 => (500, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n"),
+            501 => (
+                500,
+                "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n",
+            ),
             _ => (500, "[-]shutdown failed: reason withheld\n"),
         };
         let _ = write!(s, "HTTP/1.1 {code} X\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -130,7 +146,14 @@ impl Setup {
         };
         let password = s.config.with_extension("password");
         std::fs::write(&password, "s3cret\n").unwrap();
-        assert!(Command::new("chmod").args(["600"]).arg(&password).status().unwrap().success());
+        assert!(
+            Command::new("chmod")
+                .args(["600"])
+                .arg(&password)
+                .status()
+                .unwrap()
+                .success()
+        );
         s.write(n);
         s
     }
@@ -165,7 +188,13 @@ impl Setup {
             if let Some(s) = self.show() {
                 let b = s["frontends"][0]["backends"].as_array().unwrap();
                 last = b.iter().map(|b| b["availability"].clone()).collect();
-                if last.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).eq(wanted.iter().copied()) {
+                if last
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|v| v.as_str().unwrap())
+                    .eq(wanted.iter().copied())
+                {
                     return;
                 }
             }
@@ -184,7 +213,11 @@ impl Setup {
 
     fn http(&self, path: &str, login: bool) -> String {
         let mut c = TcpStream::connect(self.stats).unwrap();
-        let header = if login { "Authorization: Basic YWRtaW46czNjcmV0\r\n" } else { "" };
+        let header = if login {
+            "Authorization: Basic YWRtaW46czNjcmV0\r\n"
+        } else {
+            ""
+        };
         write!(c, "GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n").unwrap();
         let mut all = String::new();
         c.read_to_string(&mut all).unwrap();
@@ -199,7 +232,16 @@ fn ping(c: &mut TcpStream) -> io::Result<()> {
 
 fn order(s: &Setup, backend: &str, state: AdminState) -> anyhow::Result<Value> {
     let (frontend, backend) = ("api".to_owned(), backend.to_owned());
-    request(&s.socket, &Request::Order { order: Order::SetAdmin { frontend, backend, state } })
+    request(
+        &s.socket,
+        &Request::Order {
+            order: Order::SetAdmin {
+                frontend,
+                backend,
+                state,
+            },
+        },
+    )
 }
 
 #[test]
@@ -237,7 +279,10 @@ fn health_orders_reload_and_the_end() {
     let page = s.http("/", true);
     assert!(page.contains("<!doctype html>") && page.contains("m1") && !page.contains("<script"));
     let metrics = s.http("/metrics", true);
-    assert!(metrics.contains("quorate_backend_up{frontend=\"api\",backend=\"m0\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("quorate_backend_up{frontend=\"api\",backend=\"m0\"} 1"),
+        "{metrics}"
+    );
     assert!(serde_json::from_str::<Value>(s.http("/stats.json", true).split("\r\n\r\n").nth(1).unwrap()).is_ok());
 
     // Reload: a backend more; a broken file changes nothing.

@@ -1,5 +1,10 @@
 //! Connect-time balancing with real programs in the kernel, in a cgroup and namespaces of the test's own.
-#![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a test program with a main of its own")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "a test program with a main of its own"
+)]
 
 mod netns;
 
@@ -127,7 +132,11 @@ fn ask(address: SocketAddr) -> String {
         Ok(mut stream) => {
             let mut name = [0; 2];
             stream.read_exact(&mut name).expect("name");
-            format!("{} {}", String::from_utf8_lossy(&name), stream.peer_addr().expect("peer"))
+            format!(
+                "{} {}",
+                String::from_utf8_lossy(&name),
+                stream.peer_addr().expect("peer")
+            )
         }
         Err(error) => format!("error {error}"),
     }
@@ -137,7 +146,10 @@ fn ask(address: SocketAddr) -> String {
 fn time(address: SocketAddr, count: u64) -> u64 {
     let spent = || -> u64 {
         let text = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-        text.split(' ').next().and_then(|field| field.parse().ok()).expect("number")
+        text.split(' ')
+            .next()
+            .and_then(|field| field.parse().ok())
+            .expect("number")
     };
     let start = spent();
     for _ in 0..count {
@@ -167,15 +179,26 @@ struct Clients<'a> {
 impl<'a> Clients<'a> {
     fn start(lab: &'a Lab, machine: &Machine, place: &Place) -> Self {
         let name = format!("client{}", machine.number);
-        let orders = lab.write(&format!("{name}.orders"), "").to_str().expect("path").to_owned();
+        let orders = lab
+            .write(&format!("{name}.orders"), "")
+            .to_str()
+            .expect("path")
+            .to_owned();
         let environment = [("QT_ROLE", "client"), ("QT_ORDERS", orders.as_str())];
         let process = machine.start(&environment, &lab.log(&format!("{name}.log")));
         place.adopt(&process);
         // Wait until `ip netns exec` has become the client.
         assert!(until(Duration::from_secs(2), || {
-            fs::read_to_string(format!("/proc/{}/comm", process.pid())).unwrap_or_default().starts_with("ebpf")
+            fs::read_to_string(format!("/proc/{}/comm", process.pid()))
+                .unwrap_or_default()
+                .starts_with("ebpf")
         }));
-        Self { lab, name, orders, _process: process }
+        Self {
+            lab,
+            name,
+            orders,
+            _process: process,
+        }
     }
 
     fn output(&self) -> String {
@@ -189,7 +212,11 @@ impl<'a> Clients<'a> {
         writeln!(file, "{order}").expect("order");
         let end = format!("done {order}");
         let lines = || -> Vec<String> { self.output().lines().skip(before).map(str::to_owned).collect() };
-        assert!(until(Duration::from_secs(30), || lines().contains(&end)), "{order}: {}", self.output());
+        assert!(
+            until(Duration::from_secs(30), || lines().contains(&end)),
+            "{order}: {}",
+            self.output()
+        );
         lines().into_iter().filter(|line| !line.starts_with("done ")).collect()
     }
 }
@@ -198,19 +225,26 @@ impl<'a> Clients<'a> {
 fn backends(lab: &Lab) -> Vec<Process> {
     let start = |machine: &Machine| {
         let name = format!("m{}", machine.number);
-        machine.start(&[("QT_ROLE", "backend"), ("QT_NAME", name.as_str())], &lab.log(&format!("{name}.log")))
+        machine.start(
+            &[("QT_ROLE", "backend"), ("QT_NAME", name.as_str())],
+            &lab.log(&format!("{name}.log")),
+        )
     };
     let processes = lab.machines[..2].iter().map(start).collect();
     for machine in &lab.machines[..2] {
         let address = SocketAddr::new(machine.v4(), PORT + 1);
-        let listening = || lab.machines[2].enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok());
+        let listening =
+            || lab.machines[2].enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok());
         assert!(until(Duration::from_secs(3), listening));
     }
     processes
 }
 
 fn set(lab: &Lab, numbers: &[usize]) -> Vec<(SocketAddr, u16)> {
-    numbers.iter().map(|number| (SocketAddr::new(lab.machines[number - 1].v4(), PORT), 100)).collect()
+    numbers
+        .iter()
+        .map(|number| (SocketAddr::new(lab.machines[number - 1].v4(), PORT), 100))
+        .collect()
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -226,14 +260,21 @@ fn spread() {
     let place = Place::new(&lab);
     let balancer = place.attach();
     balancer.set(address(VIRTUAL4), &set(&lab, &[1, 2])).expect("set");
-    let six: Vec<(SocketAddr, u16)> =
-        lab.machines[..2].iter().map(|machine| (SocketAddr::new(machine.v6(), PORT + 1), 100)).collect();
+    let six: Vec<(SocketAddr, u16)> = lab.machines[..2]
+        .iter()
+        .map(|machine| (SocketAddr::new(machine.v6(), PORT + 1), 100))
+        .collect();
     balancer.set(address(VIRTUAL6), &six).expect("set");
     for machine in &lab.machines[2..] {
         let clients = Clients::start(&lab, machine, &place);
         for virtual_address in [VIRTUAL4, VIRTUAL6] {
             let lines = clients.order(&format!("connect {virtual_address} 40"));
-            let count = |name: &str| lines.iter().filter(|line| **line == format!("{name} {virtual_address}")).count();
+            let count = |name: &str| {
+                lines
+                    .iter()
+                    .filter(|line| **line == format!("{name} {virtual_address}"))
+                    .count()
+            };
             assert_eq!(count("m1") + count("m2"), 40, "{lines:?}");
             assert!(count("m1") >= 8 && count("m2") >= 8, "{} {}", count("m1"), count("m2"));
         }
@@ -261,14 +302,22 @@ fn outlive() {
     let clients = Clients::start(&lab, &lab.machines[2], &place);
     drop(balancer);
     let one = format!("connect {VIRTUAL4} 1");
-    assert_eq!(clients.order(&one), [format!("m1 {VIRTUAL4}")], "the last good set outlives the agent");
+    assert_eq!(
+        clients.order(&one),
+        [format!("m1 {VIRTUAL4}")],
+        "the last good set outlives the agent"
+    );
 
     let next = place.attach();
     assert!(next.is_pinned());
     let all_to_first = bpf::shares(&set(&lab, &[1]));
     assert_eq!(next.list().expect("list"), [(address(VIRTUAL4), all_to_first)]);
     next.set(address(VIRTUAL4), &set(&lab, &[2])).expect("set");
-    assert_eq!(clients.order(&format!("{one} ")), [format!("m2 {VIRTUAL4}")], "the next agent takes over");
+    assert_eq!(
+        clients.order(&format!("{one} ")),
+        [format!("m2 {VIRTUAL4}")],
+        "the next agent takes over"
+    );
 
     // A pin that somebody removed is noticed, and healed by attaching again.
     fs::remove_file(place.bpffs.join("quorate/v1/connect4")).expect("removing a pin");
@@ -282,7 +331,10 @@ fn outlive() {
     assert!(!place.bpffs.join("quorate").exists());
     let direct = format!("{}:{PORT}", lab.machines[0].v4());
     assert_eq!(clients.order(&format!("connect {direct} 1")), [format!("m1 {direct}")]);
-    assert!(!bpf::remove(&place.bpffs.join("quorate")).expect("remove"), "nothing is left");
+    assert!(
+        !bpf::remove(&place.bpffs.join("quorate")).expect("remove"),
+        "nothing is left"
+    );
 }
 
 fn refuse() {
@@ -316,9 +368,16 @@ fn freed() {
     let (host, pod) = (&lab.machines[2], &lab.machines[3]);
     let clients: Vec<Clients<'_>> = [host, pod].map(|machine| Clients::start(&lab, machine, &place)).into();
     for _ in 0..8 {
-        clients.iter().for_each(|client| drop(client.order(&format!("hold {VIRTUAL4}"))));
+        clients
+            .iter()
+            .for_each(|client| drop(client.order(&format!("hold {VIRTUAL4}"))));
     }
-    let count = |what: &str| clients.iter().map(|client| client.output().matches(what).count()).sum::<usize>();
+    let count = |what: &str| {
+        clients
+            .iter()
+            .map(|client| client.output().matches(what).count())
+            .sum::<usize>()
+    };
     let (on_first, on_second) = (count("held m1"), count("held m2"));
     assert!(on_first > 0 && on_second > 0);
 
@@ -326,12 +385,18 @@ fn freed() {
     lab.machines[0].connect(false);
     let begin = Instant::now();
     balancer.set(address(VIRTUAL4), &set(&lab, &[2])).expect("set");
-    let victims = Victims { destination: SocketAddr::new(lab.machines[0].v4(), PORT), sources: None };
+    let victims = Victims {
+        destination: SocketAddr::new(lab.machines[0].v4(), PORT),
+        sources: None,
+    };
     let pods = [pod.namespace()];
     let outcome = host.enter(|| sockdiag::destroy_everywhere(&victims, &pods));
     assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
     assert_eq!(outcome.destroyed, on_first);
-    assert!(until(Duration::from_secs(1), || count("freed m1") == on_first), "not all freed");
+    assert!(
+        until(Duration::from_secs(1), || count("freed m1") == on_first),
+        "not all freed"
+    );
     println!("{on_first} clients of a dead backend freed after {:?}", begin.elapsed());
     assert_eq!(count("freed m2"), 0, "clients of the other backend were hit");
     let again = clients[0].order(&format!("connect {VIRTUAL4} 4"));
@@ -380,13 +445,22 @@ fn heals() {
     lab.machines[0].connect(false);
     ebpf.backends("api", &[view(1, Availability::Down), view(2, Availability::Up)]);
     ebpf.reset("api", view(1, Availability::Down).address);
-    assert!(until(Duration::from_secs(1), || clients.output().contains("freed m1")), "not freed within a second");
+    assert!(
+        until(Duration::from_secs(1), || clients.output().contains("freed m1")),
+        "not freed within a second"
+    );
     assert!(answers("m2"));
 
     // Somebody takes the pins, or the entry, away.
     must("rm", &["-r", place.bpffs.join("quorate/v1").to_str().expect("path")]);
     let begin = Instant::now();
-    assert!(until(Duration::from_secs(2), || place.bpffs.join("quorate/v1/connect6").exists()) && answers("m2"));
+    assert!(
+        until(Duration::from_secs(2), || place
+            .bpffs
+            .join("quorate/v1/connect6")
+            .exists())
+            && answers("m2")
+    );
     println!("removed pins healed after {:?}", begin.elapsed());
     let other = place.attach();
     other.retain(&[]).expect("retain");
@@ -423,8 +497,13 @@ fn cost() {
         through = through.min(measure(address(VIRTUAL4), &format!("b{round}")));
     }
     assert!(bpf::remove(&place.bpffs.join("quorate")).expect("remove"));
-    let direct = (0..rounds).map(|round| measure(local, &format!("c{round}"))).min().expect("some");
-    println!("processor time of connect and close: direct {direct} ns, past the hook {hooked} ns, through it {through} ns");
+    let direct = (0..rounds)
+        .map(|round| measure(local, &format!("c{round}")))
+        .min()
+        .expect("some");
+    println!(
+        "processor time of connect and close: direct {direct} ns, past the hook {hooked} ns, through it {through} ns"
+    );
     // The hook itself costs well below 2 µs; the rest of the margin is for noise.
     assert!(through - direct < 10_000, "{through} - {direct}");
 }

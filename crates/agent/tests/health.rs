@@ -29,7 +29,10 @@ impl Authority {
 
     fn server(&self, name: &str, answer: &'static str) -> SocketAddr {
         let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec![name.into()]).unwrap().signed_by(&key, &self.ca).unwrap();
+        let cert = rcgen::CertificateParams::new(vec![name.into()])
+            .unwrap()
+            .signed_by(&key, &self.ca)
+            .unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -56,7 +59,11 @@ impl Authority {
     }
 
     fn health(&self) -> Health {
-        Health { kind: HealthKind::Https, ca: Some(self.dir.path().join("ca.crt")), ..Health::default() }
+        Health {
+            kind: HealthKind::Https,
+            ca: Some(self.dir.path().join("ca.crt")),
+            ..Health::default()
+        }
     }
 }
 
@@ -83,28 +90,57 @@ fn https_says_ready_unready_and_wrong() {
     let a = Authority::new();
     let ready = a.server("127.0.0.1", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     assert_eq!(check(&a.health(), ready).0, ProbeOutcome::Ready);
-    let etcd = a.server("127.0.0.1", "HTTP/1.1 500 X\r\n\r\n[+]ping ok\n[-]etcd failed: reason withheld\n");
-    assert_eq!(check(&a.health(), etcd).0, ProbeOutcome::Unready { status: 500, etcd_only: true });
+    let etcd = a.server(
+        "127.0.0.1",
+        "HTTP/1.1 500 X\r\n\r\n[+]ping ok\n[-]etcd failed: reason withheld\n",
+    );
+    assert_eq!(
+        check(&a.health(), etcd).0,
+        ProbeOutcome::Unready {
+            status: 500,
+            etcd_only: true
+        }
+    );
     // Another name than the address; the name is given; another authority.
     let named = a.server("kubernetes", "HTTP/1.1 200 OK\r\n\r\n");
     assert!(matches!(check(&a.health(), named).0, ProbeOutcome::Broken { .. }));
-    let health = Health { server_name: Some("kubernetes".into()), ..a.health() };
+    let health = Health {
+        server_name: Some("kubernetes".into()),
+        ..a.health()
+    };
     assert_eq!(check(&health, named).0, ProbeOutcome::Ready);
-    assert!(matches!(check(&Authority::new().health(), ready).0, ProbeOutcome::Broken { .. }));
+    assert!(matches!(
+        check(&Authority::new().health(), ready).0,
+        ProbeOutcome::Broken { .. }
+    ));
 }
 
 #[test]
 fn refused_hung_and_garbage_are_told_apart() {
     let a = Authority::new();
-    let health = Health { timeout: Span::from_millis(300), ..a.health() };
+    let health = Health {
+        timeout: Span::from_millis(300),
+        ..a.health()
+    };
     let l = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = l.local_addr().unwrap();
     let (outcome, took) = check(&health, addr);
     assert_eq!(outcome, ProbeOutcome::Timeout { stage: ProbeStage::Tls });
     assert!(took < Duration::from_secs(1), "{took:?}");
-    let plain = Health { kind: HealthKind::Http, ..health.clone() };
-    assert_eq!(check(&plain, addr).0, ProbeOutcome::Timeout { stage: ProbeStage::Http });
-    let tcp = Health { kind: HealthKind::Tcp, ..health.clone() };
+    let plain = Health {
+        kind: HealthKind::Http,
+        ..health.clone()
+    };
+    assert_eq!(
+        check(&plain, addr).0,
+        ProbeOutcome::Timeout {
+            stage: ProbeStage::Http
+        }
+    );
+    let tcp = Health {
+        kind: HealthKind::Tcp,
+        ..health.clone()
+    };
     assert_eq!(check(&tcp, addr).0, ProbeOutcome::Ready);
     drop(l);
     for h in [&health, &plain, &tcp] {

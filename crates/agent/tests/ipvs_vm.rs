@@ -1,6 +1,11 @@
 //! IPVS on a stock Debian kernel, in a small virtual machine (qemu without hardware help), since few build machines have
 //! it in their own kernel. The same program is the test on the host and in the machine.
-#![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a test program with a main of its own")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "a test program with a main of its own"
+)]
 
 mod netns;
 
@@ -32,7 +37,10 @@ fn main() {
             ("rules_are_ipvsadms", rules_are_ipvsadms as fn()),
             ("a_real_server_dies_and_returns", a_real_server_dies_and_returns as fn()),
             ("foreign_deletions_are_healed", foreign_deletions_are_healed as fn()),
-            ("removal_leaves_what_is_not_ours", removal_leaves_what_is_not_ours as fn()),
+            (
+                "removal_leaves_what_is_not_ours",
+                removal_leaves_what_is_not_ours as fn(),
+            ),
         ]),
         _ => netns::main(&[
             ("a_kernel_without_ipvs_says_so", a_kernel_without_ipvs_says_so as fn()),
@@ -63,7 +71,12 @@ fn in_a_virtual_machine() {
     let work = &directory.0;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ipvs_vm.sh");
     let program = std::env::current_exe().expect("program");
-    let made = Command::new("sh").arg(script).args([&cache, &program, work]).stdin(Stdio::null()).output().expect("sh");
+    let made = Command::new("sh")
+        .arg(script)
+        .args([&cache, &program, work])
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh");
     let said = String::from_utf8_lossy(&made.stdout).into_owned();
     if made.status.code() == Some(77) {
         println!("skipped: {}", said.trim());
@@ -88,7 +101,20 @@ impl Drop for Directory {
 fn boot(work: &Path) -> String {
     let file = |name: &str| work.join(name).to_str().expect("path").to_owned();
     let mut machine = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "768", "-nographic", "-no-reboot", "-nic", "none"])
+        .args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+            "-m",
+            "768",
+            "-nographic",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
         // Its clock counts instructions and jumps over idle time: what it measures does not depend on this machine's load.
         .args(["-icount", "shift=1,sleep=off"])
         .args(["-kernel", &file("vmlinuz"), "-initrd", &file("initramfs.gz")])
@@ -138,10 +164,15 @@ struct Setting {
 impl Setting {
     fn new(what: &str) -> Self {
         let lab = Lab::new(what, 4);
-        let mut setting = Self { lab, backends: Vec::new() };
+        let mut setting = Self {
+            lab,
+            backends: Vec::new(),
+        };
         setting.backends = (0..2).map(|at| Some(setting.start(at))).collect();
         let node = setting.node().v4().to_string();
-        setting.node().must("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+        setting
+            .node()
+            .must("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
         setting.lab.machines[3].must("ip", &["route", "add", "10.99.0.1", "via", &node]);
         setting
     }
@@ -149,9 +180,15 @@ impl Setting {
     fn start(&self, at: usize) -> Process {
         let machine = &self.lab.machines[at];
         let name = format!("m{}", machine.number);
-        let process = machine.start(&[("QT_ROLE", "backend"), ("QT_NAME", &name)], &self.lab.log(&format!("{name}.log")));
+        let process = machine.start(
+            &[("QT_ROLE", "backend"), ("QT_NAME", &name)],
+            &self.lab.log(&format!("{name}.log")),
+        );
         let address = SocketAddr::new(machine.v4(), PORT);
-        let listening = || self.node().enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok());
+        let listening = || {
+            self.node()
+                .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok())
+        };
         assert!(until(Duration::from_secs(10), listening), "{name} does not listen");
         process
     }
@@ -171,7 +208,10 @@ impl Setting {
             availability,
             reason: Reason::Ready,
         };
-        vec![view(&self.lab.machines[0], first), view(&self.lab.machines[1], Availability::Up)]
+        vec![
+            view(&self.lab.machines[0], first),
+            view(&self.lab.machines[1], Availability::Up),
+        ]
     }
 
     /// Opens IPVS in the calling thread's namespace with both services, both backends up.
@@ -185,7 +225,8 @@ impl Setting {
 }
 
 fn service(name: &str, address: &str) -> IpvsService {
-    serde_json::from_value(serde_json::json!({"name": name, "virtual": address, "backends": [], "scheduler": "wrr"})).expect("service")
+    serde_json::from_value(serde_json::json!({"name": name, "virtual": address, "backends": [], "scheduler": "wrr"}))
+        .expect("service")
 }
 
 fn clean(report: Report) -> Vec<String> {
@@ -215,7 +256,11 @@ fn expected() -> Vec<String> {
     for (at, prefix) in [(VIRTUAL4, "10.231.0."), (VIRTUAL6, "fd31::")] {
         lines.push(format!("-A -t {at} -s wrr"));
         for number in [1, 2] {
-            let address = if at == VIRTUAL4 { format!("{prefix}{number}") } else { format!("[{prefix}{number}]") };
+            let address = if at == VIRTUAL4 {
+                format!("{prefix}{number}")
+            } else {
+                format!("[{prefix}{number}]")
+            };
             lines.push(format!("-a -t {at} -r {address}:{PORT} -m -w 100"));
         }
     }
@@ -248,7 +293,11 @@ fn rules_are_ipvsadms() {
         let changes = clean(ipvs.reconcile());
         println!("first time: {changes:?}");
         assert_eq!(saved(), expected());
-        assert_eq!(clean(ipvs.reconcile()), Vec::<String>::new(), "a second time changes nothing");
+        assert_eq!(
+            clean(ipvs.reconcile()),
+            Vec::<String>::new(),
+            "a second time changes nothing"
+        );
         for name in ["expire_nodest_conn", "conntrack"] {
             let value = std::fs::read_to_string(format!("/proc/sys/net/ipv4/vs/{name}")).expect("setting");
             assert_eq!(value.trim(), "1", "{name}");
@@ -261,8 +310,18 @@ fn rules_are_ipvsadms() {
     let pod = &setting.lab.machines[3];
     assert_eq!(pod.enter(|| answers(VIRTUAL4, 4)), [2, 2], "from a Pod");
     // Nobody on the link hears of the virtual address.
-    let asked = pod.enter(|| quorate_agent::arp::vip_in_use("eth0", "10.99.0.1".parse().expect("address"), Duration::from_millis(500)));
-    assert_eq!(asked.expect("probe"), None, "the node answers ARP for the virtual address");
+    let asked = pod.enter(|| {
+        quorate_agent::arp::vip_in_use(
+            "eth0",
+            "10.99.0.1".parse().expect("address"),
+            Duration::from_millis(500),
+        )
+    });
+    assert_eq!(
+        asked.expect("probe"),
+        None,
+        "the node answers ARP for the virtual address"
+    );
 }
 
 fn a_real_server_dies_and_returns() {
@@ -276,7 +335,10 @@ fn a_real_server_dies_and_returns() {
     // The first is cut off in silence while it has long-lived clients.
     let held: Vec<TcpStream> = setting.node().enter(|| {
         let streams = (0..12).map(|_| connect(VIRTUAL4).expect("an answer"));
-        streams.filter(|(name, _)| name == "m1").map(|(_, stream)| stream).collect()
+        streams
+            .filter(|(name, _)| name == "m1")
+            .map(|(_, stream)| stream)
+            .collect()
     });
     let count = held.len();
     assert_eq!(count, 6);
@@ -298,7 +360,11 @@ fn a_real_server_dies_and_returns() {
             println!("down: {:?}", clean(ipvs.reconcile()));
             assert_eq!(ipvs.free_clients("four", address).expect("freeing"), count);
         });
-        assert!(until(Duration::from_secs(1), || freed.load(Ordering::Relaxed) as usize == count), "not all freed");
+        assert!(
+            until(Duration::from_secs(1), || freed.load(Ordering::Relaxed) as usize
+                == count),
+            "not all freed"
+        );
         println!("{count} clients of a dead real server freed after {:?}", dead.elapsed());
     });
     setting.node().enter(|| {
@@ -338,7 +404,11 @@ fn a_real_server_dies_and_returns() {
         }
         drop(ending);
     });
-    println!("under load: {} requests, {} failed", done.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+    println!(
+        "under load: {} requests, {} failed",
+        done.load(Ordering::Relaxed),
+        failed.load(Ordering::Relaxed)
+    );
     assert!(done.load(Ordering::Relaxed) > 20);
     assert_eq!(failed.load(Ordering::Relaxed), 0);
 }
@@ -398,11 +468,20 @@ fn removal_leaves_what_is_not_ours() {
         next.configure(&[service("four", VIRTUAL4)]);
         let changes = clean(next.reconcile());
         assert!(saved().iter().all(|line| !line.contains(VIRTUAL6)), "{changes:?}");
-        assert!(saved().contains(&format!("-a -t {VIRTUAL4} -r 10.231.0.1:6443 -m -w 100")), "the set of before goes on serving");
+        assert!(
+            saved().contains(&format!("-a -t {VIRTUAL4} -r 10.231.0.1:6443 -m -w 100")),
+            "the set of before goes on serving"
+        );
 
         clean(next.remove());
         assert_eq!(saved(), foreign);
-        assert!(!netns::run("ip", &["link", "show", "quorate-ipvs"]).0, "the interface is left");
-        assert!(!netns::must("nft", &["list", "ruleset"]).contains("quorate"), "rules are left");
+        assert!(
+            !netns::run("ip", &["link", "show", "quorate-ipvs"]).0,
+            "the interface is left"
+        );
+        assert!(
+            !netns::must("nft", &["list", "ruleset"]).contains("quorate"),
+            "rules are left"
+        );
     });
 }

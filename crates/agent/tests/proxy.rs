@@ -44,7 +44,8 @@ impl Rig {
 
     fn set(&self, views: &[BackendView]) {
         let old = self.frontend().set();
-        self.frontend().replace_set(Set::new(Algorithm::RoundRobin, views, Some(&old)));
+        self.frontend()
+            .replace_set(Set::new(Algorithm::RoundRobin, views, Some(&old)));
     }
 
     fn client(&self) -> TcpStream {
@@ -74,7 +75,11 @@ fn view(name: &str, address: SocketAddr) -> BackendView {
 }
 
 fn views(backends: &[SocketAddr]) -> Vec<BackendView> {
-    backends.iter().enumerate().map(|(i, a)| view(&format!("b{i}"), *a)).collect()
+    backends
+        .iter()
+        .enumerate()
+        .map(|(i, a)| view(&format!("b{i}"), *a))
+        .collect()
 }
 
 /// A server running `serve` for each connection, with its number.
@@ -191,7 +196,10 @@ fn half_close_passes_in_both_directions() {
     c.read_to_string(&mut hello).unwrap();
     c.write_all(b"late").unwrap();
     drop(c);
-    assert_eq!((hello.as_str(), rx.recv_timeout(SHORT).unwrap()), ("hello", b"late".to_vec()));
+    assert_eq!(
+        (hello.as_str(), rx.recv_timeout(SHORT).unwrap()),
+        ("hello", b"late".to_vec())
+    );
     until("places given back", || rig.active() == 0);
 }
 
@@ -294,7 +302,10 @@ fn a_cut_off_backend_is_raced() {
 #[test]
 fn only_cut_off_backends_fail_the_client_in_bounded_time() {
     let (hole, _keep) = blackhole();
-    let options = Options { connect_timeout: Duration::from_millis(300), ..Options::default() };
+    let options = Options {
+        connect_timeout: Duration::from_millis(300),
+        ..Options::default()
+    };
     let rig = Rig::new(&[hole], options);
     let start = Instant::now();
     let mut c = rig.client();
@@ -319,7 +330,16 @@ fn a_hung_backend_costs_a_tls_client_only_time() {
         assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
     }
     let report = rig.reports.recv_timeout(SHORT).unwrap();
-    assert!(matches!(report, Report { fault: Fault::Silent, .. }), "{report:?}");
+    assert!(
+        matches!(
+            report,
+            Report {
+                fault: Fault::Silent,
+                ..
+            }
+        ),
+        "{report:?}"
+    );
 }
 
 #[test]
@@ -372,7 +392,10 @@ fn clients_of_a_killed_backend_are_reset_at_once_and_others_live() {
         reset += u32::from(!ok);
     }
     assert_eq!(reset, doomed);
-    assert_eq!(victim.resets.load(std::sync::atomic::Ordering::Relaxed), u64::from(doomed));
+    assert_eq!(
+        victim.resets.load(std::sync::atomic::Ordering::Relaxed),
+        u64::from(doomed)
+    );
 }
 
 #[test]
@@ -380,7 +403,10 @@ fn a_client_waiting_for_a_killed_backends_hello_goes_to_another() {
     let (stuck, _keep) = hung();
     let mut all = views(&[stuck, named(b'a')]);
     all[1].backup = true;
-    let options = Options { answer_hedge: Some(Duration::from_secs(30)), ..Options::default() };
+    let options = Options {
+        answer_hedge: Some(Duration::from_secs(30)),
+        ..Options::default()
+    };
     let rig = Rig::with(Algorithm::RoundRobin, &all, options, "127.0.0.1:0");
     let mut c = rig.client();
     c.write_all(HELLO).unwrap();
@@ -417,7 +443,10 @@ fn weights_and_drain_are_obeyed() {
         (answer[0], c)
     };
     let hits = (0..40).filter(|_| ask().0 == b'a').count();
-    assert!((26..=34).contains(&hits), "{hits} of 40 for three quarters of the weight");
+    assert!(
+        (26..=34).contains(&hits),
+        "{hits} of 40 for three quarters of the weight"
+    );
 
     // Draining: old connections go on, new ones go elsewhere.
     let (_, mut kept) = std::iter::repeat_with(ask).find(|x| x.0 == b'a').unwrap();
@@ -449,7 +478,10 @@ fn source_hash_keeps_a_client_on_its_backend() {
 fn a_full_backend_queues_and_times_out() {
     let mut all = views(&[echo()]);
     all[0].max_connections = 1;
-    let options = Options { queue_timeout: Duration::from_millis(400), ..Options::default() };
+    let options = Options {
+        queue_timeout: Duration::from_millis(400),
+        ..Options::default()
+    };
     let rig = Rig::with(Algorithm::LeastConnections, &all, options, "127.0.0.1:0");
     let mut first = rig.client();
     first.write_all(b"x").unwrap();
@@ -467,13 +499,20 @@ fn a_full_backend_queues_and_times_out() {
     let waited = start.elapsed();
     assert!((300..900).contains(&waited.as_millis()), "{waited:?}");
     until("the queue empties", || {
-        rig.frontend().counters.queued.load(std::sync::atomic::Ordering::Relaxed) == 0
+        rig.frontend()
+            .counters
+            .queued
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 0
     });
 }
 
 #[test]
 fn caps_hold_per_source_and_in_all() {
-    let options = Options { max_per_source: 3, ..Options::default() };
+    let options = Options {
+        max_per_source: 3,
+        ..Options::default()
+    };
     let rig = Rig::new(&[echo()], options);
     let mut held = Vec::new();
     for i in 0..5 {
@@ -489,7 +528,13 @@ fn caps_hold_per_source_and_in_all() {
     c.read_exact(&mut [0]).unwrap();
 
     // In all: the client waits in the listen queue until another ends.
-    let rig = Rig::new(&[echo()], Options { max_connections: 1, ..Options::default() });
+    let rig = Rig::new(
+        &[echo()],
+        Options {
+            max_connections: 1,
+            ..Options::default()
+        },
+    );
     let mut first = rig.client();
     first.write_all(b"x").unwrap();
     first.read_exact(&mut [0]).unwrap();
@@ -550,7 +595,9 @@ fn listeners_pass_to_the_next_proxy_without_refusing_anybody() {
     let sink: Sink = Arc::new(|_| ());
     let mut new = Proxy::start(1, raise_open_files(), &sink).unwrap();
     assert!(new.apply("f", &[addr], &Options::default(), &mut inherited).is_empty());
-    new.frontend("f").unwrap().replace_set(Set::new(Algorithm::RoundRobin, &views(&[backend]), None));
+    new.frontend("f")
+        .unwrap()
+        .replace_set(Set::new(Algorithm::RoundRobin, &views(&[backend]), None));
     old.proxy.drain(Instant::now() + Duration::from_secs(20));
     thread::sleep(Duration::from_millis(300));
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -564,7 +611,12 @@ fn listeners_pass_to_the_next_proxy_without_refusing_anybody() {
 
 #[test]
 fn an_address_not_on_this_host_yet_can_be_listened_on() {
-    let rig = Rig::with(Algorithm::RoundRobin, &views(&[echo()]), Options::default(), "192.0.2.1:0");
+    let rig = Rig::with(
+        Algorithm::RoundRobin,
+        &views(&[echo()]),
+        Options::default(),
+        "192.0.2.1:0",
+    );
     assert_eq!(rig.addr.ip().to_string(), "192.0.2.1");
 }
 
@@ -581,7 +633,10 @@ fn ipv6_to_ipv4_works_with_the_proxy_header() {
         eprintln!("skipped: no IPv6 here");
         return;
     }
-    let options = Options { proxy_protocol: true, ..Options::default() };
+    let options = Options {
+        proxy_protocol: true,
+        ..Options::default()
+    };
     let rig = Rig::with(Algorithm::RoundRobin, &views(&[b]), options, "[::1]:0");
     let mut c = rig.client();
     c.write_all(b"hello").unwrap();
@@ -597,7 +652,9 @@ fn half_open_clients_and_garbage_do_not_stop_service() {
     let quiet: Vec<_> = (0..500).map(|_| rig.client()).collect();
     for i in 0..200u32 {
         let mut c = rig.client();
-        let junk: Vec<u8> = (0..i * 7).map(|k| (k.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let junk: Vec<u8> = (0..i * 7)
+            .map(|k| (k.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
         let _ = c.write_all(&junk);
         if i % 2 == 0 {
             reset_on_close(c);
@@ -607,7 +664,9 @@ fn half_open_clients_and_garbage_do_not_stop_service() {
     c.write_all(b"x").unwrap();
     c.read_exact(&mut [0]).unwrap();
     drop((quiet, c));
-    until("everything given back", || rig.active() == 0 && rig.proxy.connections() == 0);
+    until("everything given back", || {
+        rig.active() == 0 && rig.proxy.connections() == 0
+    });
 }
 
 /// Every byte arrives once and in order, whatever the sizes of writes and reads, copied or spliced.
@@ -649,7 +708,10 @@ fn bytes_are_exact() {
             if n == 0 {
                 break;
             }
-            assert!(buf[..n].iter().enumerate().all(|(i, b)| *b == byte(at + i)), "round {round}, at {at}");
+            assert!(
+                buf[..n].iter().enumerate().all(|(i, b)| *b == byte(at + i)),
+                "round {round}, at {at}"
+            );
             at += n;
             k += 1;
         }

@@ -1,5 +1,10 @@
 //! VRRP as clients see it: some machines with real packets, real addresses and a TCP service on the VIP.
-#![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a test program with a main of its own")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "a test program with a main of its own"
+)]
 
 mod netns;
 
@@ -30,15 +35,36 @@ fn main() {
         return machine(&path);
     }
     netns::main(&[
-        ("hard_kills_move_the_vip_within_half_a_second", hard_kills_move_the_vip_within_half_a_second as fn()),
+        (
+            "hard_kills_move_the_vip_within_half_a_second",
+            hard_kills_move_the_vip_within_half_a_second as fn(),
+        ),
         ("clean_stop_loses_no_connection", clean_stop_loses_no_connection as fn()),
-        ("killed_and_stopped_processes_leave_no_vip", killed_and_stopped_processes_leave_no_vip as fn()),
-        ("a_vip_removed_by_someone_else_comes_back", a_vip_removed_by_someone_else_comes_back as fn()),
-        ("strangers_on_the_link_are_noticed", strangers_on_the_link_are_noticed as fn()),
+        (
+            "killed_and_stopped_processes_leave_no_vip",
+            killed_and_stopped_processes_leave_no_vip as fn(),
+        ),
+        (
+            "a_vip_removed_by_someone_else_comes_back",
+            a_vip_removed_by_someone_else_comes_back as fn(),
+        ),
+        (
+            "strangers_on_the_link_are_noticed",
+            strangers_on_the_link_are_noticed as fn(),
+        ),
         ("a_hosts_own_address_is_no_vip", a_hosts_own_address_is_no_vip as fn()),
-        ("starved_and_lossy_machines_do_not_flap", starved_and_lossy_machines_do_not_flap as fn()),
-        ("starvation_of_one_side_moves_nothing", starvation_of_one_side_moves_nothing as fn()),
-        ("keepalived_and_we_take_over_from_each_other", keepalived_and_we_take_over_from_each_other as fn()),
+        (
+            "starved_and_lossy_machines_do_not_flap",
+            starved_and_lossy_machines_do_not_flap as fn(),
+        ),
+        (
+            "starvation_of_one_side_moves_nothing",
+            starvation_of_one_side_moves_nothing as fn(),
+        ),
+        (
+            "keepalived_and_we_take_over_from_each_other",
+            keepalived_and_we_take_over_from_each_other as fn(),
+        ),
         ("keepalived_is_no_faster", keepalived_is_no_faster as fn()),
     ]);
 }
@@ -70,12 +96,27 @@ fn agent(config: &AgentConfig) {
     let keys: Keyring = config
         .vrrp
         .iter()
-        .map(|one| (one.name.clone(), one.auth.keys.iter().map(|key| SecretKey::new(key.id, SECRET.as_bytes()).expect("key")).collect()))
+        .map(|one| {
+            (
+                one.name.clone(),
+                one.auth
+                    .keys
+                    .iter()
+                    .map(|key| SecretKey::new(key.id, SECRET.as_bytes()).expect("key"))
+                    .collect(),
+            )
+        })
         .collect();
     let start = Instant::now();
-    let boot = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock").as_millis() as u64;
+    let boot = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("clock")
+        .as_millis() as u64;
     let engine = Routers::new(&config.vrrp, keys, boot);
-    let options = Options { realtime: true, record: false };
+    let options = Options {
+        realtime: true,
+        record: false,
+    };
     let (handle, shortcomings) = vrrp_io::spawn(config, engine, options, move |outgoing| {
         if let Outgoing::Action(Action::Report { event }) = outgoing {
             eprintln!("{:?} {event:?}", start.elapsed());
@@ -86,7 +127,10 @@ fn agent(config: &AgentConfig) {
     })
     .expect("VRRP thread");
     eprintln!("started, shortcomings: {:?}", shortcomings.0);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         signal(SignalKind::terminate()).expect("signal").recv().await;
@@ -133,7 +177,10 @@ impl Node {
         if supervised {
             environment.push(("QT_SUPERVISED", "1"));
         }
-        Self { process: machine.start(&environment, &log), log }
+        Self {
+            process: machine.start(&environment, &log),
+            log,
+        }
     }
 
     /// The agent proper, which for a supervised one is the child.
@@ -147,11 +194,19 @@ impl Node {
 }
 
 fn count(log: &Path, what: &str) -> usize {
-    std::fs::read_to_string(log).unwrap_or_default().lines().filter(|line| line.contains(what)).count()
+    std::fs::read_to_string(log)
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.contains(what))
+        .count()
 }
 
 fn holders(lab: &Lab, vip: &str) -> Vec<u8> {
-    lab.machines.iter().filter(|machine| machine.has(vip)).map(|machine| machine.number).collect()
+    lab.machines
+        .iter()
+        .filter(|machine| machine.has(vip))
+        .map(|machine| machine.number)
+        .collect()
 }
 
 /// One request of the client.
@@ -190,17 +245,31 @@ impl Client {
                 while !ended.load(Ordering::Relaxed) {
                     let start = Instant::now();
                     let answer = attempt();
-                    sink.lock().expect("lock").push(Attempt { start, took: start.elapsed(), answer });
+                    sink.lock().expect("lock").push(Attempt {
+                        start,
+                        took: start.elapsed(),
+                        answer,
+                    });
                     std::thread::sleep(Duration::from_millis(1));
                 }
             });
             result.expect("client thread");
         });
-        Self { results, stop, thread: Some(thread) }
+        Self {
+            results,
+            stop,
+            thread: Some(thread),
+        }
     }
 
     fn seen_since(&self, since: Instant) -> Vec<Attempt> {
-        self.results.lock().expect("lock").iter().filter(|attempt| attempt.start >= since).cloned().collect()
+        self.results
+            .lock()
+            .expect("lock")
+            .iter()
+            .filter(|attempt| attempt.start >= since)
+            .cloned()
+            .collect()
     }
 
     /// When an attempt begun after `since` first succeeded, counted from `since`.
@@ -239,21 +308,37 @@ fn hard_kills_move_the_vip_within_half_a_second() {
     }
     let lab = Lab::new("kill", 4);
     let (nodes_at, client_at) = lab.machines.split_at(3);
-    let start = |at: usize| Node::start(&lab, &nodes_at[at], &config(&nodes_at[at], 100 + 10 * at as u8, 3), true);
+    let start = |at: usize| {
+        Node::start(
+            &lab,
+            &nodes_at[at],
+            &config(&nodes_at[at], 100 + 10 * at as u8, 3),
+            true,
+        )
+    };
     let mut nodes: Vec<Node> = (0..3).map(start).collect();
-    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [3] && holders(&lab, VIP6) == [3]), "no first holder");
+    assert!(
+        until(Duration::from_secs(5), || holders(&lab, VIP4) == [3]
+            && holders(&lab, VIP6) == [3]),
+        "no first holder"
+    );
     let client = Client::start(&client_at[0], vip_v4(), Duration::from_millis(50));
     let rounds = if full() { 60 } else { 10 };
     let (mut samples, mut purged) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let mut holder = Vec::new();
-        assert!(until(Duration::from_secs(5), || {
-            holder = holders(&lab, VIP4);
-            holder.len() == 1
-        }), "round {round}: holders {holder:?}");
+        assert!(
+            until(Duration::from_secs(5), || {
+                holder = holders(&lab, VIP4);
+                holder.len() == 1
+            }),
+            "round {round}: holders {holder:?}"
+        );
         // Wait until the preemption of the last round is over and the service answers.
         let highest = nodes_at.iter().map(|machine| machine.number).max();
-        assert!(until(Duration::from_secs(10), || holders(&lab, VIP4).first().copied() == highest && holders(&lab, VIP4).len() == 1));
+        assert!(until(Duration::from_secs(10), || holders(&lab, VIP4).first().copied()
+            == highest
+            && holders(&lab, VIP4).len() == 1));
         std::thread::sleep(Duration::from_millis(300));
         let number = highest.expect("highest");
         let index = usize::from(number) - 1;
@@ -263,7 +348,10 @@ fn hard_kills_move_the_vip_within_half_a_second() {
             signal_pid(nodes[index].agent_pid(), "KILL");
             // On an idle machine within a few ms; a busy one has to find time for each dying thread. Nobody else can
             // have taken the VIP before three intervals, so there are never two owners.
-            assert!(until(Duration::from_millis(250), || !nodes_at[index].has(VIP4)), "round {round}: VIP outlived its process");
+            assert!(
+                until(Duration::from_millis(250), || !nodes_at[index].has(VIP4)),
+                "round {round}: VIP outlived its process"
+            );
             purged.push(dead.elapsed());
         } else {
             // The machine dies: nothing is sent or received any more, and nothing removes the VIP in time.
@@ -282,8 +370,15 @@ fn hard_kills_move_the_vip_within_half_a_second() {
     }
     let p50 = percentile(&mut samples, 50);
     let p99 = percentile(&mut samples, 99);
-    println!("VIP removed after kill -9: p50={:?} worst={:?}", percentile(&mut purged, 50), purged.iter().max());
-    println!("usable again after a hard kill: n={rounds} p50={p50:?} p99={p99:?} worst={:?}", samples.last());
+    println!(
+        "VIP removed after kill -9: p50={:?} worst={:?}",
+        percentile(&mut purged, 50),
+        purged.iter().max()
+    );
+    println!(
+        "usable again after a hard kill: n={rounds} p50={p50:?} p99={p99:?} worst={:?}",
+        samples.last()
+    );
     assert!(p99 <= Duration::from_millis(500), "{samples:?}");
 }
 
@@ -293,29 +388,50 @@ fn clean_stop_loses_no_connection() {
     }
     let lab = Lab::new("stop", 3);
     let (nodes_at, client_at) = lab.machines.split_at(2);
-    let start = |at: usize| Node::start(&lab, &nodes_at[at], &config(&nodes_at[at], 100 + 10 * at as u8, 2), true);
+    let start = |at: usize| {
+        Node::start(
+            &lab,
+            &nodes_at[at],
+            &config(&nodes_at[at], 100 + 10 * at as u8, 2),
+            true,
+        )
+    };
     let mut nodes: Vec<Node> = (0..2).map(start).collect();
-    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]), "no first holder");
+    assert!(
+        until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]),
+        "no first holder"
+    );
     let client = Client::start(&client_at[0], vip_v4(), Duration::from_secs(2));
     let mut worst = Duration::ZERO;
     for round in 0..if full() { 20 } else { 4 } {
         std::thread::sleep(Duration::from_millis(300));
         let begin = Instant::now();
         nodes[1].process.signal("TERM");
-        assert!(nodes[1].process.wait_for(Duration::from_secs(3)), "round {round}: does not end");
+        assert!(
+            nodes[1].process.wait_for(Duration::from_secs(3)),
+            "round {round}: does not end"
+        );
         assert!(until(Duration::from_secs(1), || holders(&lab, VIP4) == [1]));
-        let moved = client.usable_again(begin, Duration::from_secs(2), "m2").expect("usable again");
+        let moved = client
+            .usable_again(begin, Duration::from_secs(2), "m2")
+            .expect("usable again");
         std::thread::sleep(Duration::from_millis(200));
         let seen = client.seen_since(begin);
         let failed = seen.iter().filter(|attempt| attempt.answer.is_none()).count();
         let slowest = seen.iter().map(|attempt| attempt.took).max().unwrap_or_default();
         worst = worst.max(slowest);
-        println!("clean stop {round}: moved after {moved:?}, {} requests, {failed} failed, slowest {slowest:?}", seen.len());
+        println!(
+            "clean stop {round}: moved after {moved:?}, {} requests, {failed} failed, slowest {slowest:?}",
+            seen.len()
+        );
         assert_eq!(failed, 0);
         nodes[1] = start(1);
         assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]));
     }
-    assert!(worst <= Duration::from_millis(50), "slowest request around a clean stop took {worst:?}");
+    assert!(
+        worst <= Duration::from_millis(50),
+        "slowest request around a clean stop took {worst:?}"
+    );
 }
 
 fn killed_and_stopped_processes_leave_no_vip() {
@@ -323,14 +439,23 @@ fn killed_and_stopped_processes_leave_no_vip() {
         return;
     }
     let lab = Lab::new("purge", 2);
-    let nodes: Vec<Node> =
-        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), true)).collect();
-    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]), "no first holder");
+    let nodes: Vec<Node> = lab
+        .machines
+        .iter()
+        .map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), true))
+        .collect();
+    assert!(
+        until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]),
+        "no first holder"
+    );
 
     // SIGSTOP: the supervisor takes the VIP away at once, so there are never two owners, not even after SIGCONT.
     let agent = nodes[1].agent_pid();
     signal_pid(agent, "STOP");
-    assert!(until(Duration::from_millis(250), || !lab.machines[1].has(VIP4)), "a stopped process keeps the VIP");
+    assert!(
+        until(Duration::from_millis(250), || !lab.machines[1].has(VIP4)),
+        "a stopped process keeps the VIP"
+    );
     assert!(until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]));
     let watch = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
@@ -350,12 +475,18 @@ fn killed_and_stopped_processes_leave_no_vip() {
         watcher.join().expect("watcher")
     });
     // A hand-over back to the higher priority overlaps by less than one interval.
-    assert!(watch <= Duration::from_millis(120), "two owners for {watch:?} after SIGCONT");
+    assert!(
+        watch <= Duration::from_millis(120),
+        "two owners for {watch:?} after SIGCONT"
+    );
     assert!(until(Duration::from_secs(3), || holders(&lab, VIP4) == [2]));
 
     // The supervisor dies: the agent hands over in order.
     nodes[1].process.signal("KILL");
-    assert!(until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]), "orphan keeps the VIP");
+    assert!(
+        until(Duration::from_secs(2), || holders(&lab, VIP4) == [1]),
+        "orphan keeps the VIP"
+    );
 }
 
 fn a_vip_removed_by_someone_else_comes_back() {
@@ -369,7 +500,10 @@ fn a_vip_removed_by_someone_else_comes_back() {
     let _node = Node::start(&lab, machine, &config, false);
     assert!(until(Duration::from_secs(5), || machine.has(VIP4)));
     machine.must("ip", &["address", "del", &format!("{VIP4}/32"), "dev", "eth0"]);
-    assert!(until(Duration::from_secs(1), || machine.has(VIP4)), "VIP was not added again");
+    assert!(
+        until(Duration::from_secs(1), || machine.has(VIP4)),
+        "VIP was not added again"
+    );
 }
 
 /// Questions before a VIP and a VRID are chosen, and what the running agent says about strangers.
@@ -381,15 +515,25 @@ fn strangers_on_the_link_are_noticed() {
     let (asking, stranger) = (&lab.machines[0], &lab.machines[1]);
     let in_use = |address: &str| {
         let address = address.parse().expect("address");
-        asking.enter(|| vip_in_use("eth0", address, Duration::from_millis(300))).expect("probe")
+        asking
+            .enter(|| vip_in_use("eth0", address, Duration::from_millis(300)))
+            .expect("probe")
     };
-    assert!(in_use("10.231.0.2").is_some() && in_use("fd31::2").is_some(), "another machine's address is free");
+    assert!(
+        in_use("10.231.0.2").is_some() && in_use("fd31::2").is_some(),
+        "another machine's address is free"
+    );
     assert_eq!((in_use(VIP4), in_use(VIP6)), (None, None));
     let missing = asking.enter(|| vip_in_use("eth9", VIP4.parse().expect("address"), Duration::from_millis(50)));
     assert!(missing.is_err_and(|error| error.to_string().contains("eth9 does not exist")));
 
     // Two strangers with our VRID, unicast to somebody else and multicast; and ours, who holds the VIP.
-    let dialect = Dialect { version: 3, v6: false, multicast: true, interval_ms: 100 };
+    let dialect = Dialect {
+        version: 3,
+        v6: false,
+        multicast: true,
+        interval_ms: 100,
+    };
     let mut config = config(asking, 250, 2);
     config.vrrp.truncate(1);
     config.vrrp[0].vrid = 61;
@@ -397,10 +541,21 @@ fn strangers_on_the_link_are_noticed() {
     assert!(until(Duration::from_secs(3), || asking.has(VIP4)));
     let theirs = Node::start(&lab, stranger, &dialect.ours(stranger, asking, 254), false);
     assert!(until(Duration::from_secs(3), || stranger.has(dialect.vip())));
-    let seen = lab.machines[2].enter(|| listen_vrrp("eth0", Duration::from_millis(500))).expect("listening");
-    assert!(seen.iter().any(|router| router.vrid == 61 && router.priority == 254 && router.source == stranger.v4()), "{seen:?}");
-    assert!(until(Duration::from_secs(3), || count(&ours.log, "ForeignRouter") + count(&ours.log, "Unauthenticated") > 0));
-    assert!(asking.has(VIP4), "an unsigned advertisement of priority 254 took the VIP");
+    let seen = lab.machines[2]
+        .enter(|| listen_vrrp("eth0", Duration::from_millis(500)))
+        .expect("listening");
+    assert!(
+        seen.iter()
+            .any(|router| router.vrid == 61 && router.priority == 254 && router.source == stranger.v4()),
+        "{seen:?}"
+    );
+    assert!(until(Duration::from_secs(3), || count(&ours.log, "ForeignRouter")
+        + count(&ours.log, "Unauthenticated")
+        > 0));
+    assert!(
+        asking.has(VIP4),
+        "an unsigned advertisement of priority 254 took the VIP"
+    );
     drop(theirs);
 
     // Somebody simply takes the VIP and says so: it is defended and reported.
@@ -408,10 +563,24 @@ fn strangers_on_the_link_are_noticed() {
         let link = Routes::open().and_then(|mut routes| routes.link("eth0")).expect("link");
         let mac = link.mac.expect("Ethernet");
         let vip = [10, 231, 0, 100];
-        let frame = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &mac, &vip, &[0xff; 6], &vip].concat();
-        Announcer::open().and_then(|announcer| announcer.send(link.index, &frame)).expect("sending");
+        let frame = [
+            &[0xff; 6][..],
+            &mac,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2],
+            &mac,
+            &vip,
+            &[0xff; 6],
+            &vip,
+        ]
+        .concat();
+        Announcer::open()
+            .and_then(|announcer| announcer.send(link.index, &frame))
+            .expect("sending");
     });
-    assert!(until(Duration::from_secs(3), || count(&ours.log, "ForeignOwner") > 0), "a foreign owner of the VIP is not noticed");
+    assert!(
+        until(Duration::from_secs(3), || count(&ours.log, "ForeignOwner") > 0),
+        "a foreign owner of the VIP is not noticed"
+    );
 }
 
 fn a_hosts_own_address_is_no_vip() {
@@ -424,7 +593,10 @@ fn a_hosts_own_address_is_no_vip() {
     let mut config = config(machine, 100, 2);
     config.vrrp.truncate(1);
     let node = Node::start(&lab, machine, &config, true);
-    assert!(until(Duration::from_secs(3), || count(&node.log, "did not add") > 0), "not reported");
+    assert!(
+        until(Duration::from_secs(3), || count(&node.log, "did not add") > 0),
+        "not reported"
+    );
     node.process.signal("TERM");
     drop(node);
     assert!(machine.has(VIP4), "an address of the host itself was removed");
@@ -435,25 +607,42 @@ fn starved_and_lossy_machines_do_not_flap() {
         return;
     }
     let lab = Lab::new("starve", 2);
-    let nodes: Vec<Node> =
-        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false)).collect();
-    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2] && holders(&lab, VIP6) == [2]));
+    let nodes: Vec<Node> = lab
+        .machines
+        .iter()
+        .map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false))
+        .collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]
+        && holders(&lab, VIP6) == [2]));
     let before: Vec<usize> = nodes.iter().map(Node::states).collect();
 
     // Ten busy processes per core for two seconds.
     let mut busy: Vec<std::process::Child> = (0..20)
-        .map(|_| std::process::Command::new("timeout").args(["2", "sh", "-c", "while :; do :; done"]).spawn().expect("busy loop"))
+        .map(|_| {
+            std::process::Command::new("timeout")
+                .args(["2", "sh", "-c", "while :; do :; done"])
+                .spawn()
+                .expect("busy loop")
+        })
         .collect();
     busy.iter_mut().for_each(|child| drop(child.wait()));
     let after: Vec<usize> = nodes.iter().map(Node::states).collect();
     assert_eq!(before, after, "state changes under CPU starvation");
 
     // Every tenth frame of either machine is lost, and all are late by up to 40 ms (20 ms more or less).
-    let badness = Badness { loss: 10, jitter: Duration::from_millis(40) };
-    let _links: Vec<_> = lab.machines.iter().map(|machine| machine.behind_bad_link(badness)).collect();
+    let badness = Badness {
+        loss: 10,
+        jitter: Duration::from_millis(40),
+    };
+    let _links: Vec<_> = lab
+        .machines
+        .iter()
+        .map(|machine| machine.behind_bad_link(badness))
+        .collect();
     // The change of the links itself takes longer than a takeover.
     std::thread::sleep(Duration::from_millis(1500));
-    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2] && holders(&lab, VIP6) == [2]));
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]
+        && holders(&lab, VIP6) == [2]));
     let before: Vec<usize> = nodes.iter().map(Node::states).collect();
     std::thread::sleep(Duration::from_secs(if full() { 60 } else { 8 }));
     let after: Vec<usize> = nodes.iter().map(Node::states).collect();
@@ -467,8 +656,11 @@ fn starvation_of_one_side_moves_nothing() {
     }
     // The backup is stopped for two seconds: when it goes on, the master's silence is of its own making.
     let lab = Lab::new("pause", 2);
-    let nodes: Vec<Node> =
-        lab.machines.iter().map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false)).collect();
+    let nodes: Vec<Node> = lab
+        .machines
+        .iter()
+        .map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false))
+        .collect();
     assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]));
     let before = nodes[0].states();
     for _ in 0..if full() { 10 } else { 2 } {
@@ -477,14 +669,21 @@ fn starvation_of_one_side_moves_nothing() {
         nodes[0].process.signal("CONT");
         std::thread::sleep(Duration::from_millis(700));
     }
-    assert_eq!(before, nodes[0].states(), "the backup acted on silence of its own making");
+    assert_eq!(
+        before,
+        nodes[0].states(),
+        "the backup acted on silence of its own making"
+    );
     assert_eq!(holders(&lab, VIP4), [2]);
 
     // A master that is resumed without a supervisor gives up what another holds by now.
     nodes[1].process.signal("STOP");
     assert!(until(Duration::from_secs(2), || lab.machines[0].has(VIP4)));
     nodes[1].process.signal("CONT");
-    assert!(until(Duration::from_millis(60), || !lab.machines[1].has(VIP4)), "a resumed master keeps a stale VIP");
+    assert!(
+        until(Duration::from_millis(60), || !lab.machines[1].has(VIP4)),
+        "a resumed master keeps a stale VIP"
+    );
 }
 
 /// One way to speak VRRP.
@@ -502,7 +701,11 @@ impl Dialect {
     }
 
     fn own(self, machine: &Machine) -> String {
-        if self.v6 { machine.v6().to_string() } else { machine.v4().to_string() }
+        if self.v6 {
+            machine.v6().to_string()
+        } else {
+            machine.v4().to_string()
+        }
     }
 
     /// Three intervals and the longest skew, and a second for a loaded machine.
@@ -525,7 +728,11 @@ impl Dialect {
     }
 
     fn keepalived(self, lab: &Lab, machine: &Machine, peer: &Machine, priority: u8) -> Process {
-        let unicast = format!("unicast_src_ip {}\n unicast_peer {{\n {}\n }}", self.own(machine), self.own(peer));
+        let unicast = format!(
+            "unicast_src_ip {}\n unicast_peer {{\n {}\n }}",
+            self.own(machine),
+            self.own(peer)
+        );
         let text = format!(
             "vrrp_instance shared {{\n state BACKUP\n interface eth0\n version {}\n virtual_router_id 61\n priority {priority}\n \
              advert_int {}\n {}\n virtual_ipaddress {{\n {}/{} dev eth0\n }}\n}}\n",
@@ -537,22 +744,56 @@ impl Dialect {
         );
         let name = format!("keepalived{}", machine.number);
         let path = lab.write(&format!("{name}.conf"), &text);
-        let file = |what: &str| lab.directory.join(format!("{name}.{what}")).to_str().expect("path").to_owned();
+        let file = |what: &str| {
+            lab.directory
+                .join(format!("{name}.{what}"))
+                .to_str()
+                .expect("path")
+                .to_owned()
+        };
         // One that was killed left them behind, and another process may have its number by now.
         for what in ["pid", "vrrp"] {
             let _ = std::fs::remove_file(file(what));
         }
         let arguments = ["keepalived", "-n", "-l", "-D", "-P", "-f", path.to_str().expect("path")];
-        machine.start_program(&[&arguments[..], &["-p", &file("pid"), "-r", &file("vrrp")]].concat(), &lab.log(&format!("{name}.log")))
+        machine.start_program(
+            &[&arguments[..], &["-p", &file("pid"), "-r", &file("vrrp")]].concat(),
+            &lab.log(&format!("{name}.log")),
+        )
     }
 }
 
 const DIALECTS: [Dialect; 5] = [
-    Dialect { version: 3, v6: false, multicast: false, interval_ms: 100 },
-    Dialect { version: 3, v6: false, multicast: true, interval_ms: 100 },
-    Dialect { version: 3, v6: true, multicast: false, interval_ms: 100 },
-    Dialect { version: 3, v6: true, multicast: true, interval_ms: 100 },
-    Dialect { version: 2, v6: false, multicast: false, interval_ms: 1000 },
+    Dialect {
+        version: 3,
+        v6: false,
+        multicast: false,
+        interval_ms: 100,
+    },
+    Dialect {
+        version: 3,
+        v6: false,
+        multicast: true,
+        interval_ms: 100,
+    },
+    Dialect {
+        version: 3,
+        v6: true,
+        multicast: false,
+        interval_ms: 100,
+    },
+    Dialect {
+        version: 3,
+        v6: true,
+        multicast: true,
+        interval_ms: 100,
+    },
+    Dialect {
+        version: 2,
+        v6: false,
+        multicast: false,
+        interval_ms: 1000,
+    },
 ];
 
 fn keepalived_and_we_take_over_from_each_other() {
@@ -564,14 +805,25 @@ fn keepalived_and_we_take_over_from_each_other() {
         let (one, two) = (&lab.machines[0], &lab.machines[1]);
         let held = |expected: &[u8]| {
             let what = until(dialect.patience(), || holders(&lab, dialect.vip()) == expected);
-            assert!(what, "{dialect:?}: holders {:?}, expected {expected:?}", holders(&lab, dialect.vip()));
+            assert!(
+                what,
+                "{dialect:?}: holders {:?}, expected {expected:?}",
+                holders(&lab, dialect.vip())
+            );
         };
         let mut theirs = dialect.keepalived(&lab, two, one, 150);
-        assert!(until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]), "{dialect:?}: keepalived does not start");
+        assert!(
+            until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]),
+            "{dialect:?}: keepalived does not start"
+        );
         let lower = Node::start(&lab, one, &dialect.ours(one, two, 100), true);
         std::thread::sleep(dialect.patience());
         held(&[2]);
-        assert_eq!(count(&lower.log, "STATE Master"), 0, "{dialect:?}: took over from a living master");
+        assert_eq!(
+            count(&lower.log, "STATE Master"),
+            0,
+            "{dialect:?}: took over from a living master"
+        );
 
         // Their master stops in order, and comes back.
         theirs.signal("TERM");
@@ -579,7 +831,10 @@ fn keepalived_and_we_take_over_from_each_other() {
         assert!(theirs.wait_for(Duration::from_secs(5)), "keepalived does not end");
         drop(theirs);
         let theirs = dialect.keepalived(&lab, two, one, 150);
-        assert!(until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]), "{dialect:?}: no way back");
+        assert!(
+            until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]),
+            "{dialect:?}: no way back"
+        );
 
         // Ours has the higher priority now, takes over, and hands over when it stops.
         drop(lower);
@@ -593,7 +848,10 @@ fn keepalived_and_we_take_over_from_each_other() {
         let higher = Node::start(&lab, one, &dialect.ours(one, two, 200), true);
         held(&[1]);
         one.connect(false);
-        assert!(until(dialect.patience(), || two.has(dialect.vip())), "{dialect:?}: keepalived does not take over");
+        assert!(
+            until(dialect.patience(), || two.has(dialect.vip())),
+            "{dialect:?}: keepalived does not take over"
+        );
         one.connect(true);
         held(&[1]);
         println!("interop {dialect:?}: ok");
@@ -613,23 +871,42 @@ fn keepalived_is_no_faster() {
         let (one, two) = (&lab.machines[0], &lab.machines[1]);
         let silent = |machine: &Machine| AgentConfig::new(format!("m{}", machine.number));
         let start = |machine: &Machine, peer: &Machine, priority: u8| {
-            let config = if ours { dialect.ours(machine, peer, priority) } else { silent(machine) };
-            (Node::start(&lab, machine, &config, true), (!ours).then(|| dialect.keepalived(&lab, machine, peer, priority)))
+            let config = if ours {
+                dialect.ours(machine, peer, priority)
+            } else {
+                silent(machine)
+            };
+            (
+                Node::start(&lab, machine, &config, true),
+                (!ours).then(|| dialect.keepalived(&lab, machine, peer, priority)),
+            )
         };
         let _both = (start(one, two, 100), start(two, one, 150));
-        let client = Client::start(&lab.machines[2], SocketAddr::new(dialect.vip().parse().expect("address"), PORT), Duration::from_millis(50));
+        let client = Client::start(
+            &lab.machines[2],
+            SocketAddr::new(dialect.vip().parse().expect("address"), PORT),
+            Duration::from_millis(50),
+        );
         let mut samples = Vec::new();
         for _ in 0..rounds {
             assert!(until(Duration::from_secs(10), || holders(&lab, dialect.vip()) == [2]));
             std::thread::sleep(Duration::from_millis(500));
             two.connect(false);
             let dead = Instant::now();
-            samples.push(client.usable_again(dead, Duration::from_secs(5), "m2").expect("usable again"));
+            samples.push(
+                client
+                    .usable_again(dead, Duration::from_secs(5), "m2")
+                    .expect("usable again"),
+            );
             two.connect(true);
         }
         samples
     });
     let (our_median, their_median) = (percentile(&mut ours, 50), percentile(&mut theirs, 50));
-    println!("silent death of the holder, n={rounds}: ours p50={our_median:?} worst={:?}, keepalived p50={their_median:?} worst={:?}", ours.last(), theirs.last());
+    println!(
+        "silent death of the holder, n={rounds}: ours p50={our_median:?} worst={:?}, keepalived p50={their_median:?} worst={:?}",
+        ours.last(),
+        theirs.last()
+    );
     assert!(our_median <= their_median + Duration::from_millis(20));
 }

@@ -16,7 +16,9 @@ pub struct Walk {
 impl Walk {
     /// `None` if no scenario suits the cluster.
     pub fn new(spec: &Spec, around: Around, seed: u64) -> Option<Self> {
-        let suitable: Vec<_> = scenario::all().filter(|scenario| !scenario.loses_quorum && scenario.skipped(spec, around).is_none()).collect();
+        let suitable: Vec<_> = scenario::all()
+            .filter(|scenario| !scenario.loses_quorum && scenario.skipped(spec, around).is_none())
+            .collect();
         let runs = expand(spec, &suitable);
         (!runs.is_empty()).then_some(Self { runs, state: seed })
     }
@@ -52,11 +54,23 @@ mod tests {
     #[test]
     fn a_seed_is_a_walk_that_keeps_a_quorum() {
         let (spec, _) = quorate_spec::load(CLUSTER, "cluster.yaml").unwrap();
-        let around = Around { power: true, shared_clock: true };
-        let names = |seed| Walk::new(&spec, around, seed).unwrap().take(200).map(|run| (run.name(), run.hold)).collect::<Vec<_>>();
+        let around = Around {
+            power: true,
+            shared_clock: true,
+        };
+        let names = |seed| {
+            Walk::new(&spec, around, seed)
+                .unwrap()
+                .take(200)
+                .map(|run| (run.name(), run.hold))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(7), names(7));
         assert_ne!(names(7), names(8));
         let walk = Walk::new(&spec, around, 7).unwrap();
-        assert!(walk.take(1_000).all(|run| !run.scenario.loses_quorum && run.scenario.skipped(&spec, around).is_none()));
+        assert!(
+            walk.take(1_000)
+                .all(|run| !run.scenario.loses_quorum && run.scenario.skipped(&spec, around).is_none())
+        );
     }
 }

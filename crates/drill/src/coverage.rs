@@ -21,14 +21,25 @@ pub fn rows() -> &'static [Row] {
 impl Row {
     /// Its scenarios' names.
     pub fn scenarios(&self) -> Vec<&'static str> {
-        scenario::all().filter(|scenario| scenario.row == self.number).map(|scenario| scenario.name).collect()
+        scenario::all()
+            .filter(|scenario| scenario.row == self.number)
+            .map(|scenario| scenario.name)
+            .collect()
     }
 
     /// Drills and tests, in words.
     pub fn shown(&self) -> String {
         let scenarios = self.scenarios();
-        let drills = if scenarios.is_empty() { String::new() } else { format!("drill {}", scenarios.join(", ")) };
-        [drills.as_str(), self.also].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+        let drills = if scenarios.is_empty() {
+            String::new()
+        } else {
+            format!("drill {}", scenarios.join(", "))
+        };
+        [drills.as_str(), self.also]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ")
     }
 }
 
@@ -43,7 +54,8 @@ pub fn document() -> String {
          | scenario | row | what | held for | worst | outage | failed | green within | |\n|---|--:|---|--:|--:|--:|--:|--:|---|\n",
     );
     for scenario in scenario::all() {
-        let limit = |limit: Option<u64>, unit: &str| limit.map_or("reported".to_owned(), |limit| format!("{limit}{unit}"));
+        let limit =
+            |limit: Option<u64>, unit: &str| limit.map_or("reported".to_owned(), |limit| format!("{limit}{unit}"));
         let limits = scenario.limits;
         let note = match (scenario.loses_quorum, scenario.short) {
             (true, _) => "needs `--allow-outage`",
@@ -80,8 +92,16 @@ const ROWS: [Row; 36] = [
     row(2, "etcd leader or follower killed", ""),
     row(3, "API server hung, port open", ""),
     row(4, "etcd member frozen", ""),
-    row(5, "balancer that holds the VIP frozen", "tests of crate agent: supervise, vrrp"),
-    row(6, "balancer killed with the VIP on the interface", "tests of crate agent: vrrp"),
+    row(
+        5,
+        "balancer that holds the VIP frozen",
+        "tests of crate agent: supervise, vrrp",
+    ),
+    row(
+        6,
+        "balancer killed with the VIP on the interface",
+        "tests of crate agent: vrrp",
+    ),
     row(7, "power of a machine cut, or taken away in order", ""),
     row(8, "power of the whole cluster cut", ""),
     row(9, "symmetric partition", "tests of crate lb: vrrp simulated"),
@@ -92,25 +112,81 @@ const ROWS: [Row; 36] = [
     row(14, "packet loss; delay, jitter and reordering are not injected yet", ""),
     row(15, "disk full under etcd; under / and the audit log: not yet", ""),
     row(16, "slow fsync", "not yet: needs a block device of the machine's own"),
-    row(17, "read-only file system, I/O errors", "not yet: needs a block device of the machine's own"),
-    row(18, "clock skew", "tests of crates spec and verify (preflight) for what is refused"),
-    row(19, "certificates expired, not yet valid, with wrong names or of another authority", "tests of crate pki (every judgement of the inventory) and of crate plan (what is issued again)"),
-    row(20, "corrupt configuration, state, journal or binary", "tests of crate run (journal with a torn tail) and of crate machine (blobs by hash)"),
+    row(
+        17,
+        "read-only file system, I/O errors",
+        "not yet: needs a block device of the machine's own",
+    ),
+    row(
+        18,
+        "clock skew",
+        "tests of crates spec and verify (preflight) for what is refused",
+    ),
+    row(
+        19,
+        "certificates expired, not yet valid, with wrong names or of another authority",
+        "tests of crate pki (every judgement of the inventory) and of crate plan (what is issued again)",
+    ),
+    row(
+        20,
+        "corrupt configuration, state, journal or binary",
+        "tests of crate run (journal with a torn tail) and of crate machine (blobs by hash)",
+    ),
     row(21, "VIP on a stranger's interface", "tests of crate agent: arp"),
-    row(22, "VRID of a stranger", "tests of crate lb: authentication; of crate agent: vrrp"),
-    row(23, "installation stopped after any step", "tests of crate run: executor on fake machines"),
-    row(24, "operator's computer dies in the middle of an apply", "tests of crate run: executor and lock; of crate machine: lock"),
-    row(25, "SSH lost in the middle of a command or upload", "tests of crate machine: ssh against a real sshd, uploads that go on"),
-    row(26, "host key changed or unknown", "tests of crate machine: ssh against a real sshd"),
-    row(27, "sudo missing or asking, umask, noexec", "tests of crate machine: ssh against a real sshd"),
+    row(
+        22,
+        "VRID of a stranger",
+        "tests of crate lb: authentication; of crate agent: vrrp",
+    ),
+    row(
+        23,
+        "installation stopped after any step",
+        "tests of crate run: executor on fake machines",
+    ),
+    row(
+        24,
+        "operator's computer dies in the middle of an apply",
+        "tests of crate run: executor and lock; of crate machine: lock",
+    ),
+    row(
+        25,
+        "SSH lost in the middle of a command or upload",
+        "tests of crate machine: ssh against a real sshd, uploads that go on",
+    ),
+    row(
+        26,
+        "host key changed or unknown",
+        "tests of crate machine: ssh against a real sshd",
+    ),
+    row(
+        27,
+        "sudo missing or asking, umask, noexec",
+        "tests of crate machine: ssh against a real sshd",
+    ),
     row(28, "ports in use", "tests of crate verify: preflight"),
-    row(29, "time-outs everywhere", "tests of crate machine: waits and deadlines; of crate bundle: downloads"),
-    row(30, "leftover clusters, swap, old kernels, firewalls", "tests of crates plan and verify: preflight"),
+    row(
+        29,
+        "time-outs everywhere",
+        "tests of crate machine: waits and deadlines; of crate bundle: downloads",
+    ),
+    row(
+        30,
+        "leftover clusters, swap, old kernels, firewalls",
+        "tests of crates plan and verify: preflight",
+    ),
     row(31, "processors starved; memory: not yet", ""),
     row(32, "a majority lost, and back; lost for good: waits for backups", ""),
     row(33, "upgrade interrupted", "waits for upgrades"),
-    row(34, "neighbours with a stale idea of the VIP", "tests of crate lb: announcements; every drill measures from machines that do not hold the VIP"),
-    row(35, "IPVS or BPF objects lost", "tests of crate agent: ebpf, ipvs in a virtual machine"),
+    row(
+        34,
+        "neighbours with a stale idea of the VIP",
+        "tests of crate lb: announcements; every drill measures from machines that do not hold the VIP",
+    ),
+    row(
+        35,
+        "IPVS or BPF objects lost",
+        "tests of crate agent: ebpf, ipvs in a virtual machine",
+    ),
     row(36, "what is not in the data path dies; the console: waits for it", ""),
 ];
 
@@ -134,6 +210,10 @@ mod tests {
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(path, document()).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), document(), "UPDATE_DOCS=1 cargo test -p quorate-drill");
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap_or_default(),
+            document(),
+            "UPDATE_DOCS=1 cargo test -p quorate-drill"
+        );
     }
 }

@@ -66,13 +66,35 @@ impl Run {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum Event {
-    Started { name: String, what: String, number: usize, of: usize },
-    Broken { name: String, machines: Vec<String> },
-    TakenBack { name: String, after_ms: u64 },
-    Green { name: String, after_ms: u64 },
-    NotGreen { name: String, failed: Vec<String> },
-    Trouble { name: String, message: String },
-    Done { outcome: Box<Outcome> },
+    Started {
+        name: String,
+        what: String,
+        number: usize,
+        of: usize,
+    },
+    Broken {
+        name: String,
+        machines: Vec<String>,
+    },
+    TakenBack {
+        name: String,
+        after_ms: u64,
+    },
+    Green {
+        name: String,
+        after_ms: u64,
+    },
+    NotGreen {
+        name: String,
+        failed: Vec<String>,
+    },
+    Trouble {
+        name: String,
+        message: String,
+    },
+    Done {
+        outcome: Box<Outcome>,
+    },
 }
 
 pub struct Drill {
@@ -86,10 +108,22 @@ pub struct Drill {
 pub fn expand(spec: &Spec, scenarios: &[&'static Scenario]) -> Vec<Run> {
     let mut runs = Vec::new();
     for scenario in scenarios {
-        if scenario.parts.iter().any(|part| part.target == Target::EachControlPlane) {
-            runs.extend(spec.control_planes().iter().map(|machine| Run { scenario, on: Some(machine.name.clone()), hold: None }));
+        if scenario
+            .parts
+            .iter()
+            .any(|part| part.target == Target::EachControlPlane)
+        {
+            runs.extend(spec.control_planes().iter().map(|machine| Run {
+                scenario,
+                on: Some(machine.name.clone()),
+                hold: None,
+            }));
         } else {
-            runs.push(Run { scenario, on: None, hold: None });
+            runs.push(Run {
+                scenario,
+                on: None,
+                hold: None,
+            });
         }
     }
     runs
@@ -98,8 +132,15 @@ pub fn expand(spec: &Spec, scenarios: &[&'static Scenario]) -> Vec<Run> {
 /// A part of a scenario on one machine.
 enum Broken {
     Script(Injection),
-    Power { machine: String, _deadman: Deadman },
-    Planned { machine: String, stopped: Injection, _deadman: Deadman },
+    Power {
+        machine: String,
+        _deadman: Deadman,
+    },
+    Planned {
+        machine: String,
+        stopped: Injection,
+        _deadman: Deadman,
+    },
 }
 
 impl Drill {
@@ -107,20 +148,31 @@ impl Drill {
     pub async fn refuse(&self, runs: &[Run], around: Around) -> Result<(), Error> {
         let spec = &self.session.spec;
         if !spec.drill.allowed {
-            return Err(Error::Refused("the cluster file does not allow drills: spec.drill.allowed is false".into()));
+            return Err(Error::Refused(
+                "the cluster file does not allow drills: spec.drill.allowed is false".into(),
+            ));
         }
         for run in runs {
             if let Some(reason) = run.scenario.skipped(spec, around) {
                 return Err(Error::Refused(format!("{}: {reason}", run.scenario.name)));
             }
             if run.scenario.loses_quorum && !self.options.allow_outage {
-                return Err(Error::Refused(format!("{} takes the whole API away for a while; --allow-outage permits it", run.scenario.name)));
+                return Err(Error::Refused(format!(
+                    "{} takes the whole API away for a while; --allow-outage permits it",
+                    run.scenario.name
+                )));
             }
         }
         let report = self.verify().await?;
         if !report.ok() {
-            let failed: Vec<String> = report.failed().map(|check| format!("{} {}: {}", check.name, check.target, check.detail)).collect();
-            return Err(Error::Refused(format!("the cluster is not well, so a drill would show nothing: {}", failed.join("; "))));
+            let failed: Vec<String> = report
+                .failed()
+                .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+                .collect();
+            return Err(Error::Refused(format!(
+                "the cluster is not well, so a drill would show nothing: {}",
+                failed.join("; ")
+            )));
         }
         Ok(())
     }
@@ -133,17 +185,31 @@ impl Drill {
 
     /// `of`: how many there will be; 0 if nobody knows.
     async fn go(&self, runs: impl Iterator<Item = Run>, of: usize) -> Result<Report, Error> {
-        let identity = self.session.operator.identity()?.ok_or_else(|| Error::Refused("the operator's folder holds no authorities: apply first".into()))?;
+        let identity = self
+            .session
+            .operator
+            .identity()?
+            .ok_or_else(|| Error::Refused("the operator's folder holds no authorities: apply first".into()))?;
         self.prepare().await?;
-        let mut report = Report { cluster: self.session.spec.name.clone(), scenarios: Vec::new() };
+        let mut report = Report {
+            cluster: self.session.spec.name.clone(),
+            scenarios: Vec::new(),
+        };
         for (number, run) in runs.enumerate() {
             if self.options.stop.is_stopped() {
                 break;
             }
-            self.tell(Event::Started { name: run.name(), what: run.scenario.what.into(), number: number + 1, of });
+            self.tell(Event::Started {
+                name: run.name(),
+                what: run.scenario.what.into(),
+                number: number + 1,
+                of,
+            });
             let outcome = self.one(&run, &identity).await;
             let green = outcome.details.recovery_ms.is_some();
-            self.tell(Event::Done { outcome: Box::new(outcome.clone()) });
+            self.tell(Event::Done {
+                outcome: Box::new(outcome.clone()),
+            });
             report.scenarios.push(outcome);
             self.write(&report)?;
             if !green {
@@ -161,7 +227,11 @@ impl Drill {
     }
 
     async fn one(&self, run: &Run, identity: &Identity) -> Outcome {
-        let mut outcome = Outcome { name: run.name(), row: run.scenario.row, ..Outcome::default() };
+        let mut outcome = Outcome {
+            name: run.name(),
+            row: run.scenario.row,
+            ..Outcome::default()
+        };
         outcome.details.what = run.scenario.what.into();
         let mut why = Vec::new();
         if let Err(error) = self.measured(run, identity, &mut outcome, &mut why).await {
@@ -172,7 +242,13 @@ impl Drill {
         outcome
     }
 
-    async fn measured(&self, run: &Run, identity: &Identity, outcome: &mut Outcome, why: &mut Vec<String>) -> Result<(), Error> {
+    async fn measured(
+        &self,
+        run: &Run,
+        identity: &Identity,
+        outcome: &mut Outcome,
+        why: &mut Vec<String>,
+    ) -> Result<(), Error> {
         let session = &self.session;
         let scenario = run.scenario;
         let mut parts = Vec::new();
@@ -186,7 +262,15 @@ impl Drill {
             }
         }
         outcome.details.targets.clone_from(&targets);
-        let probes = Probes::start(session, identity, &targets, &self.options.operator, &unique(), self.options.rates).await;
+        let probes = Probes::start(
+            session,
+            identity,
+            &targets,
+            &self.options.operator,
+            &unique(),
+            self.options.rates,
+        )
+        .await;
         let observer = Observer::start(session, self.apis(identity, &targets));
         sleep(CALM).await;
 
@@ -204,7 +288,10 @@ impl Drill {
         };
         match injected {
             Ok(()) => {
-                self.tell(Event::Broken { name: run.name(), machines: targets.clone() });
+                self.tell(Event::Broken {
+                    name: run.name(),
+                    machines: targets.clone(),
+                });
                 tokio::select! {
                     () = sleep(hold) => {}
                     () = self.options.stop.stopped() => why.push("interrupted".into()),
@@ -212,24 +299,37 @@ impl Drill {
             }
             Err(error) => why.push(format!("could not be broken: {error}")),
         }
-        why.extend(self.take_back(&broken, Duration::from_secs(scenario.limits.recovery_s)).await);
+        why.extend(
+            self.take_back(&broken, Duration::from_secs(scenario.limits.recovery_s))
+                .await,
+        );
         drop(broken);
         let reverted_us = monotonic_us();
-        self.tell(Event::TakenBack { name: run.name(), after_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(0) });
+        self.tell(Event::TakenBack {
+            name: run.name(),
+            after_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(0),
+        });
         outcome.details.fault_us = fault_us;
         outcome.details.reverted_ms = (reverted_us - fault_us) / 1_000;
         outcome.details.recovery_ms = self.green(run, why).await?;
 
         let (vantages, lost) = probes.stop().await;
         for message in lost {
-            self.tell(Event::Trouble { name: run.name(), message });
+            self.tell(Event::Trouble {
+                name: run.name(),
+                message,
+            });
         }
         outcome.details.vantages = vantages;
         let seen = observer.seen();
         drop(observer);
         self.judge(scenario, outcome, &seen, reverted_us, why);
         if let Some(lost) = self.read_back(outcome).await? {
-            why.push(format!("{} acknowledged writes are lost: {}", lost.len(), lost.iter().take(5).cloned().collect::<Vec<_>>().join(", ")));
+            why.push(format!(
+                "{} acknowledged writes are lost: {}",
+                lost.len(),
+                lost.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
+            ));
             outcome.writes.lost = lost.len() as u64;
         }
         Ok(())
@@ -246,12 +346,26 @@ impl Drill {
                 }
                 Fault::PowerCut => {
                     let deadman = self.power_deadman(name, after)?;
-                    broken.push(Broken::Power { machine: name.clone(), _deadman: deadman });
+                    broken.push(Broken::Power {
+                        machine: name.clone(),
+                        _deadman: deadman,
+                    });
                 }
                 Fault::PlannedRestart => {
                     let deadman = self.power_deadman(name, after + Duration::from_millis(DRAIN_TIMEOUT_MS))?;
-                    let stopped = self.injection(name, number, PLANNED_STOP, "start etcd; start kube-apiserver; start kubelet").await?;
-                    broken.push(Broken::Planned { machine: name.clone(), stopped, _deadman: deadman });
+                    let stopped = self
+                        .injection(
+                            name,
+                            number,
+                            PLANNED_STOP,
+                            "start etcd; start kube-apiserver; start kubelet",
+                        )
+                        .await?;
+                    broken.push(Broken::Planned {
+                        machine: name.clone(),
+                        stopped,
+                        _deadman: deadman,
+                    });
                 }
             }
         }
@@ -260,20 +374,43 @@ impl Drill {
 
     async fn injection(&self, name: &str, number: usize, inject: &str, revert: &str) -> Result<Injection, Error> {
         let spec = &self.session.spec;
-        let on = spec.machine(name).ok_or_else(|| Error::Refused(format!("{name} is not in the cluster file")))?;
+        let on = spec
+            .machine(name)
+            .ok_or_else(|| Error::Refused(format!("{name} is not in the cluster file")))?;
         let machine = self.machine(name)?.clone();
         let interface = match machine.call(quorate_machine::Request::Network).await? {
-            quorate_machine::Response::Network(network) => network.interface_of(on.address).unwrap_or("eth0").to_owned(),
+            quorate_machine::Response::Network(network) => {
+                network.interface_of(on.address).unwrap_or("eth0").to_owned()
+            }
             _ => "eth0".into(),
         };
         // The program that connected, whatever build the cluster runs.
-        let program = format!("{}/{}/quorate", quorate_plan::paths::PROGRAMS, self.session.operator.facts().program_sha256);
-        Ok(Injection::new(spec, on, machine, format!("{}-{number}", unique()), inject, revert, &interface, &program))
+        let program = format!(
+            "{}/{}/quorate",
+            quorate_plan::paths::PROGRAMS,
+            self.session.operator.facts().program_sha256
+        );
+        Ok(Injection::new(
+            spec,
+            on,
+            machine,
+            format!("{}-{number}", unique()),
+            inject,
+            revert,
+            &interface,
+            &program,
+        ))
     }
 
     fn power_deadman(&self, machine: &str, after: Duration) -> Result<Deadman, Error> {
-        let power = self.power.as_ref().ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
-        power.deadman(machine, after).map_err(|message| Error::Power { machine: machine.into(), message })
+        let power = self
+            .power
+            .as_ref()
+            .ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
+        power.deadman(machine, after).map_err(|message| Error::Power {
+            machine: machine.into(),
+            message,
+        })
     }
 
     /// All at once.
@@ -283,7 +420,18 @@ impl Drill {
                 Broken::Script(injection) => injection.inject().await.map_err(Error::from),
                 Broken::Power { machine, .. } => self.off(machine, observer).await,
                 Broken::Planned { machine, stopped, .. } => {
-                    self.kubectl(machine, &["drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=50s"]).await?;
+                    self.kubectl(
+                        machine,
+                        &[
+                            "drain",
+                            machine,
+                            "--ignore-daemonsets",
+                            "--delete-emptydir-data",
+                            "--force",
+                            "--timeout=50s",
+                        ],
+                    )
+                    .await?;
                     stopped.inject().await?;
                     self.off(machine, observer).await
                 }
@@ -338,11 +486,21 @@ impl Drill {
         self.kubectl(name, &["uncordon", name]).await
     }
 
-    async fn switch<T: Send + 'static>(&self, name: &str, turn: impl FnOnce(&dyn Power, &str) -> Result<T, String> + Send + 'static) -> Result<T, Error> {
-        let power = self.power.clone().ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
+    async fn switch<T: Send + 'static>(
+        &self,
+        name: &str,
+        turn: impl FnOnce(&dyn Power, &str) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, Error> {
+        let power = self
+            .power
+            .clone()
+            .ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
         let machine = name.to_owned();
         let turned = tokio::task::spawn_blocking(move || turn(power.as_ref(), &machine)).await;
-        let failed = |message: String| Error::Power { machine: name.into(), message };
+        let failed = |message: String| Error::Power {
+            machine: name.into(),
+            message,
+        };
         turned.map_err(|error| failed(error.to_string()))?.map_err(failed)
     }
 
@@ -350,9 +508,16 @@ impl Drill {
     async fn kubectl(&self, not_on: &str, arguments: &[&str]) -> Result<(), Error> {
         let spec = &self.session.spec;
         let kubeconfig = self.session.operator.memory_kubeconfig(spec)?;
-        let via = spec.control_planes().iter().filter(|machine| machine.name != not_on).find_map(|machine| self.session.fleet.get(&machine.name)).ok_or_else(|| Error::Refused("no other control plane".into()))?.clone();
+        let via = spec
+            .control_planes()
+            .iter()
+            .filter(|machine| machine.name != not_on)
+            .find_map(|machine| self.session.fleet.get(&machine.name))
+            .ok_or_else(|| Error::Refused("no other control plane".into()))?
+            .clone();
         let argv = [KUBECTL, "--kubeconfig=/dev/stdin"].iter().chain(arguments).copied();
-        via.exec_ok(Exec::new(argv).stdin(kubeconfig).timeout_ms(DRAIN_TIMEOUT_MS)).await?;
+        via.exec_ok(Exec::new(argv).stdin(kubeconfig).timeout_ms(DRAIN_TIMEOUT_MS))
+            .await?;
         Ok(())
     }
 
@@ -364,13 +529,22 @@ impl Drill {
             let report = self.verify().await?;
             let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             if report.ok() {
-                self.tell(Event::Green { name: run.name(), after_ms: took });
+                self.tell(Event::Green {
+                    name: run.name(),
+                    after_ms: took,
+                });
                 return Ok(Some(took));
             }
             if begun.elapsed() > limit {
-                let failed: Vec<String> = report.failed().map(|check| format!("{} {}: {}", check.name, check.target, check.detail)).collect();
+                let failed: Vec<String> = report
+                    .failed()
+                    .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+                    .collect();
                 why.push(format!("not green within {} s: {}", limit.as_secs(), failed.join(", ")));
-                self.tell(Event::NotGreen { name: run.name(), failed });
+                self.tell(Event::NotGreen {
+                    name: run.name(),
+                    failed,
+                });
                 return Ok(None);
             }
             sleep(Duration::from_millis(300)).await;
@@ -381,7 +555,13 @@ impl Drill {
         let session = &self.session;
         let kubeconfig = session.operator.memory_kubeconfig(&session.spec)?;
         let now_unix = jiff::Timestamp::now().as_second();
-        let cluster = quorate_verify::Cluster { spec: &session.spec, fleet: &session.fleet, api: session.api().await?, kubeconfig, now_unix };
+        let cluster = quorate_verify::Cluster {
+            spec: &session.spec,
+            fleet: &session.fleet,
+            api: session.api().await?,
+            kubeconfig,
+            now_unix,
+        };
         Ok(quorate_verify::verify(&cluster).await)
     }
 
@@ -392,14 +572,36 @@ impl Drill {
         outcome.reused = Series::of(Kind::Reused, vantages, fault_us);
         outcome.watch = Series::of(Kind::Watch, vantages, fault_us);
         let writes = Series::of(Kind::Write, vantages, fault_us);
-        outcome.writes = Writes { acknowledged: writes.sent - writes.failed, lost: 0, failed: writes.failed, worst_ms: writes.worst_ms };
+        outcome.writes = Writes {
+            acknowledged: writes.sent - writes.failed,
+            lost: 0,
+            failed: writes.failed,
+            worst_ms: writes.worst_ms,
+        };
 
         let vip = reigns(seen.vip.clone());
-        outcome.vip_owner = vip.iter().map(|reign| Owner { at_ms: since(reign.at_us), owner: reign.holders.join("+") }).collect();
-        outcome.leader = reigns(seen.etcd.clone()).iter().map(|reign| Leader { of: "etcd".into(), at_ms: since(reign.at_us), leader: reign.holders.join("+") }).collect();
+        outcome.vip_owner = vip
+            .iter()
+            .map(|reign| Owner {
+                at_ms: since(reign.at_us),
+                owner: reign.holders.join("+"),
+            })
+            .collect();
+        outcome.leader = reigns(seen.etcd.clone())
+            .iter()
+            .map(|reign| Leader {
+                of: "etcd".into(),
+                at_ms: since(reign.at_us),
+                leader: reign.holders.join("+"),
+            })
+            .collect();
         for name in LEASES {
             let held = seen.leases.get(name).into_iter().flatten();
-            outcome.leader.extend(held.map(|(at_us, holder)| Leader { of: name.into(), at_ms: since(*at_us), leader: holder.clone() }));
+            outcome.leader.extend(held.map(|(at_us, holder)| Leader {
+                of: name.into(),
+                at_ms: since(*at_us),
+                leader: holder.clone(),
+            }));
         }
 
         let limits = scenario.limits;
@@ -409,9 +611,24 @@ impl Drill {
             }
         };
         exceeds("new connections failed", outcome.new.failed, limits.new_failed, "");
-        exceeds("slowest new connection", outcome.new.worst_ms, limits.new_worst_ms, " ms");
-        exceeds("longest time without a new connection", outcome.new.outage_ms, limits.new_outage_ms, " ms");
-        exceeds("VIP held by two machines after the fault", contested_ms(&vip, reverted_us, monotonic_us()), Some(CONTESTED_MS), " ms");
+        exceeds(
+            "slowest new connection",
+            outcome.new.worst_ms,
+            limits.new_worst_ms,
+            " ms",
+        );
+        exceeds(
+            "longest time without a new connection",
+            outcome.new.outage_ms,
+            limits.new_outage_ms,
+            " ms",
+        );
+        exceeds(
+            "VIP held by two machines after the fault",
+            contested_ms(&vip, reverted_us, monotonic_us()),
+            Some(CONTESTED_MS),
+            " ms",
+        );
         if outcome.new.sent == 0 {
             why.push("nothing was measured: no probe answered".into());
         }
@@ -419,11 +636,19 @@ impl Drill {
 
     /// Names that were acknowledged and are not there; `None` if all are. What was written is removed.
     async fn read_back(&self, outcome: &Outcome) -> Result<Option<Vec<String>>, Error> {
-        let Some(api) = self.session.api().await? else { return Ok(None) };
+        let Some(api) = self.session.api().await? else {
+            return Ok(None);
+        };
         let collection = format!("/api/v1/namespaces/{}/configmaps", probe::NAMESPACE);
         // Without a resource version: what a quorum has.
         let list = api.get(&collection).await?.unwrap_or_default();
-        let found: std::collections::BTreeSet<&str> = list.get("items").and_then(serde_json::Value::as_array).into_iter().flatten().filter_map(|item| item.pointer("/metadata/name")?.as_str()).collect();
+        let found: std::collections::BTreeSet<&str> = list
+            .get("items")
+            .and_then(serde_json::Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|item| item.pointer("/metadata/name")?.as_str())
+            .collect();
         let mut lost = Vec::new();
         for vantage in &outcome.details.vantages {
             for (key, acknowledged) in probe::written(&vantage.samples) {
@@ -437,12 +662,18 @@ impl Drill {
     }
 
     async fn prepare(&self) -> Result<(), Error> {
-        let Some(api) = self.session.api().await? else { return Err(Error::Refused("no API server answers".into())) };
+        let Some(api) = self.session.api().await? else {
+            return Err(Error::Refused("no API server answers".into()));
+        };
         let name = probe::NAMESPACE;
         let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        api.apply(&format!("/api/v1/namespaces/{name}"), body.to_string().as_bytes()).await?;
+        api.apply(&format!("/api/v1/namespaces/{name}"), body.to_string().as_bytes())
+            .await?;
         if let Some(dir) = &self.options.dir {
-            std::fs::create_dir_all(dir).map_err(|error| Error::Report { path: dir.clone(), error })?;
+            std::fs::create_dir_all(dir).map_err(|error| Error::Report {
+                path: dir.clone(),
+                error,
+            })?;
         }
         Ok(())
     }
@@ -458,12 +689,19 @@ impl Drill {
         let spec = &self.session.spec;
         let mut control_planes = spec.control_planes();
         control_planes.sort_by_key(|machine| broken.contains(&machine.name));
-        let reached = control_planes.into_iter().filter_map(|machine| Some((machine, self.session.fleet.get(&machine.name)?.clone())));
-        reached.map(|(machine, connection)| Api::new(connection, spec.api_server_of(machine), identity.clone())).collect()
+        let reached = control_planes
+            .into_iter()
+            .filter_map(|machine| Some((machine, self.session.fleet.get(&machine.name)?.clone())));
+        reached
+            .map(|(machine, connection)| Api::new(connection, spec.api_server_of(machine), identity.clone()))
+            .collect()
     }
 
     fn machine(&self, name: &str) -> Result<&MachineRef, Error> {
-        self.session.fleet.get(name).ok_or_else(|| Error::Refused(format!("{name} is not connected")))
+        self.session
+            .fleet
+            .get(name)
+            .ok_or_else(|| Error::Refused(format!("{name} is not connected")))
     }
 
     /// Told, and on disk before it goes on: what a drill that dies leaves behind.
@@ -473,14 +711,20 @@ impl Drill {
             && let Ok(mut line) = serde_json::to_vec(&json!({"at": jiff::Timestamp::now().to_string(), "what": event}))
         {
             line.push(b'\n');
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("journal.jsonl"));
+            let file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(dir.join("journal.jsonl"));
             let _ = file.and_then(|mut file| std::io::Write::write_all(&mut file, &line));
         }
     }
 
     fn write(&self, report: &Report) -> Result<(), Error> {
         match &self.options.dir {
-            Some(dir) => report::write(report, dir).map_err(|error| Error::Report { path: dir.clone(), error }),
+            Some(dir) => report::write(report, dir).map_err(|error| Error::Report {
+                path: dir.clone(),
+                error,
+            }),
             None => Ok(()),
         }
     }

@@ -30,31 +30,63 @@ pub(crate) struct Injection {
 
 impl Injection {
     #[expect(clippy::too_many_arguments, reason = "what a script may name")]
-    pub(crate) fn new(spec: &Spec, on: &Machine, machine: MachineRef, id: String, inject: &str, revert: &str, interface: &str, program: &str) -> Self {
+    pub(crate) fn new(
+        spec: &Spec,
+        on: &Machine,
+        machine: MachineRef,
+        id: String,
+        inject: &str,
+        revert: &str,
+        interface: &str,
+        program: &str,
+    ) -> Self {
         let fill = |text: &str| format!("{PRELUDE}{}\n", filled(text, spec, on, interface, program));
-        Self { machine, id, inject: fill(inject), revert: fill(revert) }
+        Self {
+            machine,
+            id,
+            inject: fill(inject),
+            revert: fill(revert),
+        }
     }
 
     /// Sets the timer.
     pub(crate) async fn arm(&self, after: Duration) -> Result<(), MachineError> {
         let seconds = after.as_secs().to_string();
-        self.machine.exec_ok(Exec::new(["/bin/sh", "-euc", ARM, "sh", &self.id, &seconds]).stdin(self.revert.as_str())).await.map(drop)
+        self.machine
+            .exec_ok(Exec::new(["/bin/sh", "-euc", ARM, "sh", &self.id, &seconds]).stdin(self.revert.as_str()))
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn inject(&self) -> Result<(), MachineError> {
-        self.machine.exec_ok(Exec::new(["/bin/sh", "-euc", &self.inject])).await.map(drop)
+        self.machine
+            .exec_ok(Exec::new(["/bin/sh", "-euc", &self.inject]))
+            .await
+            .map(drop)
     }
 
     /// Safe to repeat.
     pub(crate) async fn revert(&self) -> Result<(), MachineError> {
-        self.machine.exec_ok(Exec::new(["/bin/sh", "-c", REVERT, "sh", &self.id]).timeout_ms(60_000)).await.map(drop)
+        self.machine
+            .exec_ok(Exec::new(["/bin/sh", "-c", REVERT, "sh", &self.id]).timeout_ms(60_000))
+            .await
+            .map(drop)
     }
 }
 
 /// A script with this cluster's and machine's values.
 pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, program: &str) -> String {
-    let others: Vec<String> = spec.control_planes().iter().filter(|machine| machine.name != on.name).map(|machine| machine.address.to_string()).collect();
-    let holders: Vec<String> = spec.vip_holders().iter().map(|machine| machine.address.to_string()).collect();
+    let others: Vec<String> = spec
+        .control_planes()
+        .iter()
+        .filter(|machine| machine.name != on.name)
+        .map(|machine| machine.address.to_string())
+        .collect();
+    let holders: Vec<String> = spec
+        .vip_holders()
+        .iter()
+        .map(|machine| machine.address.to_string())
+        .collect();
     let mut text = text
         .replace("{others}", &others.join(", "))
         .replace("{other}", others.first().map_or("", String::as_str))
@@ -63,7 +95,13 @@ pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, pro
         .replace("{interface}", interface)
         .replace("{program}", program);
     if let Some(endpoint) = &spec.endpoint {
-        text = text.replace("{vip}", &endpoint.vip.to_string()).replace("{vrid}", &endpoint.vrid.to_string());
+        text = text
+            .replace("{vip}", &endpoint.vip.to_string())
+            .replace("{vrid}", &endpoint.vrid.to_string());
     }
-    if on.address.is_ipv6() { text.replace("ip saddr", "ip6 saddr").replace("ip daddr", "ip6 daddr") } else { text }
+    if on.address.is_ipv6() {
+        text.replace("ip saddr", "ip6 saddr").replace("ip daddr", "ip6 daddr")
+    } else {
+        text
+    }
 }

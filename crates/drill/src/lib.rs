@@ -41,5 +41,8 @@ pub enum Error {
     #[error("{machine}: power: {message}")]
     Power { machine: String, message: String },
     #[error("{path}: {error}")]
-    Report { path: std::path::PathBuf, error: std::io::Error },
+    Report {
+        path: std::path::PathBuf,
+        error: std::io::Error,
+    },
 }

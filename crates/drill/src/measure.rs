@@ -58,7 +58,9 @@ impl Series {
         }
         took.sort_unstable();
         series.worst_ms = took.last().map_or(0, |us| ms(*us));
-        series.p99_ms = took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).map_or(0, |us| ms(*us));
+        series.p99_ms = took
+            .get((took.len() * 99).div_ceil(100).saturating_sub(1))
+            .map_or(0, |us| ms(*us));
         series
     }
 }
@@ -69,8 +71,14 @@ fn outage_ms(samples: &[&Sample]) -> u64 {
     starts.sort_unstable();
     let mut gaps: Vec<i64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
     gaps.sort_unstable();
-    let Some(usual) = gaps.get(gaps.len() / 2).copied() else { return 0 };
-    let mut answers: Vec<i64> = samples.iter().filter(|sample| sample.ok).map(|sample| sample.at_us + sample.took_us).collect();
+    let Some(usual) = gaps.get(gaps.len() / 2).copied() else {
+        return 0;
+    };
+    let mut answers: Vec<i64> = samples
+        .iter()
+        .filter(|sample| sample.ok)
+        .map(|sample| sample.at_us + sample.took_us)
+        .collect();
     answers.sort_unstable();
     // From the first start to the last end, so that not being answered at all counts too.
     let ends = samples.iter().map(|sample| sample.at_us + sample.took_us).max();
@@ -114,7 +122,10 @@ pub fn reigns(mut sights: Vec<Sight>) -> Vec<Reign> {
         } else if !reigns.is_empty() {
             continue;
         }
-        reigns.push(Reign { at_us: sight.at_us, holders: holders.clone() });
+        reigns.push(Reign {
+            at_us: sight.at_us,
+            holders: holders.clone(),
+        });
     }
     // A first look asks one machine after the other; nobody holds it only until the one who does was asked.
     if reigns.len() > 1 && reigns[0].holders.is_empty() && reigns[1].at_us - reigns[0].at_us < 1_000_000 {
@@ -126,7 +137,12 @@ pub fn reigns(mut sights: Vec<Sight>) -> Vec<Reign> {
 /// The longest time since `since_us` in which several held it at once, ms.
 pub fn contested_ms(reigns: &[Reign], since_us: i64, end_us: i64) -> u64 {
     let ends = reigns.iter().skip(1).map(|reign| reign.at_us).chain([end_us]);
-    let longest = reigns.iter().zip(ends).filter(|(reign, _)| reign.holders.len() > 1).map(|(reign, end)| end - reign.at_us.max(since_us)).max();
+    let longest = reigns
+        .iter()
+        .zip(ends)
+        .filter(|(reign, _)| reign.holders.len() > 1)
+        .map(|(reign, end)| end - reign.at_us.max(since_us))
+        .max();
     longest.map_or(0, ms)
 }
 
@@ -135,17 +151,43 @@ mod tests {
     use super::*;
 
     fn sample(at_ms: i64, took_ms: i64, ok: bool) -> Sample {
-        Sample { kind: Kind::New, at_us: at_ms * 1_000, took_us: took_ms * 1_000, late_us: 0, ok, tries: 1, error: String::new(), key: String::new() }
+        Sample {
+            kind: Kind::New,
+            at_us: at_ms * 1_000,
+            took_us: took_ms * 1_000,
+            late_us: 0,
+            ok,
+            tries: 1,
+            error: String::new(),
+            key: String::new(),
+        }
     }
 
     fn series(samples: Vec<Sample>) -> Series {
-        Series::of(Kind::New, &[Vantage { name: "m4".into(), samples, clock_error_us: 0 }], 0)
+        Series::of(
+            Kind::New,
+            &[Vantage {
+                name: "m4".into(),
+                samples,
+                clock_error_us: 0,
+            }],
+            0,
+        )
     }
 
     #[test]
     fn a_calm_minute_has_no_outage() {
         let series = series((0..100).map(|n| sample(n * 50, 7, true)).collect());
-        assert_eq!((series.sent, series.failed, series.worst_ms, series.outage_ms, series.p99_ms), (100, 0, 7, 0, 7));
+        assert_eq!(
+            (
+                series.sent,
+                series.failed,
+                series.worst_ms,
+                series.outage_ms,
+                series.p99_ms
+            ),
+            (100, 0, 7, 0, 7)
+        );
     }
 
     #[test]
@@ -163,8 +205,16 @@ mod tests {
 
     #[test]
     fn failures_are_dated_from_the_fault() {
-        let series = series(vec![sample(-50, 5, true), sample(0, 5_000, false), sample(50, 5_000, false), sample(100, 5, true)]);
-        assert_eq!((series.failed, series.first_failure_ms, series.last_failure_ms), (2, Some(0), Some(50)));
+        let series = series(vec![
+            sample(-50, 5, true),
+            sample(0, 5_000, false),
+            sample(50, 5_000, false),
+            sample(100, 5, true),
+        ]);
+        assert_eq!(
+            (series.failed, series.first_failure_ms, series.last_failure_ms),
+            (2, Some(0), Some(50))
+        );
     }
 
     #[test]
@@ -177,12 +227,27 @@ mod tests {
     fn vantages_are_not_mixed() {
         let calm: Vec<_> = (0..100).map(|n| sample(n * 50, 5, true)).collect();
         let cut: Vec<_> = (0..100).map(|n| sample(n * 50, 5, !(20..40).contains(&n))).collect();
-        let vantages = [Vantage { name: "m4".into(), samples: calm, clock_error_us: 0 }, Vantage { name: "m5".into(), samples: cut, clock_error_us: 0 }];
+        let vantages = [
+            Vantage {
+                name: "m4".into(),
+                samples: calm,
+                clock_error_us: 0,
+            },
+            Vantage {
+                name: "m5".into(),
+                samples: cut,
+                clock_error_us: 0,
+            },
+        ];
         assert_eq!(Series::of(Kind::New, &vantages, 0).outage_ms, 1_000);
     }
 
     fn sight(at_ms: i64, machine: &str, holds: bool) -> Sight {
-        Sight { at_us: at_ms * 1_000, machine: machine.into(), holds }
+        Sight {
+            at_us: at_ms * 1_000,
+            machine: machine.into(),
+            holds,
+        }
     }
 
     #[test]
@@ -195,14 +260,24 @@ mod tests {
             sight(400, "m1", true),
             sight(450, "m2", false),
         ]);
-        let short: Vec<_> = seen.iter().map(|reign| (reign.at_us / 1_000, reign.holders.join("+"))).collect();
-        assert_eq!(short, [(10, "m2".to_owned()), (300, String::new()), (400, "m1".to_owned())]);
+        let short: Vec<_> = seen
+            .iter()
+            .map(|reign| (reign.at_us / 1_000, reign.holders.join("+")))
+            .collect();
+        assert_eq!(
+            short,
+            [(10, "m2".to_owned()), (300, String::new()), (400, "m1".to_owned())]
+        );
         assert_eq!(contested_ms(&seen, 0, 1_000_000), 0);
     }
 
     #[test]
     fn two_holders_are_contested_from_the_heal_on() {
-        let seen = reigns(vec![sight(0, "m1", true), sight(100, "m2", true), sight(900, "m1", false)]);
+        let seen = reigns(vec![
+            sight(0, "m1", true),
+            sight(100, "m2", true),
+            sight(900, "m1", false),
+        ]);
         assert_eq!(contested_ms(&seen, 0, 2_000_000), 800);
         assert_eq!(contested_ms(&seen, 700_000, 2_000_000), 200);
     }

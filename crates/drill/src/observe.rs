@@ -39,11 +39,21 @@ impl Observer {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut tasks = JoinSet::new();
         if let Some(endpoint) = &session.spec.endpoint {
-            for machine in session.spec.vip_holders().iter().filter_map(|machine| session.fleet.get(&machine.name)) {
+            for machine in session
+                .spec
+                .vip_holders()
+                .iter()
+                .filter_map(|machine| session.fleet.get(&machine.name))
+            {
                 tasks.spawn(vip(machine.clone(), endpoint.vip, seen.clone()));
             }
         }
-        for machine in session.spec.etcd_members().iter().filter_map(|machine| session.fleet.get(&machine.name)) {
+        for machine in session
+            .spec
+            .etcd_members()
+            .iter()
+            .filter_map(|machine| session.fleet.get(&machine.name))
+        {
             tasks.spawn(leader(machine.clone(), seen.clone()));
         }
         tasks.spawn(leases(apis, seen.clone()));
@@ -53,7 +63,11 @@ impl Observer {
     /// A machine without power holds nothing, whoever could not be asked.
     pub(crate) fn gone(&self, machine: &str, at_us: i64) {
         let mut seen = lock(&self.seen);
-        let sight = Sight { at_us, machine: machine.into(), holds: false };
+        let sight = Sight {
+            at_us,
+            machine: machine.into(),
+            holds: false,
+        };
         seen.vip.push(sight.clone());
         seen.etcd.push(sight);
     }
@@ -70,9 +84,14 @@ fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
 async fn vip(machine: MachineRef, vip: IpAddr, seen: Arc<Mutex<Seen>>) {
     loop {
         let asked = monotonic_us();
-        if let Ok(Ok(Response::Network(network))) = tokio::time::timeout(PATIENCE, machine.call(Request::Network)).await {
+        if let Ok(Ok(Response::Network(network))) = tokio::time::timeout(PATIENCE, machine.call(Request::Network)).await
+        {
             let at_us = (asked + monotonic_us()) / 2;
-            lock(&seen).vip.push(Sight { at_us, machine: machine.name().into(), holds: network.interface_of(vip).is_some() });
+            lock(&seen).vip.push(Sight {
+                at_us,
+                machine: machine.name().into(),
+                holds: network.interface_of(vip).is_some(),
+            });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -85,7 +104,11 @@ async fn leader(machine: MachineRef, seen: Arc<Mutex<Seen>>) {
         let at_us = (asked + monotonic_us()) / 2;
         // A member that does not answer leads nobody.
         let holds = matches!(status, Ok(Ok(status)) if status.is_leader());
-        lock(&seen).etcd.push(Sight { at_us, machine: machine.name().into(), holds });
+        lock(&seen).etcd.push(Sight {
+            at_us,
+            machine: machine.name().into(),
+            holds,
+        });
         tokio::time::sleep(LOOK_EVERY * 2).await;
     }
 }
@@ -94,12 +117,17 @@ async fn leases(apis: Vec<Api>, seen: Arc<Mutex<Seen>>) {
     let mut turn = 0;
     loop {
         for name in LEASES {
-            let Some(api) = apis.get(turn % apis.len().max(1)) else { return };
+            let Some(api) = apis.get(turn % apis.len().max(1)) else {
+                return;
+            };
             let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
             let asked = monotonic_us();
             match tokio::time::timeout(PATIENCE, api.get(&path)).await {
                 Ok(Ok(Some(lease))) => {
-                    let holder = lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
+                    let holder = lease
+                        .pointer("/spec/holderIdentity")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default();
                     // `m1_0f3c…`: the host name, and what tells two processes on it apart.
                     let holder = holder.split('_').next().unwrap_or_default().to_owned();
                     let mut seen = lock(&seen);

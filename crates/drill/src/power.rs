@@ -43,7 +43,10 @@ impl LabPower {
     /// The lab whose ssh_config the cluster file names, if it is one.
     pub fn find(ssh_config: &std::path::Path) -> Option<Lab> {
         let wanted = std::fs::canonicalize(ssh_config).ok()?;
-        quorate_lab::list().into_iter().filter_map(|(_, lab)| lab.ok()).find(|lab| std::fs::canonicalize(lab.ssh_config()).is_ok_and(|path| path == wanted))
+        quorate_lab::list()
+            .into_iter()
+            .filter_map(|(_, lab)| lab.ok())
+            .find(|lab| std::fs::canonicalize(lab.ssh_config()).is_ok_and(|path| path == wanted))
     }
 }
 
@@ -59,10 +62,20 @@ impl Power for LabPower {
     fn deadman(&self, machine: &str, after: Duration) -> Result<Deadman, String> {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new(&self.program);
-        command.args(["drill", "power-on", "--after"]).arg(after.as_secs().to_string()).args([self.lab.name(), machine]);
+        command
+            .args(["drill", "power-on", "--after"])
+            .arg(after.as_secs().to_string())
+            .args([self.lab.name(), machine]);
         // A process group of its own: Ctrl-C is not for it.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        command.spawn().map(|child| Deadman(Some(child))).map_err(|error| format!("{}: {error}", self.program.display()))
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0);
+        command
+            .spawn()
+            .map(|child| Deadman(Some(child)))
+            .map_err(|error| format!("{}: {error}", self.program.display()))
     }
 }
 
@@ -72,7 +85,13 @@ pub fn power_on(lab: &Lab, machine: &str) -> Result<(), String> {
     // The node's own identity may uncordon it. Its API server needs a while.
     for _ in 0..60 {
         let mut ssh = lab.ssh(machine).map_err(|error| error.to_string())?;
-        ssh.args(["/opt/quorate/bin/kubectl", "--kubeconfig=/etc/kubernetes/kubelet.conf", "--request-timeout=2s", "uncordon", machine]);
+        ssh.args([
+            "/opt/quorate/bin/kubectl",
+            "--kubeconfig=/etc/kubernetes/kubelet.conf",
+            "--request-timeout=2s",
+            "uncordon",
+            machine,
+        ]);
         ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if ssh.status().is_ok_and(|status| status.success()) {
             return Ok(());

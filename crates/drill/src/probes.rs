@@ -30,7 +30,11 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { new: 20, reused: 10, writes: 5 }
+        Self {
+            new: 20,
+            reused: 10,
+            writes: 5,
+        }
     }
 }
 
@@ -51,17 +55,38 @@ enum Stop {
 
 impl Probes {
     /// `operator`: a command that runs this program where the operator reaches the API; empty if nowhere.
-    pub(crate) async fn start(session: &Session, identity: &Identity, broken: &[String], operator: &[String], run: &str, rates: Rates) -> Self {
+    pub(crate) async fn start(
+        session: &Session,
+        identity: &Identity,
+        broken: &[String],
+        operator: &[String],
+        run: &str,
+        rates: Rates,
+    ) -> Self {
         let spec = &session.spec;
-        let Some(endpoint) = endpoint(session) else { return Self(Vec::new()) };
-        let mut candidates: Vec<_> = spec.machines.iter().filter(|machine| !broken.contains(&machine.name)).collect();
+        let Some(endpoint) = endpoint(session) else {
+            return Self(Vec::new());
+        };
+        let mut candidates: Vec<_> = spec
+            .machines
+            .iter()
+            .filter(|machine| !broken.contains(&machine.name))
+            .collect();
         // Workers first: they are clients of the endpoint and of nothing else here.
         candidates.sort_by_key(|machine| (machine.is_control_plane(), !machine.is_node()));
-        let machines = candidates.iter().filter_map(|machine| session.fleet.get(&machine.name)).take(VANTAGES);
+        let machines = candidates
+            .iter()
+            .filter_map(|machine| session.fleet.get(&machine.name))
+            .take(VANTAGES);
         let mut running = Vec::new();
         for machine in machines {
             let writes = if running.is_empty() { rates.writes } else { 0 };
-            let config = config(endpoint, identity, format!("{run}-{}", machine.name()), Rates { writes, ..rates });
+            let config = config(
+                endpoint,
+                identity,
+                format!("{run}-{}", machine.name()),
+                Rates { writes, ..rates },
+            );
             if let Ok(probe) = on(machine.clone(), config).await {
                 running.push(probe);
             }
@@ -79,7 +104,9 @@ impl Probes {
         for probe in &self.0 {
             match &probe.stop {
                 Stop::Machine(machine, file) => {
-                    let _ = machine.exec(Exec::new(["touch".to_owned(), file.display().to_string()])).await;
+                    let _ = machine
+                        .exec(Exec::new(["touch".to_owned(), file.display().to_string()]))
+                        .await;
                 }
                 Stop::Here(file) => {
                     let _ = std::fs::write(file, b"");
@@ -94,7 +121,11 @@ impl Probes {
                     for sample in &mut samples {
                         sample.at_us -= probe.offset_us;
                     }
-                    vantages.push(Vantage { name: probe.name, samples, clock_error_us: probe.clock_error_us });
+                    vantages.push(Vantage {
+                        name: probe.name,
+                        samples,
+                        clock_error_us: probe.clock_error_us,
+                    });
                 }
                 Err(error) => lost.push(format!("probe {}: {error}", probe.name)),
             }
@@ -133,18 +164,37 @@ async fn on(machine: MachineRef, config: Config) -> Result<Running, MachineError
     let stop = Stop::Machine(machine.clone(), config.stop_file.clone());
     let name = machine.name().to_owned();
     let input = serde_json::to_vec(&config).unwrap_or_default();
-    let mut exec = Exec::new([PROGRAM, "drill", "probe"]).stdin(input).timeout_ms(u64::try_from((AT_MOST * 2).as_millis()).unwrap_or(u64::MAX));
+    let mut exec = Exec::new([PROGRAM, "drill", "probe"])
+        .stdin(input)
+        .timeout_ms(u64::try_from((AT_MOST * 2).as_millis()).unwrap_or(u64::MAX));
     // Below what one answer may have.
     exec.max_output = 48 << 20;
-    let output = tokio::spawn(async move { machine.exec_ok(exec).await.map(|output| output.stdout.lossy()).map_err(|error| error.to_string()) });
-    Ok(Running { name, stop, offset_us, clock_error_us, output })
+    let output = tokio::spawn(async move {
+        machine
+            .exec_ok(exec)
+            .await
+            .map(|output| output.stdout.lossy())
+            .map_err(|error| error.to_string())
+    });
+    Ok(Running {
+        name,
+        stop,
+        offset_us,
+        clock_error_us,
+        output,
+    })
 }
 
 fn here(program: String, arguments: Vec<String>, config: Config) -> Running {
     let stop = Stop::Here(config.stop_file.clone());
     let output = tokio::spawn(async move {
         let mut command = tokio::process::Command::new(&program);
-        command.args(&arguments).args(["drill", "probe"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(&arguments)
+            .args(["drill", "probe"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
         if let Some(mut stdin) = child.stdin.take() {
@@ -153,12 +203,25 @@ fn here(program: String, arguments: Vec<String>, config: Config) -> Running {
         }
         let mut text = String::new();
         if let Some(mut stdout) = child.stdout.take() {
-            stdout.read_to_string(&mut text).await.map_err(|error| error.to_string())?;
+            stdout
+                .read_to_string(&mut text)
+                .await
+                .map_err(|error| error.to_string())?;
         }
         let status = child.wait().await.map_err(|error| error.to_string())?;
-        if status.success() { Ok(text) } else { Err(format!("ended with {status}")) }
+        if status.success() {
+            Ok(text)
+        } else {
+            Err(format!("ended with {status}"))
+        }
     });
-    Running { name: "operator".into(), stop, offset_us: 0, clock_error_us: 0, output }
+    Running {
+        name: "operator".into(),
+        stop,
+        offset_us: 0,
+        clock_error_us: 0,
+        output,
+    }
 }
 
 /// The machine's monotonic clock less this one's, and how wrong that may be: half of the shortest of several exchanges.
@@ -168,13 +231,20 @@ async fn offset(machine: &MachineRef) -> Result<(i64, i64), MachineError> {
         let before = monotonic_us();
         let output = machine.exec_ok(Exec::new([PROGRAM, "drill", "clock"])).await?;
         let after = monotonic_us();
-        let Ok(there) = output.stdout.lossy().trim().parse::<i64>() else { continue };
+        let Ok(there) = output.stdout.lossy().trim().parse::<i64>() else {
+            continue;
+        };
         let (offset, error) = (there - (before + after) / 2, (after - before) / 2);
         if best.is_none_or(|(_, least)| error < least) {
             best = Some((offset, error));
         }
     }
     best.ok_or_else(|| {
-        MachineError::new(machine.name(), "read the monotonic clock", quorate_machine::ErrorKind::Failed, "no number in the answer")
+        MachineError::new(
+            machine.name(),
+            "read the monotonic clock",
+            quorate_machine::ErrorKind::Failed,
+            "no number in the answer",
+        )
     })
 }

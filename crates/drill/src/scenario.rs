@@ -69,7 +69,10 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
-    Script { inject: &'static str, revert: &'static str },
+    Script {
+        inject: &'static str,
+        revert: &'static str,
+    },
     /// The power goes and comes back.
     PowerCut,
     /// As an administrator does it: drain, stop in order, power off and on, uncordon.
@@ -132,7 +135,14 @@ impl Scenario {
             Target::Worker => Some(Need::Worker),
             _ => None,
         });
-        let needs = self.needs.iter().copied().map(Some).chain(implied).chain(targets).flatten();
+        let needs = self
+            .needs
+            .iter()
+            .copied()
+            .map(Some)
+            .chain(implied)
+            .chain(targets)
+            .flatten();
         needs.filter_map(|need| need.missing(spec, around)).next()
     }
 }
@@ -168,7 +178,11 @@ mod tests {
     #[test]
     fn names_are_unique_and_words() {
         let mut names: Vec<_> = all().map(|scenario| scenario.name).collect();
-        assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
+        assert!(
+            names
+                .iter()
+                .all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+        );
         names.sort_unstable();
         let count = names.len();
         names.dedup();
@@ -182,7 +196,11 @@ mod tests {
                 if let Fault::Script { inject, revert } = part.fault {
                     assert!(!inject.is_empty() && !revert.is_empty(), "{}", scenario.name);
                     assert!(!inject.contains("nft ") || revert.contains("undo"), "{}", scenario.name);
-                    assert!(!inject.contains("signal STOP") || revert.contains("signal CONT"), "{}", scenario.name);
+                    assert!(
+                        !inject.contains("signal STOP") || revert.contains("signal CONT"),
+                        "{}",
+                        scenario.name
+                    );
                 }
             }
             assert!(scenario.hold >= Duration::from_secs(1), "{}", scenario.name);
@@ -191,7 +209,11 @@ mod tests {
 
     #[test]
     fn losing_quorum_is_never_short() {
-        assert!(all().filter(|scenario| scenario.short).all(|scenario| !scenario.loses_quorum));
+        assert!(
+            all()
+                .filter(|scenario| scenario.short)
+                .all(|scenario| !scenario.loses_quorum)
+        );
         assert_eq!(all().filter(|scenario| scenario.short).count(), 2);
     }
 }

@@ -7,13 +7,18 @@ use quorate_machine::{Request, Response};
 use quorate_run::{Session, etcd};
 use serde_json::Value;
 
-use crate::scenario::Target;
 use crate::Error;
+use crate::scenario::Target;
 
 /// `on`: the machine of this run of an each-scenario.
 pub(crate) async fn resolve(session: &Session, target: Target, on: Option<&str>) -> Result<Vec<String>, Error> {
     let spec = &session.spec;
-    let names = |machines: Vec<&quorate_spec::Machine>| machines.into_iter().map(|machine| machine.name.clone()).collect::<Vec<_>>();
+    let names = |machines: Vec<&quorate_spec::Machine>| {
+        machines
+            .into_iter()
+            .map(|machine| machine.name.clone())
+            .collect::<Vec<_>>()
+    };
     let control_planes = names(spec.control_planes());
     let nobody = |what: &str| Error::Refused(format!("nobody {what} now"));
     let one = match target {
@@ -32,43 +37,94 @@ pub(crate) async fn resolve(session: &Session, target: Target, on: Option<&str>)
             let leader = etcd_leader(session).await.ok_or_else(|| nobody("leads etcd"))?;
             // Not the VIP's holder, so that the fault is the member's and nothing else's.
             let holder = vip_holder(session).await;
-            let followers: Vec<String> = names(spec.etcd_members()).into_iter().filter(|name| *name != leader).collect();
-            followers.iter().find(|name| Some(*name) != holder.as_ref()).or(followers.first()).cloned()
+            let followers: Vec<String> = names(spec.etcd_members())
+                .into_iter()
+                .filter(|name| *name != leader)
+                .collect();
+            followers
+                .iter()
+                .find(|name| Some(*name) != holder.as_ref())
+                .or(followers.first())
+                .cloned()
         }
-        Target::ControllerManagerLeader => Some(lease_holder(session, "kube-controller-manager").await?.ok_or_else(|| nobody("leads the controller managers"))?),
-        Target::SchedulerLeader => Some(lease_holder(session, "kube-scheduler").await?.ok_or_else(|| nobody("leads the schedulers"))?),
-        Target::Worker => spec.workers().iter().find(|machine| !machine.is_control_plane()).map(|machine| machine.name.clone()),
+        Target::ControllerManagerLeader => Some(
+            lease_holder(session, "kube-controller-manager")
+                .await?
+                .ok_or_else(|| nobody("leads the controller managers"))?,
+        ),
+        Target::SchedulerLeader => Some(
+            lease_holder(session, "kube-scheduler")
+                .await?
+                .ok_or_else(|| nobody("leads the schedulers"))?,
+        ),
+        Target::Worker => spec
+            .workers()
+            .iter()
+            .find(|machine| !machine.is_control_plane())
+            .map(|machine| machine.name.clone()),
     };
-    one.map(|name| vec![name]).ok_or_else(|| Error::Refused(format!("the cluster has no machine for {target:?}")))
+    one.map(|name| vec![name])
+        .ok_or_else(|| Error::Refused(format!("the cluster has no machine for {target:?}")))
 }
 
 pub(crate) async fn vip_holder(session: &Session) -> Option<String> {
     let vip = session.spec.endpoint.as_ref()?.vip;
     let holders = session.spec.vip_holders();
-    let looks = holders.iter().filter_map(|machine| session.fleet.get(&machine.name)).map(|machine| async move {
-        match machine.call(Request::Network).await {
-            Ok(Response::Network(network)) if network.interface_of(vip).is_some() => Some(machine.name().to_owned()),
-            _ => None,
-        }
-    });
+    let looks = holders
+        .iter()
+        .filter_map(|machine| session.fleet.get(&machine.name))
+        .map(|machine| async move {
+            match machine.call(Request::Network).await {
+                Ok(Response::Network(network)) if network.interface_of(vip).is_some() => {
+                    Some(machine.name().to_owned())
+                }
+                _ => None,
+            }
+        });
     join_all(looks).await.into_iter().flatten().next()
 }
 
 async fn etcd_leader(session: &Session) -> Option<String> {
     let members = session.spec.etcd_members();
-    let looks = members.iter().filter_map(|machine| session.fleet.get(&machine.name)).map(|machine| async move {
-        let status = etcd::status(machine).await.ok()?;
-        status.is_leader().then(|| machine.name().to_owned())
-    });
+    let looks = members
+        .iter()
+        .filter_map(|machine| session.fleet.get(&machine.name))
+        .map(|machine| async move {
+            let status = etcd::status(machine).await.ok()?;
+            status.is_leader().then(|| machine.name().to_owned())
+        });
     join_all(looks).await.into_iter().flatten().next()
 }
 
 async fn lease_holder(session: &Session, name: &str) -> Result<Option<String>, Error> {
-    let Some(api) = session.api().await? else { return Ok(None) };
-    let lease = api.get(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}")).await?.unwrap_or_default();
-    let holder = lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
+    let Some(api) = session.api().await? else {
+        return Ok(None);
+    };
+    let lease = api
+        .get(&format!(
+            "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}"
+        ))
+        .await?
+        .unwrap_or_default();
+    let holder = lease
+        .pointer("/spec/holderIdentity")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let host = holder.split('_').next().unwrap_or_default();
     // The lease has the host name, the cluster file the machine's.
-    let known: BTreeMap<&str, &str> = session.spec.machines.iter().flat_map(|machine| [(machine.name.as_str(), machine.name.as_str()), (machine.name.split('.').next().unwrap_or_default(), machine.name.as_str())]).collect();
+    let known: BTreeMap<&str, &str> = session
+        .spec
+        .machines
+        .iter()
+        .flat_map(|machine| {
+            [
+                (machine.name.as_str(), machine.name.as_str()),
+                (
+                    machine.name.split('.').next().unwrap_or_default(),
+                    machine.name.as_str(),
+                ),
+            ]
+        })
+        .collect();
     Ok(known.get(host).map(|name| (*name).to_owned()))
 }

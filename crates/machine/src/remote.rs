@@ -66,7 +66,13 @@ fn prune_builds(state_dir: &Path, running: &str, links: &[&Path]) {
         return;
     }
     let builds = state_dir.join("bin");
-    let linked: Vec<PathBuf> = links.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    let linked: Vec<PathBuf> = links
+        .iter()
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flatten()
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .collect();
     // The time of its directory tells when a build was last used.
     let _ = File::open(builds.join(running)).and_then(|dir| dir.set_modified(SystemTime::now()));
     let mut former: Vec<(SystemTime, PathBuf)> = fs::read_dir(&builds)
@@ -274,13 +280,23 @@ mod tests {
         for (age, digit) in [(300, "a"), (200, "b"), (100, "c"), (0, "d")] {
             let path = dir.path().join("bin").join(build(digit));
             fs::create_dir_all(&path).unwrap();
-            File::open(&path).unwrap().set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+            File::open(&path)
+                .unwrap()
+                .set_modified(SystemTime::now() - std::time::Duration::from_secs(age))
+                .unwrap();
         }
         let links = dir.path().join("links");
         fs::create_dir(&links).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("bin").join(build("a")).join("quorate"), links.join("quorate")).unwrap();
+        std::os::unix::fs::symlink(
+            dir.path().join("bin").join(build("a")).join("quorate"),
+            links.join("quorate"),
+        )
+        .unwrap();
         prune_builds(dir.path(), &build("d"), &[&links, Path::new("/nowhere")]);
-        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<String> = fs::read_dir(dir.path().join("bin"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, [build("a"), build("c"), build("d")]);
     }

@@ -1,6 +1,10 @@
 //! Every example file, planned on fresh machines: the plan keeps the linter's rules, and its steps are reviewed as a snapshot.
 
-#![expect(clippy::disallowed_methods, clippy::print_stderr, reason = "a test reads the examples and says what it skips")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test reads the examples and says what it skips"
+)]
 
 use std::collections::BTreeMap;
 

@@ -31,26 +31,67 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
     match &step.action {
         Action::Users { users } => {
             for user in users {
-                let spec = UserSpec { name: user.name.clone(), home: user.home.clone(), shell: "/usr/sbin/nologin".into(), system: true, ..UserSpec::default() };
+                let spec = UserSpec {
+                    name: user.name.clone(),
+                    home: user.home.clone(),
+                    shell: "/usr/sbin/nologin".into(),
+                    system: true,
+                    ..UserSpec::default()
+                };
                 machine.items(Request::User(spec)).await?;
             }
             Ok(())
         }
         Action::Directories { directories } => {
-            let dirs = directories.iter().map(|dir| DirSpec { path: dir.path.clone(), owner: owner(&dir.owner), mode: dir.mode }).collect();
+            let dirs = directories
+                .iter()
+                .map(|dir| DirSpec {
+                    path: dir.path.clone(),
+                    owner: owner(&dir.owner),
+                    mode: dir.mode,
+                })
+                .collect();
             items(machine, Request::Mkdir { dirs }).await
         }
         Action::Files { files: changes } => files(run, machine, changes).await,
-        Action::Remove { paths, recursive } => items(machine, Request::Remove { paths: paths.clone(), recursive: *recursive, run_id: id.into() }).await,
-        Action::Block { path, marker, content, .. } => {
+        Action::Remove { paths, recursive } => {
+            items(
+                machine,
+                Request::Remove {
+                    paths: paths.clone(),
+                    recursive: *recursive,
+                    run_id: id.into(),
+                },
+            )
+            .await
+        }
+        Action::Block {
+            path, marker, content, ..
+        } => {
             let content = (!content.is_empty()).then(|| Bytes::from(content.as_str()));
-            items(machine, Request::ManagedBlock(ManagedBlock { path: path.clone(), marker: marker.clone(), content, mode: 0o644, run_id: id.into() })).await
+            items(
+                machine,
+                Request::ManagedBlock(ManagedBlock {
+                    path: path.clone(),
+                    marker: marker.clone(),
+                    content,
+                    mode: 0o644,
+                    run_id: id.into(),
+                }),
+            )
+            .await
         }
         // Distributed together with those of the other machines; see `blobs`.
         Action::Blobs { .. } => Ok(()),
         Action::Links { links } => {
             for link in links {
-                machine.items(Request::Link { path: link.path.clone(), target: link.target.clone(), run_id: id.into() }).await?;
+                machine
+                    .items(Request::Link {
+                        path: link.path.clone(),
+                        target: link.target.clone(),
+                        run_id: id.into(),
+                    })
+                    .await?;
             }
             Ok(())
         }
@@ -63,7 +104,14 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
             }
             Ok(())
         }
-        Action::Units { reload, enable, disable, stop, start, restart } => {
+        Action::Units {
+            reload,
+            enable,
+            disable,
+            stop,
+            start,
+            restart,
+        } => {
             if attempt > 1 {
                 // After a failed attempt systemd may refuse to start it again for a while.
                 let names: Vec<String> = start.iter().chain(restart).cloned().collect();
@@ -73,17 +121,29 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
             if *reload {
                 ops.push(UnitOp::DaemonReload);
             }
-            let named = [UnitOp::Enable(enable.clone()), UnitOp::Disable(disable.clone()), UnitOp::Stop(stop.clone()), UnitOp::StartNoBlock(start.clone()), UnitOp::Restart(restart.clone())];
+            let named = [
+                UnitOp::Enable(enable.clone()),
+                UnitOp::Disable(disable.clone()),
+                UnitOp::Stop(stop.clone()),
+                UnitOp::StartNoBlock(start.clone()),
+                UnitOp::Restart(restart.clone()),
+            ];
             ops.extend(named.into_iter().filter(|op| !op.parts().1.is_empty()));
             Ok(machine.units(ops, UNITS_TIMEOUT_MS).await?)
         }
-        Action::Run { argv, stdin, timeout_ms } => {
+        Action::Run {
+            argv,
+            stdin,
+            timeout_ms,
+        } => {
             let mut issued = BTreeMap::new();
             let stdin = match stdin {
                 Some(content) => render(run, content, &mut issued)?,
                 None => Vec::new(),
             };
-            machine.exec_ok(Exec::new(argv.clone()).stdin(stdin).timeout_ms(*timeout_ms)).await?;
+            machine
+                .exec_ok(Exec::new(argv.clone()).stdin(stdin).timeout_ms(*timeout_ms))
+                .await?;
             Ok(())
         }
         Action::EtcdAddLearner { peer_url, .. } => Ok(etcd::add_learner(machine, peer_url).await?),
@@ -117,14 +177,33 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
 
 /// Adds what the units involved said last: the reason is nearly always there.
 pub(crate) async fn explain(machine: &MachineRef, step: &Step, mut error: StepError) -> StepError {
-    let Action::Units { start, restart, .. } = &step.action else { return error };
+    let Action::Units { start, restart, .. } = &step.action else {
+        return error;
+    };
     let names: Vec<String> = start.iter().chain(restart).cloned().collect();
-    let Ok(states) = machine.unit_status(names.clone()).await else { return error };
+    let Ok(states) = machine.unit_status(names.clone()).await else {
+        return error;
+    };
     for (name, unit) in states.iter().filter(|(_, unit)| !unit.is_active() || unit.restarts > 0) {
-        error.message.push_str(&format!("\n{name} is {} ({}), {} restarts", unit.active, unit.sub, unit.restarts));
-        let logs = Exec::new(["journalctl", "--unit", name, "--lines", "8", "--no-pager", "--output", "cat"]).timeout_ms(5_000);
+        error.message.push_str(&format!(
+            "\n{name} is {} ({}), {} restarts",
+            unit.active, unit.sub, unit.restarts
+        ));
+        let logs = Exec::new([
+            "journalctl",
+            "--unit",
+            name,
+            "--lines",
+            "8",
+            "--no-pager",
+            "--output",
+            "cat",
+        ])
+        .timeout_ms(5_000);
         if let Ok(output) = machine.exec(logs).await {
-            error.message.extend(output.stdout.lossy().lines().map(|line| format!("\n  {line}")));
+            error
+                .message
+                .extend(output.stdout.lossy().lines().map(|line| format!("\n  {line}")));
         }
     }
     if error.hint.is_none() && !names.is_empty() {
@@ -144,11 +223,18 @@ async fn files(run: &Run, machine: &MachineRef, changes: &[FileChange]) -> Done 
     for change in changes {
         let owner = owner(&change.owner);
         if matches!(change.before, Before::Attributes { .. }) {
-            attributes.push(DirSpec { path: change.path.clone(), owner, mode: change.mode });
+            attributes.push(DirSpec {
+                path: change.path.clone(),
+                owner,
+                mode: change.mode,
+            });
             continue;
         }
         let content = render(run, &change.content, &mut issued)?;
-        writes.push(FileWrite { owner, ..FileWrite::new(&change.path, content, change.mode) });
+        writes.push(FileWrite {
+            owner,
+            ..FileWrite::new(&change.path, content, change.mode)
+        });
     }
     if !writes.is_empty() {
         machine.write(writes, run.id.as_str()).await?;
@@ -161,7 +247,11 @@ async fn files(run: &Run, machine: &MachineRef, changes: &[FileChange]) -> Done 
 
 /// The bytes of a content. Both halves of a pair come from one certificate in `issued`.
 fn render(run: &Run, content: &Content, issued: &mut BTreeMap<String, Issued>) -> Result<Vec<u8>, StepError> {
-    let pki = || run.operator.pki().ok_or_else(|| StepError::lasting("the operator holds no authorities"));
+    let pki = || {
+        run.operator
+            .pki()
+            .ok_or_else(|| StepError::lasting("the operator holds no authorities"))
+    };
     Ok(match content {
         Content::Text { text } => text.clone().into_bytes(),
         Content::Template { template, secrets: ids } => template_of(run, template, ids)?,
@@ -174,19 +264,30 @@ fn render(run: &Run, content: &Content, issued: &mut BTreeMap<String, Issued>) -
     })
 }
 
-fn pair<'a>(run: &Run, wanted: &CertificateWanted, issued: &'a mut BTreeMap<String, Issued>) -> Result<&'a Issued, StepError> {
-    let pki = run.operator.pki().ok_or_else(|| StepError::lasting("the operator holds no authorities"))?;
+fn pair<'a>(
+    run: &Run,
+    wanted: &CertificateWanted,
+    issued: &'a mut BTreeMap<String, Issued>,
+) -> Result<&'a Issued, StepError> {
+    let pki = run
+        .operator
+        .pki()
+        .ok_or_else(|| StepError::lasting("the operator holds no authorities"))?;
     match issued.entry(wanted.id.clone()) {
         std::collections::btree_map::Entry::Occupied(found) => Ok(found.into_mut()),
         std::collections::btree_map::Entry::Vacant(place) => {
-            let made = pki.authority(wanted.ca).issue(wanted, now()).map_err(|error| StepError::lasting(error.to_string()))?;
+            let made = pki
+                .authority(wanted.ca)
+                .issue(wanted, now())
+                .map_err(|error| StepError::lasting(error.to_string()))?;
             Ok(place.insert(made))
         }
     }
 }
 
 fn template_of(run: &Run, template: &str, ids: &[SecretId]) -> Result<Vec<u8>, StepError> {
-    secrets::render(template, ids, &run.operator.facts().secrets).ok_or_else(|| StepError::lasting(format!("the operator holds none of {ids:?}")))
+    secrets::render(template, ids, &run.operator.facts().secrets)
+        .ok_or_else(|| StepError::lasting(format!("the operator holds none of {ids:?}")))
 }
 
 /// Puts the public id of the bootstrap token into a path.
@@ -206,7 +307,14 @@ async fn apply(run: &Run, machine: &MachineRef, object: &ApiObject) -> Done {
     if node.is_some() && run.api(machine.name(), Ask::Get { path: &path }).await?.is_none() {
         return Err(StepError::passing(format!("{path}: the node has not joined")));
     }
-    run.api(machine.name(), Ask::Apply { path: &path, body: &body }).await?;
+    run.api(
+        machine.name(),
+        Ask::Apply {
+            path: &path,
+            body: &body,
+        },
+    )
+    .await?;
     Ok(())
 }
 
@@ -214,7 +322,11 @@ async fn approve(run: &Run, machine: &MachineRef, node: &str, names: &[String], 
     let host = kube::host(node, names, addresses);
     run.api(machine.name(), Ask::ApproveServing { node: &host }).await?;
     if let Some(kubelet) = run.fleet.get(node) {
-        let wait = Request::WaitFile { path: paths::KUBELET_SERVING.into(), absent: false, timeout_ms: SERVING_TIMEOUT_MS };
+        let wait = Request::WaitFile {
+            path: paths::KUBELET_SERVING.into(),
+            absent: false,
+            timeout_ms: SERVING_TIMEOUT_MS,
+        };
         kubelet.wait(wait).await?;
     }
     Ok(())
@@ -223,7 +335,11 @@ async fn approve(run: &Run, machine: &MachineRef, node: &str, names: &[String], 
 async fn import(machine: &MachineRef, image: &BlobRef) -> Done {
     let ctr = |words: &[&str]| {
         let program = paths::bin("ctr");
-        let argv = [program.as_str(), "--namespace", "k8s.io", "images"].into_iter().chain(words.iter().copied()).map(str::to_owned).collect::<Vec<_>>();
+        let argv = [program.as_str(), "--namespace", "k8s.io", "images"]
+            .into_iter()
+            .chain(words.iter().copied())
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
         Exec::new(argv).timeout_ms(IMPORT_TIMEOUT_MS)
     };
     let reference = image.name.strip_prefix("image:").unwrap_or(&image.name);
@@ -251,13 +367,26 @@ async fn swap_off(machine: &MachineRef, run: &str) -> Done {
 /// Lines of file system type `swap` become comments.
 fn without_swap(fstab: &str) -> String {
     let is_swap = |line: &str| !line.trim_start().starts_with('#') && line.split_whitespace().nth(2) == Some("swap");
-    fstab.split_inclusive('\n').map(|line| if is_swap(line) { format!("{SWAP_MARK}{line}") } else { line.to_owned() }).collect()
+    fstab
+        .split_inclusive('\n')
+        .map(|line| {
+            if is_swap(line) {
+                format!("{SWAP_MARK}{line}")
+            } else {
+                line.to_owned()
+            }
+        })
+        .collect()
 }
 
 async fn clean(run: &Run, machine: &MachineRef, data: &[String], owned: &[String]) -> Done {
     let link = paths::bin("quorate");
     let placed = format!("{}/{}/quorate", paths::PROGRAMS, run.operator.facts().program_sha256);
-    let there = machine.stat(vec![link.clone()]).await?.iter().any(quorate_facts::FileFacts::exists);
+    let there = machine
+        .stat(vec![link.clone()])
+        .await?
+        .iter()
+        .any(quorate_facts::FileFacts::exists);
     let mut argv = vec![if there { link } else { placed }, "clean".to_owned()];
     argv.extend(data.iter().flat_map(|path| ["--data".to_owned(), path.clone()]));
     argv.extend(owned.iter().cloned());
@@ -275,7 +404,9 @@ async fn forget(machine: &MachineRef, directories: &[String]) -> Done {
     }
     // The run's lock lies in it, so this is the last thing that may be done. Its exit code says no more than that the store
     // itself stays, which is right where it is a mount point.
-    machine.exec(Exec::new(["rm", "-rf", "--one-file-system", STORE]).timeout_ms(CLEAN_TIMEOUT_MS)).await?;
+    machine
+        .exec(Exec::new(["rm", "-rf", "--one-file-system", STORE]).timeout_ms(CLEAN_TIMEOUT_MS))
+        .await?;
     Ok(())
 }
 

@@ -18,18 +18,29 @@ pub(crate) async fn distribute(run: &Arc<Run>, wanted: Vec<(Arc<Step>, MachineRe
     let mut sources: BTreeMap<String, Source> = BTreeMap::new();
     for (step, machine) in wanted {
         let blobs = blobs(&step);
-        if let Some(absent) = blobs.iter().find(|blob| !run.catalogue.blobs.contains_key(&blob.sha256)) {
-            let error = StepError::lasting(format!("the bundle has no blob {} ({})", absent.sha256, absent.name)).hint("quorate bundle verify");
+        if let Some(absent) = blobs
+            .iter()
+            .find(|blob| !run.catalogue.blobs.contains_key(&blob.sha256))
+        {
+            let error = StepError::lasting(format!("the bundle has no blob {} ({})", absent.sha256, absent.name))
+                .hint("quorate bundle verify");
             ends.push((step, Err(error)));
             continue;
         }
         for blob in blobs {
             if let Some((packed, path)) = run.catalogue.blobs.get(&blob.sha256) {
-                sources.entry(blob.sha256.clone()).or_insert_with(|| Source { blob: packed.clone(), path: path.clone() });
+                sources.entry(blob.sha256.clone()).or_insert_with(|| Source {
+                    blob: packed.clone(),
+                    path: path.clone(),
+                });
             }
         }
         let address = run.spec.machine(machine.name()).map(|machine| machine.address);
-        recipients.push(Recipient { machine, address, wants: blobs.iter().map(|blob| blob.sha256.clone()).collect() });
+        recipients.push(Recipient {
+            machine,
+            address,
+            wants: blobs.iter().map(|blob| blob.sha256.clone()).collect(),
+        });
         steps.push(step);
     }
     let sources: Vec<Source> = sources.into_values().collect();
@@ -46,14 +57,22 @@ pub(crate) async fn distribute(run: &Arc<Run>, wanted: Vec<(Arc<Step>, MachineRe
                 Some(Ok(_)) => ends.push((step.clone(), Ok(()))),
                 // What has arrived stays; only the rest travels again.
                 Some(Err(error)) => failed.push((index, StepError::from(error))),
-                None => failed.push((index, StepError::lasting(format!("{} has two such steps in one stage", step.machine)))),
+                None => failed.push((
+                    index,
+                    StepError::lasting(format!("{} has two such steps in one stage", step.machine)),
+                )),
             }
         }
         open = Vec::new();
         for (index, error) in failed {
             let step = &steps[index];
             if error.is_retryable() && attempt < step.attempts && !run.stop.is_stopped() {
-                run.tell(Event::StepRetry { step: step.id.clone(), machine: step.machine.clone(), attempt, error: error.message });
+                run.tell(Event::StepRetry {
+                    step: step.id.clone(),
+                    machine: step.machine.clone(),
+                    attempt,
+                    error: error.message,
+                });
                 open.push(index);
             } else {
                 ends.push((step.clone(), Err(error)));
@@ -90,22 +109,48 @@ impl<'a> Meter<'a> {
     fn new(run: &'a Run, steps: &[Arc<Step>]) -> Self {
         let readings = steps.iter().map(|step| {
             // The same content under two names travels once.
-            let unique: BTreeMap<&str, u64> = blobs(step).iter().map(|blob| (blob.sha256.as_str(), blob.packed_size)).collect();
-            (step.machine.clone(), Reading { step: step.id.clone(), bytes: 0, of: unique.values().sum() })
+            let unique: BTreeMap<&str, u64> = blobs(step)
+                .iter()
+                .map(|blob| (blob.sha256.as_str(), blob.packed_size))
+                .collect();
+            (
+                step.machine.clone(),
+                Reading {
+                    step: step.id.clone(),
+                    bytes: 0,
+                    of: unique.values().sum(),
+                },
+            )
         });
-        Self { run, machines: Mutex::new(readings.collect()) }
+        Self {
+            run,
+            machines: Mutex::new(readings.collect()),
+        }
     }
 
     fn told(&self, event: &distribute::Event) {
         let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
-        let (distribute::Event::Missing { machine, bytes: packed } | distribute::Event::Arrived { machine, bytes: packed, .. }) = event else { return };
-        let Some(reading) = machines.get_mut(machine) else { return };
+        let (distribute::Event::Missing { machine, bytes: packed }
+        | distribute::Event::Arrived {
+            machine, bytes: packed, ..
+        }) = event
+        else {
+            return;
+        };
+        let Some(reading) = machines.get_mut(machine) else {
+            return;
+        };
         reading.bytes = match event {
             distribute::Event::Missing { .. } => reading.of.saturating_sub(*packed),
             _ => (reading.bytes + packed).min(reading.of),
         };
         let Reading { step, bytes, of } = reading;
-        self.run.tell(Event::StepProgress { step: step.clone(), machine: machine.clone(), bytes: *bytes, of: *of });
+        self.run.tell(Event::StepProgress {
+            step: step.clone(),
+            machine: machine.clone(),
+            bytes: *bytes,
+            of: *of,
+        });
     }
 
     fn restart(&self, open: &[usize], steps: &[Arc<Step>]) {

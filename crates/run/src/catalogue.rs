@@ -17,7 +17,13 @@ pub struct Catalogue {
 impl From<&Bundle> for Catalogue {
     fn from(bundle: &Bundle) -> Self {
         let manifest = bundle.manifest();
-        let mut catalogue = Self { facts: BundleFacts { kubernetes: manifest.kubernetes.clone(), items: BTreeMap::new() }, blobs: BTreeMap::new() };
+        let mut catalogue = Self {
+            facts: BundleFacts {
+                kubernetes: manifest.kubernetes.clone(),
+                items: BTreeMap::new(),
+            },
+            blobs: BTreeMap::new(),
+        };
         for blob in &manifest.blobs {
             let (kind, name) = match blob.kind {
                 BlobKind::Binary => (ItemKind::Binary, blob.name.clone()),
@@ -33,8 +39,15 @@ impl From<&Bundle> for Catalogue {
                 packed_size: blob.packed_size,
             };
             catalogue.facts.items.insert(name, item);
-            let packed = PackedBlob { sha256: blob.sha256.clone(), size: blob.size, packed_sha256: blob.packed_sha256.clone(), packed_size: blob.packed_size };
-            catalogue.blobs.insert(blob.sha256.clone(), (packed, bundle.blob_path(&blob.sha256)));
+            let packed = PackedBlob {
+                sha256: blob.sha256.clone(),
+                size: blob.size,
+                packed_sha256: blob.packed_sha256.clone(),
+                packed_size: blob.packed_size,
+            };
+            catalogue
+                .blobs
+                .insert(blob.sha256.clone(), (packed, bundle.blob_path(&blob.sha256)));
         }
         catalogue
     }

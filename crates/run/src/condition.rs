@@ -20,7 +20,11 @@ const SLICE_MS: u64 = 5_000;
 /// What is awaited, for people.
 pub(crate) fn describe(condition: &Condition) -> String {
     match condition {
-        Condition::Http { url, contains: Some(text), .. } => format!("{url} to answer {text:?}"),
+        Condition::Http {
+            url,
+            contains: Some(text),
+            ..
+        } => format!("{url} to answer {text:?}"),
         Condition::Http { url, .. } => format!("{url} to answer 200"),
         Condition::Port { address } => format!("{address} to accept connections"),
         Condition::File { path } => format!("{path} to exist"),
@@ -65,39 +69,90 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
         Condition::Http { url, tls, contains } => {
             let request = http(url, tls.as_ref());
             match contains {
-                None => waited(machine, Request::WaitHttp { http: request, status: (200, 200), timeout_ms: slice }).await,
+                None => {
+                    waited(
+                        machine,
+                        Request::WaitHttp {
+                            http: request,
+                            status: (200, 200),
+                            timeout_ms: slice,
+                        },
+                    )
+                    .await
+                }
                 Some(text) => match machine.http(request).await {
                     Ok(reply) if reply.status == 200 && reply.body.lossy().contains(text.as_str()) => Ok(()),
-                    Ok(reply) => Err((format!("HTTP {}: {}", reply.status, short(&reply.body.lossy())), POLL_API)),
+                    Ok(reply) => Err((
+                        format!("HTTP {}: {}", reply.status, short(&reply.body.lossy())),
+                        POLL_API,
+                    )),
                     Err(error) => Err((error.message, POLL_API)),
                 },
             }
         }
         Condition::Port { address } => match address.parse() {
-            Ok(address) => waited(machine, Request::WaitPort { address, timeout_ms: slice }).await,
+            Ok(address) => {
+                waited(
+                    machine,
+                    Request::WaitPort {
+                        address,
+                        timeout_ms: slice,
+                    },
+                )
+                .await
+            }
             Err(_) => Err((format!("{address} is no address"), left)),
         },
-        Condition::File { path } => waited(machine, Request::WaitFile { path: path.clone(), absent: false, timeout_ms: slice }).await,
+        Condition::File { path } => {
+            waited(
+                machine,
+                Request::WaitFile {
+                    path: path.clone(),
+                    absent: false,
+                    timeout_ms: slice,
+                },
+            )
+            .await
+        }
         Condition::UnitActive { unit } => match machine.unit_status(vec![unit.clone()]).await {
             Ok(units) => match units.get(unit) {
                 Some(found) if found.is_active() => Ok(()),
-                Some(found) => Err((format!("it is {} ({}), result {}, exit status {}", found.active, found.sub, found.result, found.exit_status), POLL)),
+                Some(found) => Err((
+                    format!(
+                        "it is {} ({}), result {}, exit status {}",
+                        found.active, found.sub, found.result, found.exit_status
+                    ),
+                    POLL,
+                )),
                 None => Err(("systemd does not know it".into(), POLL)),
             },
             Err(error) => Err((error.to_string(), POLL)),
         },
-        Condition::Object { path, pointer, equals } => object(run, machine, path, |object| {
-            let found = object.pointer(pointer).unwrap_or(&Value::Null);
-            if found == equals { Ok(()) } else { Err(format!("it is {found}")) }
-        })
-        .await,
+        Condition::Object { path, pointer, equals } => {
+            object(run, machine, path, |object| {
+                let found = object.pointer(pointer).unwrap_or(&Value::Null);
+                if found == equals {
+                    Ok(())
+                } else {
+                    Err(format!("it is {found}"))
+                }
+            })
+            .await
+        }
         Condition::DaemonSet { path, nodes } => {
             let wanted = nodes.iter().filter(|node| !run.is_lost(node)).count() as u64;
             object(run, machine, path, |object| {
-                let ready = object.pointer("/status/numberReady").and_then(Value::as_u64).unwrap_or_default();
+                let ready = object
+                    .pointer("/status/numberReady")
+                    .and_then(Value::as_u64)
+                    .unwrap_or_default();
                 // A status of an earlier generation counts Pods of the former template.
                 let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
-                if ready >= wanted && current { Ok(()) } else { Err(format!("it is ready on {ready} of {wanted}")) }
+                if ready >= wanted && current {
+                    Ok(())
+                } else {
+                    Err(format!("it is ready on {ready} of {wanted}"))
+                }
             })
             .await
         }
@@ -125,7 +180,10 @@ async fn object(run: &Run, machine: &MachineRef, path: &str, judge: impl Fn(&Val
 
 fn node_ready(node: &Value) -> Result<(), String> {
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-    let ready = conditions.and_then(|all| all.iter().find(|condition| crate::kube::text(condition, "/type") == "Ready"));
+    let ready = conditions.and_then(|all| {
+        all.iter()
+            .find(|condition| crate::kube::text(condition, "/type") == "Ready")
+    });
     match ready {
         Some(ready) if crate::kube::text(ready, "/status") == "True" => Ok(()),
         Some(ready) => Err(short(crate::kube::text(ready, "/message")).to_owned()),

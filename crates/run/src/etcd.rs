@@ -66,23 +66,43 @@ pub async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
         leader: if leader == "0" { String::new() } else { leader },
         learner: reply.get("isLearner").and_then(Value::as_bool).unwrap_or_default(),
         revision: id(&reply, "/header/revision").parse().unwrap_or_default(),
-        errors: reply.get("errors").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
+        errors: reply
+            .get("errors")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
 /// Adds a learner with this peer URL; one that is there already is fine.
 pub(crate) async fn add_learner(machine: &MachineRef, peer_url: &str) -> Result<(), EtcdError> {
-    if members(machine).await?.1.iter().any(|member| member.peer_urls.iter().any(|url| url == peer_url)) {
+    if members(machine)
+        .await?
+        .1
+        .iter()
+        .any(|member| member.peer_urls.iter().any(|url| url == peer_url))
+    {
         return Ok(());
     }
-    change(machine, "/v3/cluster/member/add", json!({"peerURLs": [peer_url], "isLearner": true})).await
+    change(
+        machine,
+        "/v3/cluster/member/add",
+        json!({"peerURLs": [peer_url], "isLearner": true}),
+    )
+    .await
 }
 
 /// Makes the learner a voter; a voter is fine. Refused by etcd until it has caught up.
 pub(crate) async fn promote(machine: &MachineRef, name: &str) -> Result<(), EtcdError> {
     let (_, members) = members(machine).await?;
     match members.iter().find(|member| member.name == name) {
-        None => Err(EtcdError::NoMember { machine: machine.name().into(), name: name.into() }),
+        None => Err(EtcdError::NoMember {
+            machine: machine.name().into(),
+            name: name.into(),
+        }),
         Some(member) if !member.learner => Ok(()),
         Some(member) => change(machine, "/v3/cluster/member/promote", json!({"ID": member.id})).await,
     }
@@ -101,7 +121,9 @@ async fn change(machine: &MachineRef, path: &str, body: Value) -> Result<(), Etc
     loop {
         match call(machine, path, body.clone()).await {
             Ok(_) => return Ok(()),
-            Err(EtcdError::Refused { message, .. }) if not_yet(&message) && Instant::now() < ends => sleep(Duration::from_millis(250)).await,
+            Err(EtcdError::Refused { message, .. }) if not_yet(&message) && Instant::now() < ends => {
+                sleep(Duration::from_millis(250)).await
+            }
             Err(error) => return Err(error),
         }
     }
@@ -109,20 +131,40 @@ async fn change(machine: &MachineRef, path: &str, body: Value) -> Result<(), Etc
 
 /// Refusals that end by themselves.
 fn not_yet(message: &str) -> bool {
-    ["unhealthy cluster", "in sync with leader", "not enough started members", "leader changed", "no leader", "request timed out"].iter().any(|text| message.contains(text))
+    [
+        "unhealthy cluster",
+        "in sync with leader",
+        "not enough started members",
+        "leader changed",
+        "no leader",
+        "request timed out",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
 }
 
 async fn call(machine: &MachineRef, path: &str, body: Value) -> Result<Value, EtcdError> {
     let mut request = HttpRequest::new("POST", format!("{URL}{path}"))
         .ca(format!("{PKI}/ca.crt"))
-        .client_cert(format!("{PKI}/healthcheck-client.crt"), format!("{PKI}/healthcheck-client.key"))
+        .client_cert(
+            format!("{PKI}/healthcheck-client.crt"),
+            format!("{PKI}/healthcheck-client.key"),
+        )
         .json(body.to_string());
     request.timeout_ms = TIMEOUT_MS;
     let reply = machine.http(request).await?;
-    let refused = |message: String| EtcdError::Refused { machine: machine.name().into(), message };
-    let value: Value = serde_json::from_slice(&reply.body).map_err(|_| refused(format!("HTTP {}: {}", reply.status, reply.body.lossy())))?;
+    let refused = |message: String| EtcdError::Refused {
+        machine: machine.name().into(),
+        message,
+    };
+    let value: Value = serde_json::from_slice(&reply.body)
+        .map_err(|_| refused(format!("HTTP {}: {}", reply.status, reply.body.lossy())))?;
     if !reply.ok() {
-        let said = value.get("message").or(value.get("error")).and_then(Value::as_str).unwrap_or_default();
+        let said = value
+            .get("message")
+            .or(value.get("error"))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         return Err(refused(format!("HTTP {}: {said}", reply.status)));
     }
     Ok(value)

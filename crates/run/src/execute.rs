@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorate_machine::{MachineError, MachineRef};
-use quorate_plan::{Action, Plan, Stage, Step};
 use quorate_pki::inventory::Host;
+use quorate_plan::{Action, Plan, Stage, Step};
 use quorate_spec::Spec;
 use serde::Serialize;
 use serde_json::Value;
@@ -47,7 +47,11 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         // What one uplink and two cores feed without requests timing out.
-        Self { concurrency: 64, steal: false, stop: Stop::default() }
+        Self {
+            concurrency: 64,
+            steal: false,
+            stop: Stop::default(),
+        }
     }
 }
 
@@ -98,7 +102,9 @@ impl Outcome {
         match self.ended {
             Ended::Complete => None,
             Ended::Partial => Some("mend the machines named above and apply again; the others are done"),
-            Ended::Failed { .. } => Some("mend the cause and apply again: it looks at the machines anew and goes on from what is there"),
+            Ended::Failed { .. } => {
+                Some("mend the cause and apply again: it looks at the machines anew and goes on from what is there")
+            }
             Ended::Stopped { .. } => Some("apply again to go on, or `quorate rollback` to take back what was done"),
         }
     }
@@ -142,15 +148,26 @@ pub(crate) struct StepError {
 impl StepError {
     /// Trying again would not help.
     pub(crate) fn lasting(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, retryable: false, stopped: false }
+        Self {
+            message: message.into(),
+            hint: None,
+            retryable: false,
+            stopped: false,
+        }
     }
 
     pub(crate) fn passing(message: impl Into<String>) -> Self {
-        Self { retryable: true, ..Self::lasting(message) }
+        Self {
+            retryable: true,
+            ..Self::lasting(message)
+        }
     }
 
     pub(crate) fn stopped() -> Self {
-        Self { stopped: true, ..Self::lasting("the run was stopped while waiting") }
+        Self {
+            stopped: true,
+            ..Self::lasting("the run was stopped while waiting")
+        }
     }
 
     pub(crate) fn is_retryable(&self) -> bool {
@@ -167,14 +184,28 @@ impl From<MachineError> for StepError {
     fn from(error: MachineError) -> Self {
         use quorate_machine::ErrorKind::*;
         // A full disk, a missing right or a lost lock is the same a second later.
-        let lasting = error.is_unreachable() || matches!(error.kind, NoSpace | NoExec | ReadOnly | PermissionDenied | NoSystemd | LockLost | Invalid | WrongArch { .. });
-        Self { message: error.to_string(), hint: error.hint.clone(), retryable: !lasting, stopped: false }
+        let lasting = error.is_unreachable()
+            || matches!(
+                error.kind,
+                NoSpace | NoExec | ReadOnly | PermissionDenied | NoSystemd | LockLost | Invalid | WrongArch { .. }
+            );
+        Self {
+            message: error.to_string(),
+            hint: error.hint.clone(),
+            retryable: !lasting,
+            stopped: false,
+        }
     }
 }
 
 impl From<ApiError> for StepError {
     fn from(error: ApiError) -> Self {
-        Self { message: error.to_string(), hint: None, retryable: error.is_retryable(), stopped: false }
+        Self {
+            message: error.to_string(),
+            hint: None,
+            retryable: error.is_retryable(),
+            stopped: false,
+        }
     }
 }
 
@@ -224,9 +255,17 @@ pub(crate) async fn execute(
         requests: Requests::default(),
         journal,
         acting: Semaphore::new(options.concurrency.max(1)),
-        progress: Mutex::new(Progress { lost: session.fleet.unreachable().clone(), ..Progress::default() }),
+        progress: Mutex::new(Progress {
+            lost: session.fleet.unreachable().clone(),
+            ..Progress::default()
+        }),
     });
-    run.tell(Event::RunStarted { run: id.to_string(), plan: plan.hash(), stages: plan.stages.len(), steps: plan.step_count() });
+    run.tell(Event::RunStarted {
+        run: id.to_string(),
+        plan: plan.hash(),
+        stages: plan.stages.len(),
+        steps: plan.step_count(),
+    });
     let (stages, ended) = tokio::select! {
         ended = run.stages(plan) => ended,
         // The machines refuse our changes from now on; there is no safe point to wait for.
@@ -240,23 +279,51 @@ impl Run {
         let mut took = Vec::new();
         for stage in &plan.stages {
             if self.stop.is_stopped() {
-                return (took, Some(Ended::Stopped { because: "asked to".into() }));
+                return (
+                    took,
+                    Some(Ended::Stopped {
+                        because: "asked to".into(),
+                    }),
+                );
             }
             let begun = Instant::now();
             let failed = self.stage(stage).await;
             let stage_ms = ms(begun.elapsed());
             took.push((stage.name.clone(), stage_ms));
-            let record = Record::Stage { at: now_ms(), stage: stage.name.clone(), took_ms: stage_ms, failed: failed.len() };
+            let record = Record::Stage {
+                at: now_ms(),
+                stage: stage.name.clone(),
+                took_ms: stage_ms,
+                failed: failed.len(),
+            };
             let noted = self.note(record).await;
-            self.tell(Event::StageDone { stage: stage.name.clone(), took_ms: stage_ms, failed: failed.len() });
+            self.tell(Event::StageDone {
+                stage: stage.name.clone(),
+                took_ms: stage_ms,
+                failed: failed.len(),
+            });
             if let Err(error) = noted {
                 return (took, Some(Ended::Stopped { because: error.message }));
             }
             if self.stop.is_stopped() {
-                return (took, Some(Ended::Stopped { because: "asked to".into() }));
+                return (
+                    took,
+                    Some(Ended::Stopped {
+                        because: "asked to".into(),
+                    }),
+                );
             }
-            if stage.steps.iter().any(|step| step.essential && failed.contains(&step.id)) {
-                return (took, Some(Ended::Failed { stage: stage.name.clone() }));
+            if stage
+                .steps
+                .iter()
+                .any(|step| step.essential && failed.contains(&step.id))
+            {
+                return (
+                    took,
+                    Some(Ended::Failed {
+                        stage: stage.name.clone(),
+                    }),
+                );
             }
         }
         (took, None)
@@ -264,7 +331,11 @@ impl Run {
 
     /// Returns the steps that failed or had to be left out.
     async fn stage(self: &Arc<Self>, stage: &Stage) -> BTreeSet<String> {
-        self.tell(Event::StageStarted { stage: stage.name.clone(), title: stage.title.clone(), steps: stage.steps.len() });
+        self.tell(Event::StageStarted {
+            stage: stage.name.clone(),
+            title: stage.title.clone(),
+            steps: stage.steps.len(),
+        });
         // A step begins when all it needs has ended; so every end is looked at once for each step that waits for it.
         let mut open: BTreeMap<String, (Arc<Step>, usize)> = BTreeMap::new();
         let mut waiting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -277,10 +348,20 @@ impl Run {
             }
         }
         let mut running = JoinSet::new();
-        let mut ready: Vec<Arc<Step>> = stage.steps.iter().filter_map(|step| open.get(&step.id).filter(|(_, count)| *count == 0).map(|(step, _)| step.clone())).collect();
+        let mut ready: Vec<Arc<Step>> = stage
+            .steps
+            .iter()
+            .filter_map(|step| {
+                open.get(&step.id)
+                    .filter(|(_, count)| *count == 0)
+                    .map(|(step, _)| step.clone())
+            })
+            .collect();
         loop {
             // Blobs of a stage travel together, so that each leaves the operator about once.
-            let (blobs, others): (Vec<_>, Vec<_>) = ready.drain(..).partition(|step| matches!(step.action, Action::Blobs { .. }));
+            let (blobs, others): (Vec<_>, Vec<_>) = ready
+                .drain(..)
+                .partition(|step| matches!(step.action, Action::Blobs { .. }));
             for step in others {
                 let run = self.clone();
                 running.spawn(async move {
@@ -307,7 +388,12 @@ impl Run {
             }
         }
         let progress = self.progress();
-        stage.steps.iter().filter(|step| !progress.done.contains(&step.id)).map(|step| step.id.clone()).collect()
+        stage
+            .steps
+            .iter()
+            .filter(|step| !progress.done.contains(&step.id))
+            .map(|step| step.id.clone())
+            .collect()
     }
 
     async fn step(&self, step: &Step) -> End {
@@ -340,7 +426,12 @@ impl Run {
             match acted {
                 Ok(()) => break,
                 Err(error) if error.retryable && attempt < step.attempts && !self.stop.is_stopped() => {
-                    self.tell(Event::StepRetry { step: step.id.clone(), machine: step.machine.clone(), attempt, error: error.message });
+                    self.tell(Event::StepRetry {
+                        step: step.id.clone(),
+                        machine: step.machine.clone(),
+                        attempt,
+                        error: error.message,
+                    });
                     let [chance] = random::<1>();
                     sleep(pause + pause * u32::from(chance) / 1024).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -350,9 +441,17 @@ impl Run {
             }
         }
         for wait in &step.done_when {
-            self.tell(Event::StepWaiting { step: step.id.clone(), machine: step.machine.clone(), awaited: condition::describe(&wait.until) });
+            self.tell(Event::StepWaiting {
+                step: step.id.clone(),
+                machine: step.machine.clone(),
+                awaited: condition::describe(&wait.until),
+            });
             if let Err(error) = condition::wait(self, machine, wait).await {
-                return Err(if error.stopped { error } else { action::explain(machine, step, error).await });
+                return Err(if error.stopped {
+                    error
+                } else {
+                    action::explain(machine, step, error).await
+                });
             }
         }
         Ok(())
@@ -400,8 +499,17 @@ impl Run {
     /// On disk before anything changes.
     async fn begin(&self, step: &Step) -> Result<(), StepError> {
         self.progress().begun.insert(step.id.clone(), Instant::now());
-        self.tell(Event::StepStarted { step: step.id.clone(), machine: step.machine.clone(), title: step.title.clone() });
-        self.note(Record::Started { at: now_ms(), step: step.id.clone(), machine: step.machine.clone() }).await
+        self.tell(Event::StepStarted {
+            step: step.id.clone(),
+            machine: step.machine.clone(),
+            title: step.title.clone(),
+        });
+        self.note(Record::Started {
+            at: now_ms(),
+            step: step.id.clone(),
+            machine: step.machine.clone(),
+        })
+        .await
     }
 
     async fn settle(&self, step: &Step, end: End) {
@@ -410,18 +518,48 @@ impl Run {
         let record = match end {
             End::Done => {
                 self.progress().done.insert(id.clone());
-                self.tell(Event::StepDone { step: id.clone(), machine: machine.clone(), took_ms });
-                Record::Done { at: now_ms(), step: id, machine, took_ms }
+                self.tell(Event::StepDone {
+                    step: id.clone(),
+                    machine: machine.clone(),
+                    took_ms,
+                });
+                Record::Done {
+                    at: now_ms(),
+                    step: id,
+                    machine,
+                    took_ms,
+                }
             }
             End::Skipped(because) => {
                 self.progress().broken.insert(id.clone());
-                self.tell(Event::StepSkipped { step: id.clone(), machine: machine.clone(), because: because.clone() });
-                Record::Skipped { at: now_ms(), step: id, machine, because }
+                self.tell(Event::StepSkipped {
+                    step: id.clone(),
+                    machine: machine.clone(),
+                    because: because.clone(),
+                });
+                Record::Skipped {
+                    at: now_ms(),
+                    step: id,
+                    machine,
+                    because,
+                }
             }
             End::Failed(error) => {
                 self.fail(step, &error);
-                self.tell(Event::StepFailed { step: id.clone(), machine: machine.clone(), error: error.message.clone(), hint: error.hint, took_ms });
-                Record::Failed { at: now_ms(), step: id, machine, took_ms, error: error.message }
+                self.tell(Event::StepFailed {
+                    step: id.clone(),
+                    machine: machine.clone(),
+                    error: error.message.clone(),
+                    hint: error.hint,
+                    took_ms,
+                });
+                Record::Failed {
+                    at: now_ms(),
+                    step: id,
+                    machine,
+                    took_ms,
+                    error: error.message,
+                }
             }
         };
         // What is done is done; a journal that cannot be written stops the run before the next step begins.
@@ -450,7 +588,10 @@ impl Run {
         };
         if progress.lost.insert(dropped.clone(), because.clone()).is_none() {
             drop(progress);
-            self.tell(Event::MachineLost { machine: dropped, because });
+            self.tell(Event::MachineLost {
+                machine: dropped,
+                because,
+            });
         }
     }
 
@@ -463,7 +604,10 @@ impl Run {
                 Ask::Get { path } => api.get(path).await,
                 Ask::Apply { path, body } => api.apply(path, body).await.map(Some),
                 Ask::Delete { path } => api.delete(path).await.map(|()| None),
-                Ask::ApproveServing { node } => api.approve_serving(&self.requests, node, CSR_TIMEOUT).await.map(|()| None),
+                Ask::ApproveServing { node } => api
+                    .approve_serving(&self.requests, node, CSR_TIMEOUT)
+                    .await
+                    .map(|()| None),
             };
             match answer {
                 Err(error @ (ApiError::Machine(_) | ApiError::Refused { status: 500.., .. })) => last = error,
@@ -483,7 +627,9 @@ impl Run {
                 ended: ended.unwrap_or(if whole { Ended::Complete } else { Ended::Partial }),
                 done: progress.done.len(),
                 failures: progress.failures.clone(),
-                skipped: plan.step_count().saturating_sub(progress.done.len() + progress.failures.len()),
+                skipped: plan
+                    .step_count()
+                    .saturating_sub(progress.done.len() + progress.failures.len()),
                 lost: progress.lost.clone(),
                 stages,
                 took_ms,
@@ -497,8 +643,22 @@ impl Run {
         };
         let (done, failed, skipped) = (outcome.done, outcome.failures.len(), outcome.skipped);
         // The run is over either way, and the outcome says how.
-        let _ = self.note(Record::Ended { at: now_ms(), how: how.into(), took_ms, done, failed, skipped }).await;
-        self.tell(Event::RunDone { took_ms, done, failed, skipped });
+        let _ = self
+            .note(Record::Ended {
+                at: now_ms(),
+                how: how.into(),
+                took_ms,
+                done,
+                failed,
+                skipped,
+            })
+            .await;
+        self.tell(Event::RunDone {
+            took_ms,
+            done,
+            failed,
+            skipped,
+        });
         outcome
     }
 
@@ -509,7 +669,10 @@ impl Run {
     async fn note(&self, record: Record) -> Result<(), StepError> {
         match &self.journal {
             None => Ok(()),
-            Some(journal) => journal.write(record).await.map_err(|error| StepError::lasting(error.to_string())),
+            Some(journal) => journal
+                .write(record)
+                .await
+                .map_err(|error| StepError::lasting(error.to_string())),
         }
     }
 

@@ -13,7 +13,13 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(machines: impl IntoIterator<Item = MachineRef>, unreachable: BTreeMap<String, String>) -> Self {
-        Self { machines: machines.into_iter().map(|machine| (machine.name().to_owned(), machine)).collect(), unreachable }
+        Self {
+            machines: machines
+                .into_iter()
+                .map(|machine| (machine.name().to_owned(), machine))
+                .collect(),
+            unreachable,
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&MachineRef> {

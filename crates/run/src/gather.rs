@@ -30,13 +30,24 @@ const ASKERS: usize = 4;
 /// Programs whose absence preflight reports.
 const PROGRAMS: [&str; 6] = ["nft", "iptables", "conntrack", "ip", "mount", "systemctl"];
 
-pub(crate) async fn gather(spec: &Arc<Spec>, fleet: &Fleet, operator: &Operator, catalogue: &Catalogue) -> Result<Facts, Error> {
+pub(crate) async fn gather(
+    spec: &Arc<Spec>,
+    fleet: &Fleet,
+    operator: &Operator,
+    catalogue: &Catalogue,
+) -> Result<Facts, Error> {
     let identity = operator.identity()?;
     let inventory = quorate_plan::certificates(spec);
     let mut asked = JoinSet::new();
     for machine in &spec.machines {
-        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
-        asked.spawn(one(queries::machine(spec, machine, &inventory), machine.clone(), connection));
+        let Some(connection) = fleet.get(&machine.name).cloned() else {
+            continue;
+        };
+        asked.spawn(one(
+            queries::machine(spec, machine, &inventory),
+            machine.clone(),
+            connection,
+        ));
     }
     let (cluster, found) = tokio::join!(cluster(spec, fleet, identity), asked.join_all());
     let mut facts = Facts {
@@ -51,18 +62,43 @@ pub(crate) async fn gather(spec: &Arc<Spec>, fleet: &Fleet, operator: &Operator,
         facts.machines.insert(name, machine);
     }
     for machine in &spec.machines {
-        let reason = || fleet.unreachable().get(&machine.name).cloned().unwrap_or_else(|| "no connection was made".into());
-        facts.machines.entry(machine.name.clone()).or_insert_with(|| MachineFacts::Unreachable { reason: reason() });
+        let reason = || {
+            fleet
+                .unreachable()
+                .get(&machine.name)
+                .cloned()
+                .unwrap_or_else(|| "no connection was made".into())
+        };
+        facts
+            .machines
+            .entry(machine.name.clone())
+            .or_insert_with(|| MachineFacts::Unreachable { reason: reason() });
     }
     Ok(facts)
 }
 
-async fn one(query: MachineQuery, machine: Machine, connection: MachineRef) -> (String, MachineFacts, Option<BTreeSet<String>>) {
-    let asked = timeout(MACHINE_TIMEOUT, async { tokio::join!(host(query, &connection), images(&machine, &connection)) });
+async fn one(
+    query: MachineQuery,
+    machine: Machine,
+    connection: MachineRef,
+) -> (String, MachineFacts, Option<BTreeSet<String>>) {
+    let asked = timeout(MACHINE_TIMEOUT, async {
+        tokio::join!(host(query, &connection), images(&machine, &connection))
+    });
     let (found, images) = match asked.await {
         Ok((Ok(host), images)) => (MachineFacts::Found(Box::new(host)), images),
-        Ok((Err(error), _)) => (MachineFacts::Unreachable { reason: error.to_string() }, None),
-        Err(_) => (MachineFacts::Unreachable { reason: format!("gave no facts within {} s", MACHINE_TIMEOUT.as_secs()) }, None),
+        Ok((Err(error), _)) => (
+            MachineFacts::Unreachable {
+                reason: error.to_string(),
+            },
+            None,
+        ),
+        Err(_) => (
+            MachineFacts::Unreachable {
+                reason: format!("gave no facts within {} s", MACHINE_TIMEOUT.as_secs()),
+            },
+            None,
+        ),
     };
     (machine.name, found, images)
 }
@@ -86,10 +122,18 @@ async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts,
 /// References of the images the runtime holds; `None` while it is not up.
 async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<String>> {
     const RUNTIME: &str = "containerd.service";
-    if !machine.is_node() || !connection.unit_status(vec![RUNTIME.into()]).await.ok()?.get(RUNTIME)?.is_active() {
+    if !machine.is_node()
+        || !connection
+            .unit_status(vec![RUNTIME.into()])
+            .await
+            .ok()?
+            .get(RUNTIME)?
+            .is_active()
+    {
         return None;
     }
-    let ctr = Exec::new([paths::bin("ctr").as_str(), "-n", "k8s.io", "images", "ls", "-q"]).timeout_ms(IMAGES_TIMEOUT_MS);
+    let ctr =
+        Exec::new([paths::bin("ctr").as_str(), "-n", "k8s.io", "images", "ls", "-q"]).timeout_ms(IMAGES_TIMEOUT_MS);
     // Without an answer every image would be imported again: asking twice is cheaper.
     let listed = match connection.exec_ok(ctr.clone()).await {
         Ok(listed) => listed,
@@ -100,40 +144,75 @@ async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<S
 
 async fn cluster(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
     let (etcd, (ready_api_servers, objects)) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
-    ClusterFacts { ready_api_servers, etcd, objects, images: BTreeMap::new() }
+    ClusterFacts {
+        ready_api_servers,
+        etcd,
+        objects,
+        images: BTreeMap::new(),
+    }
 }
 
 async fn etcd_facts(spec: &Spec, fleet: &Fleet) -> Option<EtcdFacts> {
     let mut asked = JoinSet::new();
     for machine in spec.etcd_members() {
-        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
+        let Some(connection) = fleet.get(&machine.name).cloned() else {
+            continue;
+        };
         asked.spawn(async move { tokio::join!(etcd::members(&connection), etcd::status(&connection)) });
     }
     let answers = asked.join_all().await;
     let (cluster_id, mut members) = answers.iter().find_map(|(members, _)| members.as_ref().ok().cloned())?;
     // A member that was once removed, or belongs to another cluster, may still answer for itself.
-    let statuses: Vec<&etcd::Status> = answers.iter().filter_map(|(_, status)| status.as_ref().ok()).filter(|status| status.cluster_id == cluster_id).collect();
+    let statuses: Vec<&etcd::Status> = answers
+        .iter()
+        .filter_map(|(_, status)| status.as_ref().ok())
+        .filter(|status| status.cluster_id == cluster_id)
+        .collect();
     for member in &mut members {
-        member.healthy = statuses.iter().any(|status| status.member_id == member.id && !status.leader.is_empty());
+        member.healthy = statuses
+            .iter()
+            .any(|status| status.member_id == member.id && !status.leader.is_empty());
     }
-    let leader = statuses.iter().map(|status| &status.leader).find(|leader| !leader.is_empty());
-    let leader = leader.and_then(|id| members.iter().find(|member| member.id == *id)).map(|member| member.name.clone());
-    Some(EtcdFacts { cluster_id, leader, members })
+    let leader = statuses
+        .iter()
+        .map(|status| &status.leader)
+        .find(|leader| !leader.is_empty());
+    let leader = leader
+        .and_then(|id| members.iter().find(|member| member.id == *id))
+        .map(|member| member.name.clone());
+    Some(EtcdFacts {
+        cluster_id,
+        leader,
+        members,
+    })
 }
 
-async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> (BTreeSet<String>, BTreeMap<String, Value>) {
+async fn api_facts(
+    spec: &Spec,
+    fleet: &Fleet,
+    identity: Option<Identity>,
+) -> (BTreeSet<String>, BTreeMap<String, Value>) {
     let mut asked = JoinSet::new();
     for machine in spec.control_planes() {
-        let Some(connection) = fleet.get(&machine.name).cloned() else { continue };
+        let Some(connection) = fleet.get(&machine.name).cloned() else {
+            continue;
+        };
         let (address, identity) = (spec.api_server_of(machine), identity.clone());
         asked.spawn(async move {
             let ready = ready(&connection, address).await;
-            (connection.name().to_owned(), ready.then(|| identity.map(|identity| Api::new(connection, address, identity))))
+            (
+                connection.name().to_owned(),
+                ready.then(|| identity.map(|identity| Api::new(connection, address, identity))),
+            )
         });
     }
     let mut answers = asked.join_all().await;
     answers.sort_by(|(left, _), (right, _)| left.cmp(right));
-    let ready: BTreeSet<String> = answers.iter().filter(|(_, api)| api.is_some()).map(|(name, _)| name.clone()).collect();
+    let ready: BTreeSet<String> = answers
+        .iter()
+        .filter(|(_, api)| api.is_some())
+        .map(|(name, _)| name.clone())
+        .collect();
     let servers: Vec<Api> = answers.into_iter().filter_map(|(_, api)| api.flatten()).collect();
     (ready, objects(&servers, queries::objects(spec)).await)
 }
@@ -152,7 +231,10 @@ async fn objects(servers: &[Api], paths: Vec<String>) -> BTreeMap<String, Value>
     let left = Arc::new(Mutex::new(paths));
     let mut asked = JoinSet::new();
     for index in 0..servers.len() * ASKERS {
-        let (server, other) = (servers[index % servers.len()].clone(), servers[(index + 1) % servers.len()].clone());
+        let (server, other) = (
+            servers[index % servers.len()].clone(),
+            servers[(index + 1) % servers.len()].clone(),
+        );
         let left = left.clone();
         asked.spawn(async move {
             let mut found = Vec::new();

@@ -23,7 +23,11 @@ pub struct RunId(String);
 
 impl RunId {
     pub fn new() -> Self {
-        Self(format!("{}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"), hex(&random::<2>())))
+        Self(format!(
+            "{}-{}",
+            jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"),
+            hex(&random::<2>())
+        ))
     }
 
     pub fn as_str(&self) -> &str {
@@ -54,14 +58,54 @@ impl fmt::Display for RunId {
 #[serde(tag = "record", rename_all = "kebab-case")]
 pub enum Record {
     /// The first line.
-    Run { at: u64, run: String, cluster: String, plan: String, kubernetes: String, quorate: String, steps: usize },
-    Started { at: u64, step: String, machine: String },
-    Done { at: u64, step: String, machine: String, took_ms: u64 },
-    Failed { at: u64, step: String, machine: String, took_ms: u64, error: String },
-    Skipped { at: u64, step: String, machine: String, because: String },
-    Stage { at: u64, stage: String, took_ms: u64, failed: usize },
+    Run {
+        at: u64,
+        run: String,
+        cluster: String,
+        plan: String,
+        kubernetes: String,
+        quorate: String,
+        steps: usize,
+    },
+    Started {
+        at: u64,
+        step: String,
+        machine: String,
+    },
+    Done {
+        at: u64,
+        step: String,
+        machine: String,
+        took_ms: u64,
+    },
+    Failed {
+        at: u64,
+        step: String,
+        machine: String,
+        took_ms: u64,
+        error: String,
+    },
+    Skipped {
+        at: u64,
+        step: String,
+        machine: String,
+        because: String,
+    },
+    Stage {
+        at: u64,
+        stage: String,
+        took_ms: u64,
+        failed: usize,
+    },
     /// The last line; without it the run was killed.
-    Ended { at: u64, how: String, took_ms: u64, done: usize, failed: usize, skipped: usize },
+    Ended {
+        at: u64,
+        how: String,
+        took_ms: u64,
+        done: usize,
+        failed: usize,
+        skipped: usize,
+    },
 }
 
 /// A journal read back.
@@ -110,9 +154,16 @@ impl Journal {
     pub fn create(folder: &Path, run: &RunId, plan: &Plan) -> Result<Self, Error> {
         let runs = folder.join("runs");
         make_dir(&runs)?;
-        write_private_with(&runs.join(format!("{run}.plan")), |file| Ok(serde_json::to_writer(file, plan)?))?;
+        write_private_with(&runs.join(format!("{run}.plan")), |file| {
+            Ok(serde_json::to_writer(file, plan)?)
+        })?;
         let path = runs.join(format!("{run}.jsonl"));
-        let mut file = fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io("making the journal", &path))?;
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("making the journal", &path))?;
         let first = Record::Run {
             at: now_ms(),
             run: run.to_string(),
@@ -122,10 +173,18 @@ impl Journal {
             quorate: env!("CARGO_PKG_VERSION").into(),
             steps: plan.step_count(),
         };
-        file.write_all(&line(&first)).and_then(|()| file.sync_all()).map_err(io("writing the journal", &path))?;
+        file.write_all(&line(&first))
+            .and_then(|()| file.sync_all())
+            .map_err(io("writing the journal", &path))?;
         // The file's name must survive a power cut too.
-        File::open(&runs).and_then(|folder| folder.sync_all()).map_err(io("syncing", &runs))?;
-        Ok(Self(Arc::new(Shared { path, waiting: Mutex::default(), file: tokio::sync::Mutex::new((file, 0)) })))
+        File::open(&runs)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io("syncing", &runs))?;
+        Ok(Self(Arc::new(Shared {
+            path,
+            waiting: Mutex::default(),
+            file: tokio::sync::Mutex::new((file, 0)),
+        })))
     }
 
     pub fn path(&self) -> &Path {
@@ -148,10 +207,16 @@ impl Journal {
             let mut waiting = self.waiting();
             (std::mem::take(&mut waiting.0), waiting.1)
         };
-        let failed = |reason: String| Error::Journal { path: self.0.path.clone(), reason };
+        let failed = |reason: String| Error::Journal {
+            path: self.0.path.clone(),
+            reason,
+        };
         let mut writer = file.0.try_clone().map_err(|error| failed(error.to_string()))?;
-        let written = tokio::task::spawn_blocking(move || writer.write_all(&lines).and_then(|()| writer.sync_data())).await;
-        written.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        let written =
+            tokio::task::spawn_blocking(move || writer.write_all(&lines).and_then(|()| writer.sync_data())).await;
+        written
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
         file.1 = count;
         Ok(())
     }
@@ -165,17 +230,30 @@ impl Journal {
 pub fn read(folder: &Path, run: &str) -> Result<Story, Error> {
     let path = folder.join("runs").join(format!("{run}.jsonl"));
     let text = fs::read(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::NoSuchRun { id: run.into(), folder: folder.into() },
+        std::io::ErrorKind::NotFound => Error::NoSuchRun {
+            id: run.into(),
+            folder: folder.into(),
+        },
         _ => io("reading", &path)(error),
     })?;
-    let plan = fs::read(path.with_extension("plan")).ok().and_then(|json| serde_json::from_slice(&json).ok());
-    let mut story = Story { plan, ..Story::default() };
+    let plan = fs::read(path.with_extension("plan"))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok());
+    let mut story = Story {
+        plan,
+        ..Story::default()
+    };
     let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(record) => story.records.push(record),
             Err(_) if index + 1 == lines.len() => story.torn = true,
-            Err(error) => return Err(Error::Journal { path, reason: format!("line {}: {error}", index + 1) }),
+            Err(error) => {
+                return Err(Error::Journal {
+                    path,
+                    reason: format!("line {}: {error}", index + 1),
+                });
+            }
         }
     }
     Ok(story)
@@ -185,7 +263,9 @@ pub fn read(folder: &Path, run: &str) -> Result<Story, Error> {
 pub fn runs(folder: &Path) -> Vec<RunId> {
     let entries = fs::read_dir(folder.join("runs")).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut ids: Vec<RunId> = names.filter_map(|name| Some(RunId(name.strip_suffix(".jsonl")?.to_owned()))).collect();
+    let mut ids: Vec<RunId> = names
+        .filter_map(|name| Some(RunId(name.strip_suffix(".jsonl")?.to_owned())))
+        .collect();
     ids.sort();
     ids
 }

@@ -35,9 +35,19 @@ pub enum ApiError {
     Machine(#[from] MachineError),
     /// What the server said (`Status.message`).
     #[error("{machine}: {method} {path}: HTTP {status}: {message}")]
-    Refused { machine: String, method: String, path: String, status: u16, message: String },
+    Refused {
+        machine: String,
+        method: String,
+        path: String,
+        status: u16,
+        message: String,
+    },
     #[error("{machine}: {path}: not JSON: {reason}")]
-    Malformed { machine: String, path: String, reason: String },
+    Malformed {
+        machine: String,
+        path: String,
+        reason: String,
+    },
     #[error("the serving certificate of {node} is not approved: {}", reasons.join("; "))]
     Csr { node: String, reasons: Vec<String> },
     #[error("{0}")]
@@ -58,7 +68,11 @@ impl ApiError {
 impl Api {
     /// `address`: where `machine` reaches the server, usually its own.
     pub fn new(machine: MachineRef, address: SocketAddr, identity: Identity) -> Self {
-        Self { machine, address, identity }
+        Self {
+            machine,
+            address,
+            identity,
+        }
     }
 
     pub fn machine(&self) -> &str {
@@ -83,22 +97,27 @@ impl Api {
 
     /// The body of an answer that is no JSON, such as a Pod's log.
     pub async fn text(&self, path: &str) -> Result<String, ApiError> {
-        self.send("GET", path, None, Bytes::default()).await.map(|body| body.lossy())
+        self.send("GET", path, None, Bytes::default())
+            .await
+            .map(|body| body.lossy())
     }
 
     /// Server-side apply of the object at `path`; conflicts are taken over.
     pub async fn apply(&self, path: &str, body: &[u8]) -> Result<Value, ApiError> {
         // JSON is YAML.
         let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
-        self.call("PATCH", &path, Some("application/apply-patch+yaml"), body.into()).await
+        self.call("PATCH", &path, Some("application/apply-patch+yaml"), body.into())
+            .await
     }
 
     pub async fn replace(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.call("PUT", path, Some("application/json"), body.to_string().into()).await
+        self.call("PUT", path, Some("application/json"), body.to_string().into())
+            .await
     }
 
     pub async fn create(&self, collection: &str, body: &Value) -> Result<Value, ApiError> {
-        self.call("POST", collection, Some("application/json"), body.to_string().into()).await
+        self.call("POST", collection, Some("application/json"), body.to_string().into())
+            .await
     }
 
     /// An absent object is fine.
@@ -111,7 +130,12 @@ impl Api {
 
     /// Waits for the kubelet's serving request, approves it if its names and addresses are those of `node`, and waits
     /// until it is signed.
-    pub(crate) async fn approve_serving(&self, requests: &Requests, node: &Host, within: Duration) -> Result<(), ApiError> {
+    pub(crate) async fn approve_serving(
+        &self,
+        requests: &Requests,
+        node: &Host,
+        within: Duration,
+    ) -> Result<(), ApiError> {
         let ends = Instant::now() + within;
         let user = format!("system:node:{}", node.name);
         let mut refused = Vec::new();
@@ -135,9 +159,17 @@ impl Api {
             }
             if Instant::now() >= ends {
                 return Err(match (refused.is_empty(), &newest) {
-                    (false, _) => ApiError::Csr { node: node.name.clone(), reasons: refused },
-                    (_, None) => ApiError::Late(format!("the kubelet of {} asked for no serving certificate", node.name)),
-                    (_, Some(_)) => ApiError::Late(format!("the controller manager did not sign the serving certificate of {}", node.name)),
+                    (false, _) => ApiError::Csr {
+                        node: node.name.clone(),
+                        reasons: refused,
+                    },
+                    (_, None) => {
+                        ApiError::Late(format!("the kubelet of {} asked for no serving certificate", node.name))
+                    }
+                    (_, Some(_)) => ApiError::Late(format!(
+                        "the controller manager did not sign the serving certificate of {}",
+                        node.name
+                    )),
                 });
             }
             sleep(Duration::from_millis(if refused.is_empty() { 100 } else { 500 })).await;
@@ -148,8 +180,7 @@ impl Api {
         let mut approved = request.clone();
         approved["apiVersion"] = json!("certificates.k8s.io/v1");
         approved["kind"] = json!("CertificateSigningRequest");
-        approved["status"]["conditions"] =
-            json!([{"type": "Approved", "status": "True", "reason": "QuorateApproved", "message": "names and addresses are those of the cluster file"}]);
+        approved["status"]["conditions"] = json!([{"type": "Approved", "status": "True", "reason": "QuorateApproved", "message": "names and addresses are those of the cluster file"}]);
         let path = format!("{CSRS}/{}/approval", text(request, "/metadata/name"));
         match self.replace(&path, &approved).await {
             // Somebody changed it meanwhile; it is looked at again.
@@ -160,7 +191,11 @@ impl Api {
 
     async fn call(&self, method: &str, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Value, ApiError> {
         let answer = self.send(method, path, content_type, body).await?;
-        serde_json::from_slice(&answer).map_err(|error| ApiError::Malformed { machine: self.machine().into(), path: path.into(), reason: error.to_string() })
+        serde_json::from_slice(&answer).map_err(|error| ApiError::Malformed {
+            machine: self.machine().into(),
+            path: path.into(),
+            reason: error.to_string(),
+        })
     }
 
     async fn send(&self, method: &str, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Bytes, ApiError> {
@@ -170,7 +205,9 @@ impl Api {
         }
         let reply = self.machine.http(request).await?;
         if !reply.ok() {
-            let message = serde_json::from_slice::<Value>(&reply.body).ok().and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
+            let message = serde_json::from_slice::<Value>(&reply.body)
+                .ok()
+                .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
             return Err(ApiError::Refused {
                 machine: self.machine().into(),
                 method: method.into(),
@@ -183,7 +220,9 @@ impl Api {
     }
 
     fn request(&self, method: &str, path: &str, body: Bytes) -> HttpRequest {
-        let mut request = HttpRequest::new(method, format!("https://{}{path}", self.address)).header("accept", "application/json").body(body);
+        let mut request = HttpRequest::new(method, format!("https://{}{path}", self.address))
+            .header("accept", "application/json")
+            .body(body);
         request.identity = Some(self.identity.client.clone());
         request.ca_pem = Some(self.identity.authority.clone());
         request.server_name = Some("kubernetes".into());
@@ -212,7 +251,11 @@ impl Requests {
         }
         let list = format!("{CSRS}?fieldSelector=spec.signerName%3D{}", csr::SERVING_SIGNER);
         let mut found = api.get(&list).await?.unwrap_or_default();
-        let items = found.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
+        let items = found
+            .get_mut("items")
+            .and_then(Value::as_array_mut)
+            .map(std::mem::take)
+            .unwrap_or_default();
         let mut newest: BTreeMap<String, Arc<Value>> = BTreeMap::new();
         for item in items {
             let created = |item: &Value| text(item, "/metadata/creationTimestamp").to_owned();
@@ -222,7 +265,10 @@ impl Requests {
             }
         }
         let answer = newest.get(user).cloned();
-        *listed = Some(Listed { at: Instant::now(), newest });
+        *listed = Some(Listed {
+            at: Instant::now(),
+            newest,
+        });
         Ok(answer)
     }
 }
@@ -230,18 +276,35 @@ impl Requests {
 /// Why the request is not good; empty never.
 fn judge(request: &Value, node: &Host) -> Result<(), Vec<String>> {
     let strings = |pointer: &str| -> Vec<String> {
-        request.pointer(pointer).and_then(Value::as_array).into_iter().flatten().filter_map(|value| value.as_str().map(str::to_owned)).collect()
+        request
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect()
     };
-    let pem = STANDARD.decode(text(request, "/spec/request")).map_err(|error| vec![format!("spec.request: {error}")])?;
+    let pem = STANDARD
+        .decode(text(request, "/spec/request"))
+        .map_err(|error| vec![format!("spec.request: {error}")])?;
     let parsed = csr::parse(&String::from_utf8_lossy(&pem)).map_err(|error| vec![error.to_string()])?;
     let (groups, usages) = (strings("/spec/groups"), strings("/spec/usages"));
-    let asked = csr::Request { signer: text(request, "/spec/signerName"), username: text(request, "/spec/username"), groups: &groups, usages: &usages };
+    let asked = csr::Request {
+        signer: text(request, "/spec/signerName"),
+        username: text(request, "/spec/username"),
+        groups: &groups,
+        usages: &usages,
+    };
     csr::judge(&parsed, &asked, std::slice::from_ref(node)).map(|_| ())
 }
 
 fn is_decided(request: &Value) -> bool {
     let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
-    conditions.is_some_and(|conditions| conditions.iter().any(|condition| matches!(text(condition, "/type"), "Approved" | "Denied" | "Failed")))
+    conditions.is_some_and(|conditions| {
+        conditions
+            .iter()
+            .any(|condition| matches!(text(condition, "/type"), "Approved" | "Denied" | "Failed"))
+    })
 }
 
 pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -250,5 +313,12 @@ pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
 
 /// The addresses as the plan writes them.
 pub(crate) fn host(name: &str, names: &[String], addresses: &[String]) -> Host {
-    Host { name: name.into(), names: names.to_vec(), addresses: addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()).collect() }
+    Host {
+        name: name.into(),
+        names: names.to_vec(),
+        addresses: addresses
+            .iter()
+            .filter_map(|address| address.parse::<IpAddr>().ok())
+            .collect(),
+    }
 }

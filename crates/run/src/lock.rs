@@ -38,8 +38,20 @@ pub struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machine, run, who, pid, age_s, idle_s, expired, .. } = self;
-        write!(f, "{machine} is locked by run {run} of {who} (pid {pid}), begun {age_s} s ago, last heard of {idle_s} s ago")?;
+        let Self {
+            machine,
+            run,
+            who,
+            pid,
+            age_s,
+            idle_s,
+            expired,
+            ..
+        } = self;
+        write!(
+            f,
+            "{machine} is locked by run {run} of {who} (pid {pid}), begun {age_s} s ago, last heard of {idle_s} s ago"
+        )?;
         if *expired { f.write_str(", expired") } else { Ok(()) }
     }
 }
@@ -56,15 +68,25 @@ impl Lock {
     /// A lock whose holder was a process of this computer that is gone is taken without being asked to.
     pub async fn take(spec: &Spec, fleet: &Fleet, run: &RunId, steal: bool) -> Result<Self, Error> {
         match Self::ask(spec, fleet, run, steal).await {
-            Err(Error::Locked { holders }) if holders.iter().all(Holder::is_dead_here) => Self::ask(spec, fleet, run, true).await,
+            Err(Error::Locked { holders }) if holders.iter().all(Holder::is_dead_here) => {
+                Self::ask(spec, fleet, run, true).await
+            }
             other => other,
         }
     }
 
     async fn ask(spec: &Spec, fleet: &Fleet, run: &RunId, steal: bool) -> Result<Self, Error> {
-        let request = LockRequest { name: spec.name.clone(), owner: owner(run), ttl_s: TTL_S, steal };
+        let request = LockRequest {
+            name: spec.name.clone(),
+            owner: owner(run),
+            ttl_s: TTL_S,
+            steal,
+        };
         let control_planes = spec.control_planes();
-        let reached: Vec<MachineRef> = control_planes.iter().filter_map(|machine| fleet.get(&machine.name).cloned()).collect();
+        let reached: Vec<MachineRef> = control_planes
+            .iter()
+            .filter_map(|machine| fleet.get(&machine.name).cloned())
+            .collect();
         let mut asked = JoinSet::new();
         for machine in reached {
             let request = request.clone();
@@ -87,11 +109,28 @@ impl Lock {
         let enough = held.len() >= majority || (holders.is_empty() && !held.is_empty());
         if !enough {
             release(&request.name, &held).await;
-            return Err(if holders.is_empty() { Error::NoLock { reasons } } else { Error::Locked { holders } });
+            return Err(if holders.is_empty() {
+                Error::NoLock { reasons }
+            } else {
+                Error::Locked { holders }
+            });
         }
         let lost = Stop::default();
-        let renewing = tokio::spawn(renew(LockRequest { steal: false, ..request.clone() }, held.clone(), lost.clone())).abort_handle();
-        Ok(Self { request, held, lost, renewing })
+        let renewing = tokio::spawn(renew(
+            LockRequest {
+                steal: false,
+                ..request.clone()
+            },
+            held.clone(),
+            lost.clone(),
+        ))
+        .abort_handle();
+        Ok(Self {
+            request,
+            held,
+            lost,
+            renewing,
+        })
     }
 
     /// Set when another run has taken the lock over.
@@ -113,12 +152,28 @@ impl Drop for Lock {
 
 impl Holder {
     fn of(machine: &str, holder: LockHolder) -> Self {
-        let LockOwner { run_id, user, host, pid } = holder.owner;
-        Self { machine: machine.into(), host: host.clone(), run: run_id, who: format!("{user}@{host}"), pid, age_s: holder.age_s, idle_s: holder.idle_s, expired: holder.expired }
+        let LockOwner {
+            run_id,
+            user,
+            host,
+            pid,
+        } = holder.owner;
+        Self {
+            machine: machine.into(),
+            host: host.clone(),
+            run: run_id,
+            who: format!("{user}@{host}"),
+            pid,
+            age_s: holder.age_s,
+            idle_s: holder.idle_s,
+            expired: holder.expired,
+        }
     }
 
     fn is_dead_here(&self) -> bool {
-        self.host == own_host() && self.pid != std::process::id() && !std::path::Path::new("/proc").join(self.pid.to_string()).exists()
+        self.host == own_host()
+            && self.pid != std::process::id()
+            && !std::path::Path::new("/proc").join(self.pid.to_string()).exists()
     }
 }
 
@@ -151,10 +206,20 @@ async fn release(name: &str, held: &[(MachineRef, u64)]) {
 }
 
 fn owner(run: &RunId) -> LockOwner {
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
-    LockOwner { run_id: run.to_string(), user, host: own_host(), pid: std::process::id() }
+    let user = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .unwrap_or_else(|_| "unknown".into());
+    LockOwner {
+        run_id: run.to_string(),
+        user,
+        host: own_host(),
+        pid: std::process::id(),
+    }
 }
 
 fn own_host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -73,12 +73,22 @@ impl Operator {
 
     /// An operator without a folder.
     pub fn nobody(program_sha256: &str) -> Self {
-        Self { folder: None, held: None, program_sha256: program_sha256.into() }
+        Self {
+            folder: None,
+            held: None,
+            program_sha256: program_sha256.into(),
+        }
     }
 
     /// Makes the folder from what a control plane holds: authorities, service-account key and encryption key.
     /// A lost folder costs nothing but the journals.
-    pub async fn recover(folder: &Path, passphrase: Option<SecretText>, program_sha256: &str, fleet: &Fleet, control_planes: &[String]) -> Result<Self, Error> {
+    pub async fn recover(
+        folder: &Path,
+        passphrase: Option<SecretText>,
+        program_sha256: &str,
+        fleet: &Fleet,
+        control_planes: &[String],
+    ) -> Result<Self, Error> {
         let mut reasons = Vec::new();
         for name in control_planes {
             let Some(machine) = fleet.get(name) else {
@@ -95,15 +105,23 @@ impl Operator {
                 Err(missing) => reasons.extend(missing.into_iter().map(|reason| format!("{name}: {reason}"))),
             }
         }
-        Err(Error::Journal { path: folder.into(), reason: format!("no control plane holds everything: {}", reasons.join("; ")) })
+        Err(Error::Journal {
+            path: folder.into(),
+            reason: format!("no control plane holds everything: {}", reasons.join("; ")),
+        })
     }
 
     /// A control plane that already has a cluster authority this operator does not hold. Checked before an apply.
     pub async fn foreign(&self, fleet: &Fleet, control_planes: &[String]) -> Option<String> {
-        let own = self.held.as_ref().map(|held| held.pki.cluster.certificate_pem().trim().to_owned());
+        let own = self
+            .held
+            .as_ref()
+            .map(|held| held.pki.cluster.certificate_pem().trim().to_owned());
         for name in control_planes {
             let Some(machine) = fleet.get(name) else { continue };
-            let Ok(found) = machine.read("/etc/kubernetes/pki/ca.crt", 64 << 10).await else { continue };
+            let Ok(found) = machine.read("/etc/kubernetes/pki/ca.crt", 64 << 10).await else {
+                continue;
+            };
             if own.as_deref() != Some(String::from_utf8_lossy(&found).trim()) {
                 return Some(name.clone());
             }
@@ -113,7 +131,15 @@ impl Operator {
 
     fn with(folder: &Path, store: Store, pki: Pki, program_sha256: &str) -> Result<Self, Error> {
         let certificate_key = certificate_key(&store.path().join("secrets/kubeadm-certificate-key"))?;
-        Ok(Self { folder: Some(folder.into()), held: Some(Held { store, pki, certificate_key }), program_sha256: program_sha256.into() })
+        Ok(Self {
+            folder: Some(folder.into()),
+            held: Some(Held {
+                store,
+                pki,
+                certificate_key,
+            }),
+            program_sha256: program_sha256.into(),
+        })
     }
 
     pub fn folder(&self) -> Option<&Path> {
@@ -126,14 +152,21 @@ impl Operator {
 
     /// What the plan may know.
     pub fn facts(&self) -> OperatorFacts {
-        let mut facts = OperatorFacts { program_sha256: self.program_sha256.clone(), ..OperatorFacts::default() };
+        let mut facts = OperatorFacts {
+            program_sha256: self.program_sha256.clone(),
+            ..OperatorFacts::default()
+        };
         let Some(held) = &self.held else { return facts };
         for ca in Ca::ALL {
             let authority = held.pki.authority(ca);
             let found = authority.found();
             facts.authorities.insert(
                 ca.name().into(),
-                CaFacts { certificate: authority.certificate_pem().into(), spki_sha256: found.spki_sha256.clone(), not_after_unix: found.not_after },
+                CaFacts {
+                    certificate: authority.certificate_pem().into(),
+                    spki_sha256: found.spki_sha256.clone(),
+                    not_after_unix: found.not_after,
+                },
             );
         }
         facts.secrets = held.secrets();
@@ -146,22 +179,41 @@ impl Operator {
         let Some(held) = &self.held else { return Ok(None) };
         let issued = held.for_today()?;
         let client = format!("{}{}", issued.certificate_pem, issued.key_pem.expose());
-        Ok(Some(Identity { client: client.into(), authority: held.pki.cluster.certificate_pem().into() }))
+        Ok(Some(Identity {
+            client: client.into(),
+            authority: held.pki.cluster.certificate_pem().into(),
+        }))
     }
 
     /// The same as a kubeconfig, for a program's standard input; empty without authorities. Never to be written.
     pub fn memory_kubeconfig(&self, spec: &Spec) -> Result<String, Error> {
-        let Some(held) = &self.held else { return Ok(String::new()) };
-        let text = kubeconfig(&spec.name, &spec.admin_url(), held.pki.cluster.certificate_pem(), "quorate", &held.for_today()?);
+        let Some(held) = &self.held else {
+            return Ok(String::new());
+        };
+        let text = kubeconfig(
+            &spec.name,
+            &spec.admin_url(),
+            held.pki.cluster.certificate_pem(),
+            "quorate",
+            &held.for_today()?,
+        );
         Ok(text.expose().to_owned())
     }
 
     /// The administrator's kubeconfig in the folder, written when it is absent, about to expire, or leads elsewhere.
     /// `None` without a folder.
     pub fn admin_kubeconfig(&self, spec: &Spec) -> Result<Option<PathBuf>, Error> {
-        let (Some(held), Some(folder)) = (&self.held, &self.folder) else { return Ok(None) };
+        let (Some(held), Some(folder)) = (&self.held, &self.folder) else {
+            return Ok(None);
+        };
         let inventory = quorate_plan::certificates(spec);
-        let Some(wanted) = inventory.certificates.iter().find(|row| row.id == "admin" && row.holder == Holder::Operator) else { return Ok(None) };
+        let Some(wanted) = inventory
+            .certificates
+            .iter()
+            .find(|row| row.id == "admin" && row.holder == Holder::Operator)
+        else {
+            return Ok(None);
+        };
         let issued = match held.store.read_issued("admin")? {
             Some(issued) if held.serves(wanted, &issued) => issued,
             _ => {
@@ -170,7 +222,13 @@ impl Operator {
                 issued
             }
         };
-        let text = kubeconfig(&spec.name, &spec.admin_url(), held.pki.cluster.certificate_pem(), "admin", &issued);
+        let text = kubeconfig(
+            &spec.name,
+            &spec.admin_url(),
+            held.pki.cluster.certificate_pem(),
+            "admin",
+            &issued,
+        );
         let path = folder.join("kubeconfig");
         if fs::read(&path).ok().as_deref() != Some(text.expose().as_bytes()) {
             write_private(&path, text.expose().as_bytes())?;
@@ -184,7 +242,10 @@ impl Held {
         let wanted = CertificateWanted {
             id: "quorate-run".into(),
             holder: Holder::Operator,
-            place: Place::Files { certificate: String::new(), key: String::new() },
+            place: Place::Files {
+                certificate: String::new(),
+                key: String::new(),
+            },
             ca: Ca::Cluster,
             common_name: "quorate".into(),
             organizations: vec!["system:masters".into()],
@@ -199,7 +260,13 @@ impl Held {
     }
 
     fn secrets(&self) -> BTreeMap<SecretId, SecretBytes> {
-        let Pki { cluster, etcd, front_proxy, service_account, secrets } = &self.pki;
+        let Pki {
+            cluster,
+            etcd,
+            front_proxy,
+            service_account,
+            secrets,
+        } = &self.pki;
         let (id, secret) = secrets.bootstrap_token.expose().split_once('.').unwrap_or_default();
         BTreeMap::from(
             [
@@ -228,7 +295,11 @@ impl Held {
 /// A kubeconfig with everything embedded, as `kubectl` reads it. `server`: URL.
 pub fn kubeconfig(cluster: &str, server: &str, ca_pem: &str, user: &str, issued: &Issued) -> SecretText {
     let user = format!("{user}@{cluster}");
-    let (ca, certificate, key) = (STANDARD.encode(ca_pem), STANDARD.encode(&issued.certificate_pem), STANDARD.encode(issued.key_pem.expose()));
+    let (ca, certificate, key) = (
+        STANDARD.encode(ca_pem),
+        STANDARD.encode(&issued.certificate_pem),
+        STANDARD.encode(issued.key_pem.expose()),
+    );
     SecretText::new(format!(
         "apiVersion: v1\n\
          kind: Config\n\
@@ -253,7 +324,9 @@ pub fn kubeconfig(cluster: &str, server: &str, ca_pem: &str, user: &str, issued:
 
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 pub(crate) fn random<const N: usize>() -> [u8; N] {
@@ -268,7 +341,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn make_dir(path: &Path) -> Result<(), Error> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("making the folder", path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io("making the folder", path))
 }
 
 /// 0600, whole or not at all.
@@ -277,10 +354,19 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 /// As [`write_private`], for what need not be in memory as a whole.
-pub(crate) fn write_private_with(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), Error> {
+pub(crate) fn write_private_with(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), Error> {
     let aside = path.with_extension(format!("new.{}", hex(&random::<4>())));
     let written = (|| {
-        let mut file = std::io::BufWriter::new(fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?);
+        let mut file = std::io::BufWriter::new(
+            fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&aside)?,
+        );
         content(&mut file)?;
         file.into_inner()?.sync_all()?;
         fs::rename(&aside, path)
@@ -297,7 +383,9 @@ fn certificate_key(path: &Path) -> Result<SecretText, Error> {
         Ok(text) => Ok(SecretText::new(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let mut bytes = [0; 32];
-            SystemRandom::new().fill(&mut bytes).map_err(|_| quorate_pki::Error::Random)?;
+            SystemRandom::new()
+                .fill(&mut bytes)
+                .map_err(|_| quorate_pki::Error::Random)?;
             let key = SecretText::new(hex(&bytes));
             write_private(path, key.expose().as_bytes())?;
             Ok(key)
@@ -308,7 +396,10 @@ fn certificate_key(path: &Path) -> Result<SecretText, Error> {
 
 async fn import(machine: &quorate_machine::MachineRef) -> Result<Import, Vec<String>> {
     let mut files = BTreeMap::new();
-    let names = Ca::ALL.iter().flat_map(|ca| [format!("{}.crt", ca.stem()), format!("{}.key", ca.stem())]).chain(["sa.key".to_owned()]);
+    let names = Ca::ALL
+        .iter()
+        .flat_map(|ca| [format!("{}.crt", ca.stem()), format!("{}.key", ca.stem())])
+        .chain(["sa.key".to_owned()]);
     for name in names {
         if let Ok(content) = machine.read(&format!("/etc/kubernetes/pki/{name}"), 64 << 10).await {
             files.insert(name, SecretText::new(String::from_utf8_lossy(&content).into_owned()));
@@ -320,13 +411,18 @@ async fn import(machine: &quorate_machine::MachineRef) -> Result<Import, Vec<Str
         import.secrets.insert("encryption-key".into(), key);
     }
     if let Ok(key) = machine.read("/etc/quorate/vrrp.key", 4 << 10).await {
-        import.secrets.insert("vrrp-key".into(), SecretText::new(String::from_utf8_lossy(&key).trim().to_owned()));
+        import.secrets.insert(
+            "vrrp-key".into(),
+            SecretText::new(String::from_utf8_lossy(&key).trim().to_owned()),
+        );
     }
     Ok(import)
 }
 
 /// The first `secret:` of an EncryptionConfiguration.
 fn first_key(text: &str) -> Option<SecretText> {
-    let line = text.lines().find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("secret:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("secret:"))?;
     Some(SecretText::new(line.trim().trim_matches('"').to_owned()))
 }

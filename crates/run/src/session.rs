@@ -29,7 +29,12 @@ pub struct Session {
 
 impl Session {
     pub fn new(spec: Spec, fleet: Fleet, operator: Operator, catalogue: Catalogue) -> Self {
-        Self { spec: Arc::new(spec), fleet, operator, catalogue }
+        Self {
+            spec: Arc::new(spec),
+            fleet,
+            operator,
+            catalogue,
+        }
     }
 
     /// What is found now, on all machines at once. Only the operator's own side can fail: a machine that does not answer
@@ -60,7 +65,9 @@ impl Session {
 
     /// The first ready API server of the control planes, with a super-administrator's identity.
     pub async fn api(&self) -> Result<Option<Api>, Error> {
-        let Some(identity) = self.operator.identity()? else { return Ok(None) };
+        let Some(identity) = self.operator.identity()? else {
+            return Ok(None);
+        };
         for api in apis(self, &identity) {
             if api.ready().await {
                 return Ok(Some(api));
@@ -73,6 +80,10 @@ impl Session {
 /// Every reached control plane's own API server, in the order of the cluster file.
 pub(crate) fn apis(session: &Session, identity: &Identity) -> Vec<Api> {
     let control_planes = session.spec.control_planes();
-    let reached = control_planes.iter().filter_map(|machine| Some((machine, session.fleet.get(&machine.name)?.clone())));
-    reached.map(|(machine, connection)| Api::new(connection, session.spec.api_server_of(machine), identity.clone())).collect()
+    let reached = control_planes
+        .iter()
+        .filter_map(|machine| Some((machine, session.fleet.get(&machine.name)?.clone())));
+    reached
+        .map(|(machine, connection)| Api::new(connection, session.spec.api_server_of(machine), identity.clone()))
+        .collect()
 }

@@ -27,7 +27,11 @@ async fn bare_machines_become_a_cluster_and_a_second_plan_is_empty() {
     assert_eq!(story.plan.unwrap().hash(), plan.hash());
     assert_eq!(runs(folder.path()).len(), 1);
     // The token admits nobody any more.
-    assert!(sim.machines.values().all(|machine| machine.file("/etc/kubernetes/bootstrap-kubelet.conf").is_none()));
+    assert!(
+        sim.machines
+            .values()
+            .all(|machine| machine.file("/etc/kubernetes/bootstrap-kubelet.conf").is_none())
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -42,7 +46,13 @@ async fn every_example_is_carried_out() {
         let folder = tempfile::tempdir().unwrap();
         let sim = Sim::new(&text, folder.path());
         let (_, outcome) = sim.apply().await;
-        assert_eq!(outcome.ended, Ended::Complete, "{}: {:#?}", path.display(), outcome.failures);
+        assert_eq!(
+            outcome.ended,
+            Ended::Complete,
+            "{}: {:#?}",
+            path.display(),
+            outcome.failures
+        );
         assert_eq!(sim.left().await, [], "{}", path.display());
     }
 }
@@ -54,12 +64,21 @@ async fn killed_after_every_step_it_converges_to_the_same_cluster() {
     let (plan, _) = first.apply().await;
     let expected = first.fingerprint();
     // Every step with QUORATE_SIM_RUNS, every seventh without.
-    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() { 1 } else { 7 };
+    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
+        1
+    } else {
+        7
+    };
     for count in (0..plan.step_count()).step_by(stride) {
         let sim = Sim::with(first.spec.clone(), first.operator.clone());
         assert!(sim.apply_killed_after(count).await.is_some());
         let (_, outcome) = sim.apply().await;
-        assert_eq!(outcome.ended, Ended::Complete, "after {count} steps: {:#?}", outcome.failures);
+        assert_eq!(
+            outcome.ended,
+            Ended::Complete,
+            "after {count} steps: {:#?}",
+            outcome.failures
+        );
         assert_eq!(sim.left().await, [], "after {count} steps");
         assert_same(&expected, &sim.fingerprint(), &format!("after {count} steps"));
     }
@@ -98,8 +117,19 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
     });
     let (plan, outcome) = sim.apply_with(&events).await;
     assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
-    let changes: Vec<&str> = plan.steps().map(|step| step.id.as_str()).filter(|id| ["remove-stale", "add-learner", "promote"].iter().any(|what| id.ends_with(what))).collect();
-    assert_eq!(changes, ["etcd/m1/remove-stale", "etcd/m1/add-learner", "etcd/m1/promote"]);
+    let changes: Vec<&str> = plan
+        .steps()
+        .map(|step| step.id.as_str())
+        .filter(|id| {
+            ["remove-stale", "add-learner", "promote"]
+                .iter()
+                .any(|what| id.ends_with(what))
+        })
+        .collect();
+    assert_eq!(
+        changes,
+        ["etcd/m1/remove-stale", "etcd/m1/add-learner", "etcd/m1/promote"]
+    );
     assert!(seen.lock().unwrap().iter().all(|(_, quorum)| *quorum));
     assert_eq!(sim.left().await, []);
 }
@@ -108,13 +138,32 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
 async fn a_failed_unit_stops_the_run_after_its_stage_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
-    sim.machines["m2"].state().failing_units.insert("kube-apiserver.service".into(), 1);
+    sim.machines["m2"]
+        .state()
+        .failing_units
+        .insert("kube-apiserver.service".into(), 1);
     let (_, outcome) = sim.apply().await;
-    assert_eq!(outcome.ended, Ended::Failed { stage: "control-plane".into() });
-    let [failure] = outcome.failures.as_slice() else { panic!("{:#?}", outcome.failures) };
+    assert_eq!(
+        outcome.ended,
+        Ended::Failed {
+            stage: "control-plane".into()
+        }
+    );
+    let [failure] = outcome.failures.as_slice() else {
+        panic!("{:#?}", outcome.failures)
+    };
     assert_eq!(failure.step, "control-plane/m2/units");
-    assert!(failure.error.contains("kube-apiserver.service is failed"), "{}", failure.error);
-    assert_eq!(failure.hint.as_deref(), Some("on m2: journalctl -u kube-apiserver.service -u kube-controller-manager.service -u kube-scheduler.service"));
+    assert!(
+        failure.error.contains("kube-apiserver.service is failed"),
+        "{}",
+        failure.error
+    );
+    assert_eq!(
+        failure.hint.as_deref(),
+        Some(
+            "on m2: journalctl -u kube-apiserver.service -u kube-controller-manager.service -u kube-scheduler.service"
+        )
+    );
     assert!(outcome.stages.iter().all(|(stage, _)| stage != "nodes"));
     sim.machines["m2"].state().failing_units.clear();
     assert_eq!(sim.apply().await.1.ended, Ended::Complete);
@@ -132,8 +181,17 @@ async fn asked_to_stop_it_ends_at_a_safe_point_and_goes_on_later() {
             asked.stop();
         }
     });
-    let outcome = sim.session().execute(&plan, &Options { stop, ..options() }, &events).await.unwrap();
-    assert_eq!(outcome.ended, Ended::Stopped { because: "asked to".into() });
+    let outcome = sim
+        .session()
+        .execute(&plan, &Options { stop, ..options() }, &events)
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome.ended,
+        Ended::Stopped {
+            because: "asked to".into()
+        }
+    );
     assert!(outcome.failures.is_empty() && outcome.done > 0 && outcome.done + outcome.skipped == plan.step_count());
     assert_eq!(sim.apply().await.1.ended, Ended::Complete);
 }
@@ -143,32 +201,59 @@ async fn two_runs_exclude_each_other_and_the_lock_says_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
     let plan = sim.plan().await;
-    let held = quorate_run::Lock::take(&sim.spec, &sim.session().fleet, &quorate_run::RunId::from("other".to_owned()), false).await.unwrap();
+    let held = quorate_run::Lock::take(
+        &sim.spec,
+        &sim.session().fleet,
+        &quorate_run::RunId::from("other".to_owned()),
+        false,
+    )
+    .await
+    .unwrap();
     let refused = sim.session().execute(&plan, &Options::default(), &silent()).await;
-    let Err(error @ Error::Locked { .. }) = refused else { panic!("{refused:?}") };
+    let Err(error @ Error::Locked { .. }) = refused else {
+        panic!("{refused:?}")
+    };
     assert!(error.to_string().contains("m1 is locked by run other of"), "{error}");
     assert!(error.hint().unwrap().contains("--steal"));
     held.give_back().await;
-    assert!(sim.session().execute(&plan, &Options::default(), &silent()).await.is_ok());
+    assert!(
+        sim.session()
+            .execute(&plan, &Options::default(), &silent())
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_lost_the_lock_stops() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
-    sim.machines["m4"].state().failing_units.insert("containerd.service".into(), 1);
+    sim.machines["m4"]
+        .state()
+        .failing_units
+        .insert("containerd.service".into(), 1);
     let plan = sim.plan().await;
     let fleet = sim.session().fleet;
     let (session, options) = (sim.session(), options());
     let thief = async {
         tokio::time::sleep(std::time::Duration::from_millis(30)).await;
-        quorate_run::Lock::take(&sim.spec, &fleet, &quorate_run::RunId::from("thief".to_owned()), true).await.unwrap()
+        quorate_run::Lock::take(&sim.spec, &fleet, &quorate_run::RunId::from("thief".to_owned()), true)
+            .await
+            .unwrap()
     };
     let listener = silent();
-    let (outcome, lock) = tokio::join!(sim.while_time_passes(session.execute(&plan, &options, &listener)), thief);
+    let (outcome, lock) = tokio::join!(
+        sim.while_time_passes(session.execute(&plan, &options, &listener)),
+        thief
+    );
     // Too fast a run may be over before the thief comes; a slow one must notice.
     if outcome.as_ref().is_ok_and(|outcome| outcome.took_ms > 15_000) {
-        assert_eq!(outcome.unwrap().ended, Ended::Stopped { because: "another run took the lock over".into() });
+        assert_eq!(
+            outcome.unwrap().ended,
+            Ended::Stopped {
+                because: "another run took the lock over".into()
+            }
+        );
     }
     lock.give_back().await;
 }
@@ -179,15 +264,30 @@ async fn a_run_is_taken_back() {
     let sim = Sim::new(MINIMAL, folder.path());
     sim.apply().await;
     let before = sim.fingerprint();
-    let changed = Sim { spec: sim.spec.clone(), machines: sim.machines.clone(), world: sim.world.clone(), operator: sim.operator.clone(), catalogue: sim.catalogue.clone() };
+    let changed = Sim {
+        spec: sim.spec.clone(),
+        machines: sim.machines.clone(),
+        world: sim.world.clone(),
+        operator: sim.operator.clone(),
+        catalogue: sim.catalogue.clone(),
+    };
     let mut changed = changed;
-    changed.spec.kubernetes.api_server.extra_args.insert("v".into(), "4".into());
+    changed
+        .spec
+        .kubernetes
+        .api_server
+        .extra_args
+        .insert("v".into(), "4".into());
     changed.spec.machines[3].labels.insert("disk".into(), "ssd".into());
     let (plan, outcome) = changed.apply().await;
     assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
     let touched: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_str()).collect();
     assert_eq!(touched, ["control-plane", "labels"]);
-    let undone = sim.session().rollback(&outcome.run, &options(), &silent()).await.unwrap();
+    let undone = sim
+        .session()
+        .rollback(&outcome.run, &options(), &silent())
+        .await
+        .unwrap();
     assert_eq!((undone.failed, undone.manual), (vec![], vec![]));
     assert_eq!(undone.steps.len(), plan.step_count());
     sim.world.settle();
@@ -210,7 +310,14 @@ async fn reset_leaves_the_machines_as_they_were() {
     assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
     let machines = |all: BTreeMap<String, String>| -> BTreeMap<String, String> {
         // Directories of the system itself, which a fake makes when it first needs them.
-        all.into_iter().filter(|(key, value)| !key.starts_with('/') && key != "etcd" && !value.ends_with("a directory") && !value.starts_with("active false")).collect()
+        all.into_iter()
+            .filter(|(key, value)| {
+                !key.starts_with('/')
+                    && key != "etcd"
+                    && !value.ends_with("a directory")
+                    && !value.starts_with("active false")
+            })
+            .collect()
     };
     assert_same(&machines(before), &machines(sim.fingerprint()), "after the reset");
 }
@@ -234,7 +341,14 @@ async fn a_full_disk_and_a_passing_error_are_told_apart() {
     sim.machines["m4"].state().disk_full = true;
     let (_, outcome) = sim.apply().await;
     assert_eq!(outcome.ended, Ended::Partial);
-    assert!(outcome.failures.iter().all(|failure| failure.machine == sim.machines["m4"].name()), "{:#?}", outcome.failures);
+    assert!(
+        outcome
+            .failures
+            .iter()
+            .all(|failure| failure.machine == sim.machines["m4"].name()),
+        "{:#?}",
+        outcome.failures
+    );
     assert!(outcome.failures[0].error.contains("No space left on device"));
 }
 
@@ -245,15 +359,29 @@ async fn no_secret_is_in_a_journal_plan_event_or_world_readable_file() {
     let sim = Sim::new(MINIMAL, folder.path());
     let told = Arc::new(Mutex::new(String::new()));
     let noted = told.clone();
-    let events: Listener = Arc::new(move |event| noted.lock().unwrap().push_str(&format!("{event:?}{}", serde_json::to_string(event).unwrap())));
+    let events: Listener = Arc::new(move |event| {
+        noted
+            .lock()
+            .unwrap()
+            .push_str(&format!("{event:?}{}", serde_json::to_string(event).unwrap()))
+    });
     sim.machines["m2"].fault(Fault::operation("write", 2, ErrorKind::Failed, "interrupted"));
     let (plan, outcome) = sim.apply_with(&events).await;
     let facts = sim.session().gather().await.unwrap();
     let mut texts = vec![
         ("events".to_owned(), told.lock().unwrap().clone()),
-        ("plan".to_owned(), format!("{}{plan:?}", serde_json::to_string(&plan).unwrap())),
-        ("facts".to_owned(), format!("{}{facts:?}", serde_json::to_string(&facts).unwrap())),
-        ("outcome".to_owned(), format!("{}{outcome:?}", serde_json::to_string(&outcome).unwrap())),
+        (
+            "plan".to_owned(),
+            format!("{}{plan:?}", serde_json::to_string(&plan).unwrap()),
+        ),
+        (
+            "facts".to_owned(),
+            format!("{}{facts:?}", serde_json::to_string(&facts).unwrap()),
+        ),
+        (
+            "outcome".to_owned(),
+            format!("{}{outcome:?}", serde_json::to_string(&outcome).unwrap()),
+        ),
         ("operator".to_owned(), format!("{:?}", sim.operator)),
     ];
     for entry in std::fs::read_dir(folder.path().join("runs")).unwrap() {

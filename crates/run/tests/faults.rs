@@ -24,7 +24,12 @@ fn whatever_breaks_applying_again_converges_and_quorum_holds() {
         Some(seed) => seed..seed + 1,
         None => 0..number("QUORATE_SIM_RUNS").unwrap_or(12),
     };
-    let folder = tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
+    let folder = tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() {
+        "/dev/shm"
+    } else {
+        "/tmp"
+    })
+    .unwrap();
     let first = Sim::new(MINIMAL, folder.path());
     let expected = run(async {
         assert_eq!(first.apply().await.1.ended, Ended::Complete);
@@ -44,7 +49,12 @@ fn whatever_breaks_applying_again_converges_and_quorum_holds() {
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 async fn trouble(seed: u64, first: &Sim, expected: &std::collections::BTreeMap<String, String>) {
@@ -96,14 +106,20 @@ async fn trouble(seed: u64, first: &Sim, expected: &std::collections::BTreeMap<S
             return;
         }
     }
-    panic!("seed {seed}: not done after {PATIENCE} applies: {:#?}", sim.left().await);
+    panic!(
+        "seed {seed}: not done after {PATIENCE} applies: {:#?}",
+        sim.left().await
+    );
 }
 
 fn watch(sim: &Sim, formed: &Arc<AtomicBool>, seed: u64) -> Listener {
     let (world, formed) = (sim.world.clone(), formed.clone());
     Arc::new(move |_| {
         let now = world.was_formed() && world.has_quorum();
-        assert!(now || !formed.load(Ordering::Relaxed), "seed {seed}: the quorum is lost");
+        assert!(
+            now || !formed.load(Ordering::Relaxed),
+            "seed {seed}: the quorum is lost"
+        );
         formed.fetch_or(now, Ordering::Relaxed);
     })
 }
@@ -111,7 +127,10 @@ fn watch(sim: &Sim, formed: &Arc<AtomicBool>, seed: u64) -> Listener {
 fn check(sim: &Sim, formed: &AtomicBool, seed: u64) {
     sim.world.settle();
     let now = sim.world.was_formed() && sim.world.has_quorum();
-    assert!(now || !formed.load(Ordering::Relaxed), "seed {seed}: the quorum is lost");
+    assert!(
+        now || !formed.load(Ordering::Relaxed),
+        "seed {seed}: the quorum is lost"
+    );
     formed.fetch_or(now, Ordering::Relaxed);
 }
 

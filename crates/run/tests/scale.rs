@@ -23,7 +23,11 @@ async fn a_thousand_machines() {
     );
     for index in 0..MACHINES {
         let role = if index < 3 { "control-plane" } else { "worker" };
-        yaml.push_str(&format!("    - {{name: m{index:04}, address: 10.77.{}.{}, roles: [{role}]}}\n", index / 200, index % 200 + 10));
+        yaml.push_str(&format!(
+            "    - {{name: m{index:04}, address: 10.77.{}.{}, roles: [{role}]}}\n",
+            index / 200,
+            index % 200 + 10
+        ));
     }
     let sim = Sim::new(&yaml, folder.path());
     sim.world.lazy.store(true, Ordering::Relaxed);
@@ -37,13 +41,20 @@ async fn a_thousand_machines() {
 
     let begun = Instant::now();
     let listener = quorate_run::silent();
-    let outcome = sim.while_time_passes(session.execute(&plan, &options, &listener)).await.unwrap();
+    let outcome = sim
+        .while_time_passes(session.execute(&plan, &options, &listener))
+        .await
+        .unwrap();
     let running = begun.elapsed();
     assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures.first());
     assert_eq!(sim.left().await, []);
     let memory = peak_memory_kib();
 
-    let report = format!("{} steps on {MACHINES} machines: planned in {planning:?}, run in {running:?}, at most {} MiB", plan.step_count(), memory / 1024);
+    let report = format!(
+        "{} steps on {MACHINES} machines: planned in {planning:?}, run in {running:?}, at most {} MiB",
+        plan.step_count(),
+        memory / 1024
+    );
     eprintln!("{report}");
     assert!(planning <= Duration::from_secs(1) * slack, "{report}");
     assert!(running <= Duration::from_secs(10) * slack, "{report}");

@@ -16,8 +16,18 @@ const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
-const ACCEPT: Instruction = Instruction { code: RETURN, if_true: 0, if_false: 0, value: u32::MAX };
-const REJECT: Instruction = Instruction { code: RETURN, if_true: 0, if_false: 0, value: 0 };
+const ACCEPT: Instruction = Instruction {
+    code: RETURN,
+    if_true: 0,
+    if_false: 0,
+    value: u32::MAX,
+};
+const REJECT: Instruction = Instruction {
+    code: RETURN,
+    if_true: 0,
+    if_false: 0,
+    value: 0,
+};
 
 /// Ethernet header length.
 pub(super) const ETHERNET: u32 = 14;
@@ -61,7 +71,10 @@ pub(super) fn neighbour_claims(addresses: &[Ipv6Addr]) -> Vec<Instruction> {
             let at = usize::from(word) * 4;
             let value = u32::from_be_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
             // A different word skips the rest of this address: two instructions per word left, and the ACCEPT.
-            program.extend([load(LOAD_WORD, NA_TARGET + at as u32), jump_equal(value, 0, (3 - word) * 2 + 1)]);
+            program.extend([
+                load(LOAD_WORD, NA_TARGET + at as u32),
+                jump_equal(value, 0, (3 - word) * 2 + 1),
+            ]);
         }
         program.push(ACCEPT);
     }
@@ -85,11 +98,21 @@ pub(super) fn vrrp() -> Vec<Instruction> {
 }
 
 fn load(code: u16, offset: u32) -> Instruction {
-    Instruction { code, if_true: 0, if_false: 0, value: offset }
+    Instruction {
+        code,
+        if_true: 0,
+        if_false: 0,
+        value: offset,
+    }
 }
 
 fn jump_equal(value: u32, if_true: u8, if_false: u8) -> Instruction {
-    Instruction { code: JUMP_EQUAL, if_true, if_false, value }
+    Instruction {
+        code: JUMP_EQUAL,
+        if_true,
+        if_false,
+        value,
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +137,13 @@ mod tests {
                     let Some(bytes) = bytes(length) else { return false };
                     accumulator = bytes.iter().fold(0u32, |value, byte| value << 8 | u32::from(*byte));
                 }
-                JUMP_EQUAL => at += usize::from(if accumulator == one.value { one.if_true } else { one.if_false }),
+                JUMP_EQUAL => {
+                    at += usize::from(if accumulator == one.value {
+                        one.if_true
+                    } else {
+                        one.if_false
+                    })
+                }
                 RETURN => return one.value != 0,
                 other => panic!("unknown instruction {other:#x}"),
             }
@@ -139,7 +168,12 @@ mod tests {
         let mut frame = [0u8; 86];
         frame[20] = 58;
         frame[54] = 136;
-        for (address, expected) in [("fd00::1:2:3", true), ("fd00::9", true), ("fd00::1:2:4", false), ("fd01::9", false)] {
+        for (address, expected) in [
+            ("fd00::1:2:3", true),
+            ("fd00::9", true),
+            ("fd00::1:2:4", false),
+            ("fd01::9", false),
+        ] {
             let address: Ipv6Addr = address.parse().expect("ip");
             frame[62..78].copy_from_slice(&address.octets());
             assert_eq!(passes(&program, &frame), expected, "{address}");

@@ -82,9 +82,21 @@ pub struct Watcher {
 impl Watcher {
     /// Watches `addresses` on the interface. Needs CAP_NET_RAW.
     pub fn open(index: u32, addresses: &[IpAddr]) -> Result<Self, Error> {
-        let v4: Vec<Ipv4Addr> = addresses.iter().filter_map(|one| if let IpAddr::V4(one) = one { Some(*one) } else { None }).collect();
-        let v6: Vec<Ipv6Addr> = addresses.iter().filter_map(|one| if let IpAddr::V6(one) = one { Some(*one) } else { None }).collect();
-        let failed = |operation| move |source| Error::Socket { interface: format!("{index}"), operation, source };
+        let v4: Vec<Ipv4Addr> = addresses
+            .iter()
+            .filter_map(|one| if let IpAddr::V4(one) = one { Some(*one) } else { None })
+            .collect();
+        let v6: Vec<Ipv6Addr> = addresses
+            .iter()
+            .filter_map(|one| if let IpAddr::V6(one) = one { Some(*one) } else { None })
+            .collect();
+        let failed = |operation| {
+            move |source| Error::Socket {
+                interface: format!("{index}"),
+                operation,
+                source,
+            }
+        };
         let arp = (!v4.is_empty())
             .then(|| PacketSocket::receiver(index, ETHERTYPE_ARP, &filter::arp_claims(&v4)))
             .transpose()
@@ -109,8 +121,14 @@ impl Watcher {
     /// `each` gets who claims what, and the frame from the Ethernet header on.
     pub fn read(&self, own: Option<[u8; 6]>, mut each: impl FnMut(Claim, &[u8])) {
         let mut buffer = [0; FRAME_MAX];
-        let arp = self.arp.iter().map(|socket| (socket, read_arp as fn(&[u8]) -> Option<Claim>));
-        let neighbours = self.neighbours.iter().map(|socket| (socket, read_advertisement as fn(&[u8]) -> Option<Claim>));
+        let arp = self
+            .arp
+            .iter()
+            .map(|socket| (socket, read_arp as fn(&[u8]) -> Option<Claim>));
+        let neighbours = self
+            .neighbours
+            .iter()
+            .map(|socket| (socket, read_advertisement as fn(&[u8]) -> Option<Claim>));
         for (socket, read) in arp.chain(neighbours) {
             for _ in 0..READ_BURST {
                 // An error is "nothing there" or a downed interface, which netlink reports.
@@ -126,12 +144,18 @@ impl Watcher {
 fn read_arp(frame: &[u8]) -> Option<Claim> {
     let mac = frame.get(22..28)?.try_into().ok()?;
     let address: [u8; 4] = frame.get(28..32)?.try_into().ok()?;
-    Some(Claim { address: Ipv4Addr::from(address).into(), mac })
+    Some(Claim {
+        address: Ipv4Addr::from(address).into(),
+        mac,
+    })
 }
 
 /// The hardware address is taken from the Ethernet source: the target link-layer option is optional.
 fn read_advertisement(frame: &[u8]) -> Option<Claim> {
     let at = filter::NA_TARGET as usize;
     let address: [u8; 16] = frame.get(at..at + 16)?.try_into().ok()?;
-    Some(Claim { address: Ipv6Addr::from(address).into(), mac: frame.get(6..12)?.try_into().ok()? })
+    Some(Claim {
+        address: Ipv6Addr::from(address).into(),
+        mac: frame.get(6..12)?.try_into().ok()?,
+    })
 }

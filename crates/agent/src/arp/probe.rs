@@ -40,8 +40,16 @@ pub struct SeenRouter {
 /// Blocks the calling thread. Needs CAP_NET_RAW.
 pub fn vip_in_use(interface: &str, address: IpAddr, timeout: Duration) -> Result<Option<Owner>, Error> {
     let link = Routes::open()?.link(interface)?;
-    let own = link.mac.ok_or_else(|| Error::NotEthernet { interface: interface.to_owned() })?;
-    let failed = |operation| move |source| Error::Socket { interface: interface.to_owned(), operation, source };
+    let own = link.mac.ok_or_else(|| Error::NotEthernet {
+        interface: interface.to_owned(),
+    })?;
+    let failed = |operation| {
+        move |source| Error::Socket {
+            interface: interface.to_owned(),
+            operation,
+            source,
+        }
+    };
     let watcher = Watcher::open(link.index, &[address])?;
     let announcer = Announcer::open().map_err(failed("opening a packet socket"))?;
     let frame = match address {
@@ -74,10 +82,19 @@ pub fn vip_in_use(interface: &str, address: IpAddr, timeout: Duration) -> Result
 /// of both families are heard, and unicast ones sent to this host. Blocks the calling thread. Needs CAP_NET_RAW.
 pub fn listen_vrrp(interface: &str, duration: Duration) -> Result<Vec<SeenRouter>, Error> {
     let link: Link = Routes::open()?.link(interface)?;
-    let failed = |operation| move |source| Error::Socket { interface: interface.to_owned(), operation, source };
-    let socket = PacketSocket::receiver(link.index, EVERY_ETHERTYPE, &filter::vrrp()).map_err(failed("listening for VRRP"))?;
+    let failed = |operation| {
+        move |source| Error::Socket {
+            interface: interface.to_owned(),
+            operation,
+            source,
+        }
+    };
+    let socket =
+        PacketSocket::receiver(link.index, EVERY_ETHERTYPE, &filter::vrrp()).map_err(failed("listening for VRRP"))?;
     for group in VRRP_GROUPS {
-        socket.join(link.index, group).map_err(failed("joining the VRRP groups"))?;
+        socket
+            .join(link.index, group)
+            .map_err(failed("joining the VRRP groups"))?;
     }
     let start = Instant::now();
     let mut seen = BTreeSet::new();
@@ -127,9 +144,17 @@ fn solicitation(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
 }
 
 fn icmp6_checksum(source: [u8; 16], destination: [u8; 16], icmp: &[u8]) -> u16 {
-    let pseudo = source.iter().chain(&destination).copied().chain((icmp.len() as u32).to_be_bytes()).chain([0, 0, 0, 58]);
+    let pseudo = source
+        .iter()
+        .chain(&destination)
+        .copied()
+        .chain((icmp.len() as u32).to_be_bytes())
+        .chain([0, 0, 0, 58]);
     let octets: Vec<u8> = pseudo.chain(icmp.iter().copied()).collect();
-    let mut sum: u32 = octets.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    let mut sum: u32 = octets
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }
@@ -141,7 +166,10 @@ fn read_router(frame: &[u8]) -> Option<SeenRouter> {
     let (source, vrrp): (IpAddr, &[u8]) = match packet.first()? >> 4 {
         4 => {
             let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            (Ipv4Addr::from(source).into(), packet.get(usize::from(packet[0] & 0x0f) * 4..)?)
+            (
+                Ipv4Addr::from(source).into(),
+                packet.get(usize::from(packet[0] & 0x0f) * 4..)?,
+            )
         }
         6 => {
             let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
@@ -149,8 +177,15 @@ fn read_router(frame: &[u8]) -> Option<SeenRouter> {
         }
         _ => return None,
     };
-    let &[first, vrid, priority, ..] = vrrp else { return None };
-    Some(SeenRouter { vrid, version: first >> 4, priority, source })
+    let &[first, vrid, priority, ..] = vrrp else {
+        return None;
+    };
+    Some(SeenRouter {
+        vrid,
+        version: first >> 4,
+        priority,
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -173,15 +208,24 @@ mod tests {
         assert_eq!(frame.len(), 14 + 40 + 24);
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 2, 0, 3]);
         let group: [u8; 16] = frame[38..54].try_into().expect("sixteen");
-        assert_eq!(icmp6_checksum([0; 16], group, &frame[54..]), 0, "sum over a valid packet is zero");
+        assert_eq!(
+            icmp6_checksum([0; 16], group, &frame[54..]),
+            0,
+            "sum over a valid packet is zero"
+        );
     }
 
     #[test]
     fn router_is_read_from_both_families() {
         let mut v4 = vec![0; 14];
-        v4.extend([0x45, 0, 0, 32, 0, 0, 0, 0, 255, 112, 0, 0, 10, 0, 0, 1, 224, 0, 0, 18, 0x31, 7, 100, 1]);
+        v4.extend([
+            0x45, 0, 0, 32, 0, 0, 0, 0, 255, 112, 0, 0, 10, 0, 0, 1, 224, 0, 0, 18, 0x31, 7, 100, 1,
+        ]);
         let seen = read_router(&v4).expect("router");
-        assert_eq!((seen.vrid, seen.version, seen.priority, seen.source), (7, 3, 100, "10.0.0.1".parse().expect("ip")));
+        assert_eq!(
+            (seen.vrid, seen.version, seen.priority, seen.source),
+            (7, 3, 100, "10.0.0.1".parse().expect("ip"))
+        );
         assert_eq!(read_router(&v4[..30]), None);
     }
 }

@@ -60,7 +60,10 @@ impl PacketSocket {
 
     /// Sends one complete Ethernet frame without waiting.
     pub(super) fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
-        let destination = frame.get(0..6).and_then(|octets| octets.try_into().ok()).unwrap_or([0xff; 6]);
+        let destination = frame
+            .get(0..6)
+            .and_then(|octets| octets.try_into().ok())
+            .unwrap_or([0xff; 6]);
         let address = link_address(index, 0, destination);
         // SAFETY: both pointers describe values that live across the call, with their exact sizes.
         let sent = unsafe {
@@ -80,7 +83,12 @@ impl PacketSocket {
     pub(super) fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         // SAFETY: the pointer and length describe `buffer`, which outlives the call.
         let got = unsafe {
-            libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+            libc::recv(
+                self.0.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+            )
         };
         check(got).map(|length| &buffer[..length])
     }
@@ -88,9 +96,17 @@ impl PacketSocket {
     fn attach(&self, filter: &[Instruction]) -> io::Result<()> {
         let code: Vec<libc::sock_filter> = filter
             .iter()
-            .map(|one| libc::sock_filter { code: one.code, jt: one.if_true, jf: one.if_false, k: one.value })
+            .map(|one| libc::sock_filter {
+                code: one.code,
+                jt: one.if_true,
+                jf: one.if_false,
+                k: one.value,
+            })
             .collect();
-        let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_ptr().cast_mut() };
+        let program = libc::sock_fprog {
+            len: code.len() as u16,
+            filter: code.as_ptr().cast_mut(),
+        };
         // The kernel copies the program during the call and does not write to it.
         self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
     }
@@ -120,7 +136,11 @@ impl AsFd for PacketSocket {
 pub(super) fn wait_readable(sockets: &[&PacketSocket], timeout: Duration) -> io::Result<bool> {
     let mut entries: Vec<libc::pollfd> = sockets
         .iter()
-        .map(|socket| libc::pollfd { fd: socket.0.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .map(|socket| libc::pollfd {
+            fd: socket.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
         .collect();
     let milliseconds = timeout.as_millis().min(i32::MAX as u128) as i32;
     // SAFETY: the pointer and count describe `entries`, which outlives the call.

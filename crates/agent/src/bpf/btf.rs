@@ -17,8 +17,16 @@ const SIGNED: u32 = 1 << 24;
 pub(super) fn socket_storage() -> Vec<u8> {
     let strings = b"\0int\0";
     let types: [u32; 10] = [
-        1, KIND_INT, 4, SIGNED | 32, // "int", 4 octets, signed, 32 bits
-        0, KIND_ARRAY, 0, KEY, KEY, layout::SOCKET as u32 / 4, // no name, element, index, length
+        1,
+        KIND_INT,
+        4,
+        SIGNED | 32, // "int", 4 octets, signed, 32 bits
+        0,
+        KIND_ARRAY,
+        0,
+        KEY,
+        KEY,
+        layout::SOCKET as u32 / 4, // no name, element, index, length
     ];
     let type_length = size_of_val(&types) as u32;
     let mut bytes = MAGIC.to_ne_bytes().to_vec();

@@ -36,7 +36,10 @@ pub(super) fn encode(address: SocketAddr) -> [u8; ADDRESS] {
 pub(super) fn decode(bytes: &[u8]) -> Option<SocketAddr> {
     let octets: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
     let port: [u8; 2] = bytes.get(16..18)?.try_into().ok()?;
-    Some(SocketAddr::new(Ipv6Addr::from(octets).to_canonical(), u16::from_be_bytes(port)))
+    Some(SocketAddr::new(
+        Ipv6Addr::from(octets).to_canonical(),
+        u16::from_be_bytes(port),
+    ))
 }
 
 /// The whole value of a service: each backend gets slots in proportion to its weight, at least one; those of weight 0
@@ -53,7 +56,10 @@ pub(super) fn service(backends: &[(SocketAddr, u16)]) -> Vec<u8> {
 
 /// The backends that a service's value names, with the number of slots of each.
 pub(super) fn read_shares(value: &[u8]) -> BTreeMap<SocketAddr, usize> {
-    let used = value.get(..4).and_then(|count| count.try_into().ok()).map_or(0, u32::from_ne_bytes) as usize;
+    let used = value
+        .get(..4)
+        .and_then(|count| count.try_into().ok())
+        .map_or(0, u32::from_ne_bytes) as usize;
     let slots = value.get(HEADER..).unwrap_or_default().chunks_exact(ADDRESS).take(used);
     count(slots.filter_map(decode))
 }
@@ -103,7 +109,10 @@ mod tests {
         for text in ["10.0.0.1:6443", "[fd00::1]:443"] {
             assert_eq!(decode(&encode(address(text))), Some(address(text)));
         }
-        assert_eq!(encode(address("1.2.3.4:258"))[8..20], [0, 0, 0xff, 0xff, 1, 2, 3, 4, 1, 2, 0, 0]);
+        assert_eq!(
+            encode(address("1.2.3.4:258"))[8..20],
+            [0, 0, 0xff, 0xff, 1, 2, 3, 4, 1, 2, 0, 0]
+        );
     }
 
     #[test]

@@ -148,11 +148,22 @@ impl Balancer {
     /// (which is mounted on /sys/fs/bpf if needed). What an earlier agent pinned there is taken over with its backends.
     pub fn attach(cgroup: &Path, pin: &Path) -> Result<Self, Error> {
         let directory = prepare(pin)?;
-        let services = pinned_map(&directory.join("services"), (MAP_HASH, layout::ADDRESS, layout::SERVICE), create_services)?;
-        let sockets = pinned_map(&directory.join("sockets"), (MAP_SK_STORAGE, 4, layout::SOCKET), create_sockets)?;
+        let services = pinned_map(
+            &directory.join("services"),
+            (MAP_HASH, layout::ADDRESS, layout::SERVICE),
+            create_services,
+        )?;
+        let sockets = pinned_map(
+            &directory.join("sockets"),
+            (MAP_SK_STORAGE, 4, layout::SOCKET),
+            create_sockets,
+        )?;
         let programs = load_all(&services, &sockets)?;
         let target = fs::File::open(cgroup).map_err(kernel(format!("opening {}", cgroup.display())))?;
-        let identity = target.metadata().map_err(kernel(format!("opening {}", cgroup.display())))?.ino();
+        let identity = target
+            .metadata()
+            .map_err(kernel(format!("opening {}", cgroup.display())))?
+            .ino();
         for ((name, attach, ..), program) in HOOKS.iter().zip(&programs) {
             let path = directory.join(name);
             link(&path, name, *attach, program, (cgroup, target.as_fd(), identity))?;
@@ -163,9 +174,14 @@ impl Balancer {
     /// Makes `virtual_address` a service of these backends with their weights (0: none), replacing the former set at
     /// once: a connect sees the old set or the new one. Without any backend, connects are refused (ECONNREFUSED).
     pub fn set(&self, virtual_address: SocketAddr, backends: &[(SocketAddr, u16)]) -> Result<(), Error> {
-        let misfit = backends.iter().find(|(backend, _)| backend.is_ipv4() != virtual_address.is_ipv4());
+        let misfit = backends
+            .iter()
+            .find(|(backend, _)| backend.is_ipv4() != virtual_address.is_ipv4());
         if let Some((backend, _)) = misfit {
-            return Err(Error::Family { virtual_address, backend: *backend });
+            return Err(Error::Family {
+                virtual_address,
+                backend: *backend,
+            });
         }
         let value = layout::service(backends);
         sys::update(self.services.as_fd(), &layout::encode(virtual_address), &value)
@@ -216,7 +232,12 @@ fn prepare(pin: &Path) -> Result<PathBuf, Error> {
         sys::mount_bpffs(usual).map_err(kernel("mounting a BPF file system on /sys/fs/bpf"))?;
     }
     let directory = pin.join(layout::VERSION);
-    let failed = || kernel(format!("making {} (it must be on a BPF file system)", directory.display()));
+    let failed = || {
+        kernel(format!(
+            "making {} (it must be on a BPF file system)",
+            directory.display()
+        ))
+    };
     fs::create_dir_all(&directory).map_err(failed())?;
     if !sys::is_bpffs(&directory).map_err(failed())? {
         return Err(failed()(io::ErrorKind::Unsupported.into()));
@@ -239,7 +260,8 @@ fn create_services() -> Result<OwnedFd, Error> {
 }
 
 fn create_sockets() -> Result<OwnedFd, Error> {
-    let types = sys::load_btf(&btf::socket_storage()).map_err(kernel("loading type information (CONFIG_DEBUG_INFO_BTF is not needed)"))?;
+    let types = sys::load_btf(&btf::socket_storage())
+        .map_err(kernel("loading type information (CONFIG_DEBUG_INFO_BTF is not needed)"))?;
     let shape = sys::MapShape {
         name: "quorate_sk",
         kind: MAP_SK_STORAGE,
@@ -271,7 +293,10 @@ fn pinned_map(
 }
 
 fn load_all(services: &OwnedFd, sockets: &OwnedFd) -> Result<Vec<OwnedFd>, Error> {
-    let maps = Maps { services: services.as_raw_fd(), sockets: sockets.as_raw_fd() };
+    let maps = Maps {
+        services: services.as_raw_fd(),
+        sockets: sockets.as_raw_fd(),
+    };
     HOOKS
         .iter()
         .map(|(name, attach, family, connect)| {
@@ -287,7 +312,9 @@ fn load_all(services: &OwnedFd, sockets: &OwnedFd) -> Result<Vec<OwnedFd>, Error
 
 fn load(name: &str, attach: u32, code: Option<Vec<u8>>) -> Result<OwnedFd, Error> {
     let operation = || kernel(format!("loading program {name}"));
-    let code = code.ok_or(io::ErrorKind::InvalidData).map_err(|kind| operation()(kind.into()))?;
+    let code = code
+        .ok_or(io::ErrorKind::InvalidData)
+        .map_err(|kind| operation()(kind.into()))?;
     sys::load_program(&format!("quorate_{name}"), &code, attach).map_err(operation())
 }
 

@@ -150,7 +150,9 @@ fn write_address(asm: &mut Assembler, family: Family, context: R, from: R, offse
 fn fields(family: Family) -> impl Iterator<Item = (i16, usize)> {
     let address: Vec<(i16, usize)> = match family {
         Family::V4 => vec![(USER_IP4, 12)],
-        Family::V6 => (0..4).map(|word: usize| (USER_IP6 + word as i16 * 4, word * 4)).collect(),
+        Family::V6 => (0..4)
+            .map(|word: usize| (USER_IP6 + word as i16 * 4, word * 4))
+            .collect(),
     };
     address.into_iter().chain([(USER_PORT, 16)])
 }
@@ -160,7 +162,10 @@ mod tests {
     use super::*;
     use std::net::SocketAddr;
 
-    const MAPS: Maps = Maps { services: 3, sockets: 4 };
+    const MAPS: Maps = Maps {
+        services: 3,
+        sockets: 4,
+    };
     const CONTEXT_AT: u64 = 0x1000;
     const STACK_END: u64 = 0x3000;
     const SERVICE_AT: u64 = 0x10_000;
@@ -180,12 +185,21 @@ mod tests {
 
     impl Machine {
         fn new(virtual_address: &str, backends: &[&str], random: u64) -> Self {
-            let backends: Vec<(SocketAddr, u16)> =
-                backends.iter().map(|text| (text.parse().expect("address"), 1)).collect();
+            let backends: Vec<(SocketAddr, u16)> = backends
+                .iter()
+                .map(|text| (text.parse().expect("address"), 1))
+                .collect();
             let key = layout::encode(virtual_address.parse().expect("address")).to_vec();
             let mut context = vec![0; 72];
             context[36..40].copy_from_slice(&6u32.to_ne_bytes());
-            Self { context, stack: vec![0xaa; 512], service: (key, layout::service(&backends)), socket: None, random, retval: None }
+            Self {
+                context,
+                stack: vec![0xaa; 512],
+                service: (key, layout::service(&backends)),
+                socket: None,
+                random,
+                retval: None,
+            }
         }
 
         fn aim(&mut self, address: &str) {
@@ -218,7 +232,10 @@ mod tests {
         }
 
         fn run(&mut self, program: &[u8]) -> i64 {
-            let code: Vec<[u8; 8]> = program.chunks_exact(8).map(|one| one.try_into().expect("eight")).collect();
+            let code: Vec<[u8; 8]> = program
+                .chunks_exact(8)
+                .map(|one| one.try_into().expect("eight"))
+                .collect();
             let mut r = [0u64; 11];
             (r[1], r[10]) = (CONTEXT_AT, STACK_END);
             let mut at = 0usize;
@@ -238,11 +255,13 @@ mod tests {
                     }
                     0x62 | 0x7a => {
                         let bytes = value.to_ne_bytes();
-                        self.memory(r[to].wrapping_add_signed(offset.into()), width).copy_from_slice(&bytes[..width]);
+                        self.memory(r[to].wrapping_add_signed(offset.into()), width)
+                            .copy_from_slice(&bytes[..width]);
                     }
                     0x63 | 0x7b => {
                         let bytes = r[from].to_ne_bytes();
-                        self.memory(r[to].wrapping_add_signed(offset.into()), width).copy_from_slice(&bytes[..width]);
+                        self.memory(r[to].wrapping_add_signed(offset.into()), width)
+                            .copy_from_slice(&bytes[..width]);
                     }
                     0xb7 => r[to] = value as u64,
                     0xbf => r[to] = r[from],

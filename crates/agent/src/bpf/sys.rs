@@ -74,8 +74,9 @@ pub(super) struct MapShape<'a> {
 }
 
 pub(super) fn create_map(shape: &MapShape<'_>) -> io::Result<OwnedFd> {
-    let (btf, btf_key, btf_value) =
-        shape.btf.map_or((0, 0, 0), |(descriptor, key, value)| (descriptor.as_raw_fd() as u32, key, value));
+    let (btf, btf_key, btf_value) = shape.btf.map_or((0, 0, 0), |(descriptor, key, value)| {
+        (descriptor.as_raw_fd() as u32, key, value)
+    });
     descriptor(
         MAP_CREATE,
         &mut MapCreate {
@@ -121,7 +122,11 @@ pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Resul
 
 /// `Ok(false)` if there was no such entry.
 pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    let mut attributes = Element { map: map.as_raw_fd() as u32, key: key.as_ptr() as u64, ..Element::default() };
+    let mut attributes = Element {
+        map: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        ..Element::default()
+    };
     absent_is_false(call(MAP_DELETE, &mut attributes))
 }
 
@@ -170,7 +175,11 @@ pub(super) fn load_program(program_name: &str, code: &[u8], attach: u32) -> io::
         return Ok(program);
     }
     let text = String::from_utf8_lossy(&log);
-    let lines: Vec<&str> = text.trim_end_matches('\0').lines().filter(|line| !line.starts_with("processed")).collect();
+    let lines: Vec<&str> = text
+        .trim_end_matches('\0')
+        .lines()
+        .filter(|line| !line.starts_with("processed"))
+        .collect();
     match lines.last() {
         Some(last) => Err(io::Error::new(first.kind(), format!("{first} (verifier: {last})"))),
         None => Err(first),
@@ -178,34 +187,75 @@ pub(super) fn load_program(program_name: &str, code: &[u8], attach: u32) -> io::
 }
 
 pub(super) fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
-    descriptor(BTF_LOAD, &mut BtfLoad { btf: bytes.as_ptr() as u64, size: bytes.len() as u32, ..BtfLoad::default() })
+    descriptor(
+        BTF_LOAD,
+        &mut BtfLoad {
+            btf: bytes.as_ptr() as u64,
+            size: bytes.len() as u32,
+            ..BtfLoad::default()
+        },
+    )
 }
 
 pub(super) fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach: u32) -> io::Result<OwnedFd> {
     let (program, target) = (program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32);
-    descriptor(LINK_CREATE, &mut LinkCreate { program, target, attach, flags: 0 })
+    descriptor(
+        LINK_CREATE,
+        &mut LinkCreate {
+            program,
+            target,
+            attach,
+            flags: 0,
+        },
+    )
 }
 
 /// Replaces the program of a link at once: no connect sees neither.
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let (link, program) = (link.as_raw_fd() as u32, program.as_raw_fd() as u32);
-    call(LINK_UPDATE, &mut LinkUpdate { link, program, flags: 0, old: 0 }).map(drop)
+    call(
+        LINK_UPDATE,
+        &mut LinkUpdate {
+            link,
+            program,
+            flags: 0,
+            old: 0,
+        },
+    )
+    .map(drop)
 }
 
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
-    call(LINK_DETACH, &mut LinkDetach { link: link.as_raw_fd() as u32 }).map(drop)
+    call(
+        LINK_DETACH,
+        &mut LinkDetach {
+            link: link.as_raw_fd() as u32,
+        },
+    )
+    .map(drop)
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attributes = Object { path: path.as_ptr() as u64, descriptor: object.as_raw_fd() as u32, flags: 0 };
+    let mut attributes = Object {
+        path: path.as_ptr() as u64,
+        descriptor: object.as_raw_fd() as u32,
+        flags: 0,
+    };
     call(OBJ_PIN, &mut attributes).map(drop)
 }
 
 /// `Ok(None)` if nothing is pinned there.
 pub(super) fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = c_path(path)?;
-    match descriptor(OBJ_GET, &mut Object { path: path.as_ptr() as u64, descriptor: 0, flags: 0 }) {
+    match descriptor(
+        OBJ_GET,
+        &mut Object {
+            path: path.as_ptr() as u64,
+            descriptor: 0,
+            flags: 0,
+        },
+    ) {
         Ok(object) => Ok(Some(object)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -229,16 +279,29 @@ pub(super) fn mount_bpffs(path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: all pointers are NUL-terminated strings that outlive the call; no data is passed.
     let done = unsafe {
-        libc::mount(c"bpf".as_ptr(), path.as_ptr(), c"bpf".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, std::ptr::null())
+        libc::mount(
+            c"bpf".as_ptr(),
+            path.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            std::ptr::null(),
+        )
     };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// First octets of `struct bpf_map_info` or `struct bpf_link_info`.
 fn info(object: BorrowedFd<'_>) -> io::Result<[u8; 80]> {
     let mut info = [0u8; 80];
-    let mut attributes =
-        Info { descriptor: object.as_raw_fd() as u32, length: info.len() as u32, info: info.as_mut_ptr() as u64 };
+    let mut attributes = Info {
+        descriptor: object.as_raw_fd() as u32,
+        length: info.len() as u32,
+        info: info.as_mut_ptr() as u64,
+    };
     call(INFO_BY_FD, &mut attributes)?;
     Ok(info)
 }
@@ -261,8 +324,7 @@ fn call<A: Attributes>(command: libc::c_long, attributes: &mut A) -> io::Result<
     loop {
         // SAFETY: `attributes` is the command's own prefix of union bpf_attr and is passed with its exact size; addresses
         // in it belong to slices and locals of the caller that outlive the call, with the sizes the kernel expects.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
         if result >= 0 {
             return Ok(result);
         }
@@ -285,4 +347,3 @@ fn name(text: &str) -> [u8; NAME_LEN] {
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
-

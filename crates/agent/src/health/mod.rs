@@ -55,13 +55,20 @@ impl Method {
     /// # Errors
     /// TLS files that cannot be used.
     pub fn new(health: &Health) -> Result<Self, String> {
-        let tls = (health.kind == HealthKind::Https).then(|| tls_config(health)).transpose()?;
+        let tls = (health.kind == HealthKind::Https)
+            .then(|| tls_config(health))
+            .transpose()?;
         let server_name = health
             .server_name
             .as_ref()
             .map(|n| ServerName::try_from(n.clone()).map_err(|e| format!("serverName {n:?}: {e}")))
             .transpose()?;
-        Ok(Self { kind: health.kind, path: health.path.clone(), tls: tls.map(Arc::new), server_name })
+        Ok(Self {
+            kind: health.kind,
+            path: health.path.clone(),
+            tls: tls.map(Arc::new),
+            server_name,
+        })
     }
 }
 
@@ -72,7 +79,12 @@ impl Method {
 pub fn methods(config: &AgentConfig) -> Result<HashMap<String, Arc<Method>>, String> {
     config
         .backend_sets()
-        .map(|s| Ok((s.name.to_owned(), Arc::new(Method::new(s.health).map_err(|e| format!("{}: {e}", s.name))?))))
+        .map(|s| {
+            Ok((
+                s.name.to_owned(),
+                Arc::new(Method::new(s.health).map_err(|e| format!("{}: {e}", s.name))?),
+            ))
+        })
         .collect()
 }
 
@@ -102,8 +114,15 @@ pub(crate) fn tls_config(health: &Health) -> Result<rustls::ClientConfig, String
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let fail = |e: rustls::pki_types::pem::Error| format!("{}: {e}", path.display());
-    let list = CertificateDer::pem_file_iter(path).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
-    if list.is_empty() { Err(format!("{} holds no certificate", path.display())) } else { Ok(list) }
+    let list = CertificateDer::pem_file_iter(path)
+        .map_err(fail)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(fail)?;
+    if list.is_empty() {
+        Err(format!("{} holds no certificate", path.display()))
+    } else {
+        Ok(list)
+    }
 }
 
 /// The checking thread. Dropping this ends it.
@@ -149,7 +168,13 @@ async fn carry_out(job: Job) -> Answer {
         Err(_) => ProbeOutcome::Timeout { stage },
     };
     let late = waited.max(start.elapsed().saturating_sub(job.timeout));
-    Answer { frontend: job.frontend, backend: job.backend, id: job.id, outcome, late }
+    Answer {
+        frontend: job.frontend,
+        backend: job.backend,
+        id: job.id,
+        outcome,
+        late,
+    }
 }
 
 async fn probe(job: &Job, stage: &mut ProbeStage) -> ProbeOutcome {
@@ -171,11 +196,19 @@ async fn probe(job: &Job, stage: &mut ProbeStage) -> ProbeOutcome {
         HealthKind::Https => {
             *stage = ProbeStage::Tls;
             let Some(config) = &job.how.tls else {
-                return ProbeOutcome::Broken { error: "no TLS configuration".into() };
+                return ProbeOutcome::Broken {
+                    error: "no TLS configuration".into(),
+                };
             };
-            let name =
-                job.how.server_name.clone().unwrap_or_else(|| ServerName::IpAddress(job.address.ip().into()));
-            match tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, tcp).await {
+            let name = job
+                .how
+                .server_name
+                .clone()
+                .unwrap_or_else(|| ServerName::IpAddress(job.address.ip().into()));
+            match tokio_rustls::TlsConnector::from(Arc::clone(config))
+                .connect(name, tcp)
+                .await
+            {
                 Ok(tls) => {
                     *stage = ProbeStage::Http;
                     ask(tls, job).await
@@ -214,7 +247,9 @@ async fn ask(mut s: impl AsyncRead + AsyncWrite + Unpin, job: &Job) -> ProbeOutc
 
 /// Whether the answer is whole by its Content-Length.
 fn complete(answer: &[u8]) -> bool {
-    let Some((head, body)) = split(answer) else { return false };
+    let Some((head, body)) = split(answer) else {
+        return false;
+    };
     head.lines()
         .filter_map(|l| l.split_once(':'))
         .find(|(k, _)| k.eq_ignore_ascii_case("content-length"))
@@ -228,12 +263,19 @@ fn split(answer: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 fn read_answer(answer: &[u8]) -> ProbeOutcome {
-    let broken = |error: &str| ProbeOutcome::Broken { error: error.to_owned() };
+    let broken = |error: &str| ProbeOutcome::Broken {
+        error: error.to_owned(),
+    };
     if answer.is_empty() {
         return broken("closed without an answer");
     }
-    let Some((head, body)) = split(answer) else { return broken("not an HTTP answer") };
-    let status = head.strip_prefix("HTTP/1.").and_then(|l| l.get(2..5)).and_then(|s| s.parse().ok());
+    let Some((head, body)) = split(answer) else {
+        return broken("not an HTTP answer");
+    };
+    let status = head
+        .strip_prefix("HTTP/1.")
+        .and_then(|l| l.get(2..5))
+        .and_then(|s| s.parse().ok());
     match status {
         Some(status) => classify_readyz(status, &String::from_utf8_lossy(body)),
         None => broken("not an HTTP answer"),
@@ -246,8 +288,12 @@ fn failed(what: &str, e: &std::io::Error) -> ProbeOutcome {
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
             ProbeOutcome::Unreachable
         }
-        ErrorKind::TimedOut => ProbeOutcome::Timeout { stage: ProbeStage::Connect },
-        _ => ProbeOutcome::Broken { error: format!("{what}: {e}") },
+        ErrorKind::TimedOut => ProbeOutcome::Timeout {
+            stage: ProbeStage::Connect,
+        },
+        _ => ProbeOutcome::Broken {
+            error: format!("{what}: {e}"),
+        },
     }
 }
 
@@ -258,10 +304,16 @@ mod tests {
     #[test]
     fn answers_are_read() {
         let read = |s: &str| read_answer(s.as_bytes());
-        assert_eq!(read("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), ProbeOutcome::Ready);
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            ProbeOutcome::Ready
+        );
         assert_eq!(
             read("HTTP/1.0 500 Internal Server Error\r\n\r\n[+]ping ok\n[-]etcd failed: reason withheld\n"),
-            ProbeOutcome::Unready { status: 500, etcd_only: true }
+            ProbeOutcome::Unready {
+                status: 500,
+                etcd_only: true
+            }
         );
         for s in ["", "HTTP/1.1 2", "SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 abc\r\n\r\n"] {
             assert!(matches!(read(s), ProbeOutcome::Broken { .. }), "{s:?}");

@@ -20,19 +20,30 @@ impl Addresses {
 
     /// Addresses that carry the mark of a virtual server, also those of an earlier process.
     pub(super) fn ours(&mut self) -> Result<Vec<IpAddr>, Error> {
-        Ok(self.0.addresses()?.into_iter().filter(|found| found.virtual_server).map(|found| found.address).collect())
+        Ok(self
+            .0
+            .addresses()?
+            .into_iter()
+            .filter(|found| found.virtual_server)
+            .map(|found| found.address)
+            .collect())
     }
 
     /// Adds what is missing, removes what is no longer wanted; returns what was changed.
     pub(super) fn ensure(&mut self, wanted: &[IpAddr]) -> Result<Vec<String>, Error> {
         let mut changes = Vec::new();
         let present = self.0.addresses()?;
-        for found in present.iter().filter(|found| found.virtual_server && !wanted.contains(&found.address)) {
+        for found in present
+            .iter()
+            .filter(|found| found.virtual_server && !wanted.contains(&found.address))
+        {
             self.0.delete_address(found.index, found.address, found.prefix)?;
             changes.push(format!("removing address {}", found.address));
         }
-        let missing: Vec<&IpAddr> =
-            wanted.iter().filter(|address| present.iter().all(|found| found.address != **address)).collect();
+        let missing: Vec<&IpAddr> = wanted
+            .iter()
+            .filter(|address| present.iter().all(|found| found.address != **address))
+            .collect();
         if missing.is_empty() {
             return Ok(changes);
         }

@@ -77,7 +77,13 @@ pub(super) struct Destination {
 
 impl Destination {
     pub(super) fn new(address: SocketAddr, weight: u32) -> Self {
-        Self { address, weight, forwarding: MASQUERADE, active: 0, inactive: 0 }
+        Self {
+            address,
+            weight,
+            forwarding: MASQUERADE,
+            active: 0,
+            inactive: 0,
+        }
     }
 
     /// Whether the kernel's entry `self` is as wanted; the counts do not matter.
@@ -110,7 +116,12 @@ pub(super) fn service(family: u16, command: Command, service: &Service) -> Messa
 }
 
 /// A message about one destination of a service.
-pub(super) fn destination(family: u16, command: Command, service: SocketAddr, destination: &Destination) -> MessageBuilder {
+pub(super) fn destination(
+    family: u16,
+    command: Command,
+    service: SocketAddr,
+    destination: &Destination,
+) -> MessageBuilder {
     MessageBuilder::new(family, 0)
         .fixed(&generic::header(command as u8, VERSION))
         .nested(ATTR_SERVICE, |inner| identity(inner, service))
@@ -167,7 +178,11 @@ pub(super) fn read_service(message: &Message<'_>) -> Option<Service> {
     if protocol != Some(libc::IPPROTO_TCP as u16) {
         return None;
     }
-    Some(Service { address: SocketAddr::new(decode(kind?, octets?)?, port?), scheduler, flags })
+    Some(Service {
+        address: SocketAddr::new(decode(kind?, octets?)?, port?),
+        scheduler,
+        flags,
+    })
 }
 
 /// Reads a destination of a service with addresses of family `service`.
@@ -189,7 +204,13 @@ pub(super) fn read_destination(message: &Message<'_>, service: SocketAddr) -> Op
         }
     }
     let address = SocketAddr::new(decode(kind, octets?)?, port?);
-    Some(Destination { address, weight, forwarding, active, inactive })
+    Some(Destination {
+        address,
+        weight,
+        forwarding,
+        active,
+        inactive,
+    })
 }
 
 /// What names a service.
@@ -204,7 +225,9 @@ fn identity(message: MessageBuilder, address: SocketAddr) -> MessageBuilder {
 
 fn nested<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
     let body = message.payload.get(generic::HEADER_LEN..)?;
-    codec::attributes(body).find(|(attribute, _)| *attribute == kind).map(|(_, data)| data)
+    codec::attributes(body)
+        .find(|(attribute, _)| *attribute == kind)
+        .map(|(_, data)| data)
 }
 
 /// Address family and the 16 octets of `union nf_inet_addr`.
@@ -238,15 +261,21 @@ mod tests {
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: String = text.split_whitespace().collect();
-        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex")).collect()
+        (0..digits.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex"))
+            .collect()
     }
 
     /// `ipvsadm -A -t 10.9.9.9:6443 -s wrr`, by hand from the kernel's policy (little endian).
     #[test]
     fn new_service_is_the_kernels_bytes() {
-        let wanted = Service { address: address("10.9.9.9:6443"), scheduler: "wrr".to_owned(), flags: 0 };
-        let expected = hex(
-            "68000000 1c00 0100 05000000 00000000
+        let wanted = Service {
+            address: address("10.9.9.9:6443"),
+            scheduler: "wrr".to_owned(),
+            flags: 0,
+        };
+        let expected = hex("68000000 1c00 0100 05000000 00000000
              01010000
              5400 0180
                0600 0100 0200 0000
@@ -256,17 +285,21 @@ mod tests {
                0800 0600 77727200
                0c00 0700 00000000 ffffffff
                0800 0800 00000000
-               0800 0900 ffffffff",
-        );
+               0800 0900 ffffffff");
         assert_eq!(service(0x1c, Command::NewService, &wanted).finish(5), expected);
     }
 
     /// `ipvsadm -d -t [fd00::9]:443 -r [fd00::1]:6443`.
     #[test]
     fn delete_destination_is_the_kernels_bytes() {
-        let bytes = destination(0x1c, Command::DeleteDestination, address("[fd00::9]:443"), &Destination::new(address("[fd00::1]:6443"), 9)).finish(6);
-        let expected = hex(
-            "6c000000 1c00 0100 06000000 00000000
+        let bytes = destination(
+            0x1c,
+            Command::DeleteDestination,
+            address("[fd00::9]:443"),
+            &Destination::new(address("[fd00::1]:6443"), 9),
+        )
+        .finish(6);
+        let expected = hex("6c000000 1c00 0100 06000000 00000000
              07010000
              3000 0180
                0600 0100 0a00 0000
@@ -276,33 +309,50 @@ mod tests {
              2800 0280
                0600 0b00 0a00 0000
                1400 0100 fd000000 00000000 00000000 00000001
-               0600 0200 192b 0000",
-        );
+               0600 0200 192b 0000");
         assert_eq!(bytes, expected);
     }
 
     #[test]
     fn what_is_written_is_read() {
         for virtual_address in ["10.9.9.9:443", "[fd00::9]:443"].map(address) {
-            let wanted = Service { address: virtual_address, scheduler: "wlc".to_owned(), flags: 0 };
+            let wanted = Service {
+                address: virtual_address,
+                scheduler: "wlc".to_owned(),
+                flags: 0,
+            };
             let bytes = service(1, Command::NewService, &wanted).finish(1);
             assert_eq!(read_service(&messages(&bytes).next().expect("message")), Some(wanted));
         }
         let wanted = Destination::new(address("10.0.0.1:6443"), 7);
         let bytes = destination(1, Command::NewDestination, address("10.9.9.9:443"), &wanted).finish(1);
-        assert_eq!(read_destination(&messages(&bytes).next().expect("message"), address("10.9.9.9:443")), Some(wanted));
+        assert_eq!(
+            read_destination(&messages(&bytes).next().expect("message"), address("10.9.9.9:443")),
+            Some(wanted)
+        );
     }
 
     #[test]
     fn foreign_kinds_of_services_are_left_alone() {
-        let udp = MessageBuilder::new(1, 0).fixed(&[1, 1, 0, 0]).nested(ATTR_SERVICE, |inner| {
-            inner.attr(SERVICE_FAMILY, &2u16.to_ne_bytes()).attr(SERVICE_PROTOCOL, &17u16.to_ne_bytes())
-        });
+        let udp = MessageBuilder::new(1, 0)
+            .fixed(&[1, 1, 0, 0])
+            .nested(ATTR_SERVICE, |inner| {
+                inner
+                    .attr(SERVICE_FAMILY, &2u16.to_ne_bytes())
+                    .attr(SERVICE_PROTOCOL, &17u16.to_ne_bytes())
+            });
         let mark = MessageBuilder::new(1, 0)
             .fixed(&[1, 1, 0, 0])
-            .nested(ATTR_SERVICE, |inner| inner.attr(SERVICE_FAMILY, &2u16.to_ne_bytes()).attr_u32(SERVICE_FIREWALL_MARK, 1));
+            .nested(ATTR_SERVICE, |inner| {
+                inner
+                    .attr(SERVICE_FAMILY, &2u16.to_ne_bytes())
+                    .attr_u32(SERVICE_FIREWALL_MARK, 1)
+            });
         for message in [udp, mark] {
-            assert_eq!(read_service(&messages(&message.finish(1)).next().expect("message")), None);
+            assert_eq!(
+                read_service(&messages(&message.finish(1)).next().expect("message")),
+                None
+            );
         }
     }
 
@@ -311,8 +361,16 @@ mod tests {
         let wanted = Destination::new(address("10.0.0.1:6443"), 7);
         let bytes = destination(1, Command::NewDestination, address("10.9.9.9:443"), &wanted).finish(1);
         for cut in 16..bytes.len() {
-            let message = Message { kind: 1, flags: 0, sequence: 1, payload: &bytes[16..cut] };
-            let _ = (read_service(&message), read_destination(&message, address("10.9.9.9:443")));
+            let message = Message {
+                kind: 1,
+                flags: 0,
+                sequence: 1,
+                payload: &bytes[16..cut],
+            };
+            let _ = (
+                read_service(&message),
+                read_destination(&message, address("10.9.9.9:443")),
+            );
         }
     }
 }

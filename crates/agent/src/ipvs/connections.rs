@@ -6,13 +6,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Client addresses of the connections to `service` that go to `backend`.
 pub(super) fn clients(table: &str, service: SocketAddr, backend: SocketAddr) -> HashSet<SocketAddr> {
-    table.lines().filter_map(read).filter(|(_, to, at)| *to == service && *at == backend).map(|(from, ..)| from).collect()
+    table
+        .lines()
+        .filter_map(read)
+        .filter(|(_, to, at)| *to == service && *at == backend)
+        .map(|(from, ..)| from)
+        .collect()
 }
 
 /// Client, virtual address and backend of one line of the table.
 fn read(line: &str) -> Option<(SocketAddr, SocketAddr, SocketAddr)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let &["TCP", from, from_port, to, to_port, at, at_port, ..] = &fields[..] else { return None };
+    let &["TCP", from, from_port, to, to_port, at, at_port, ..] = &fields[..] else {
+        return None;
+    };
     let address = |ip: &str, port: &str| Some(SocketAddr::new(read_ip(ip)?, u16::from_str_radix(port, 16).ok()?));
     Some((address(from, from_port)?, address(to, to_port)?, address(at, at_port)?))
 }
@@ -23,7 +30,9 @@ fn read_ip(text: &str) -> Option<IpAddr> {
     if text.contains(':') {
         return text.parse::<Ipv6Addr>().ok().map(Into::into);
     }
-    u32::from_str_radix(text, 16).ok().map(|bits| Ipv4Addr::from(bits).into())
+    u32::from_str_radix(text, 16)
+        .ok()
+        .map(|bits| Ipv4Addr::from(bits).into())
 }
 
 #[cfg(test)]

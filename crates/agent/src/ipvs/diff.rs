@@ -35,7 +35,11 @@ pub(super) fn changes(
         let address = want.service.address;
         let Some((service, destinations)) = found.iter().find(|(service, _)| service.address == address) else {
             first.push(Change::AddService(want.service.clone()));
-            first.extend(want.destinations.iter().map(|one| Change::AddDestination(address, one.clone())));
+            first.extend(
+                want.destinations
+                    .iter()
+                    .map(|one| Change::AddDestination(address, one.clone())),
+            );
             continue;
         };
         if *service != want.service {
@@ -48,12 +52,15 @@ pub(super) fn changes(
                 Some(_) => first.push(Change::EditDestination(address, destination.clone())),
             }
         }
-        let gone = destinations.iter().filter(|one| want.destinations.iter().all(|other| other.address != one.address));
+        let gone = destinations
+            .iter()
+            .filter(|one| want.destinations.iter().all(|other| other.address != one.address));
         last.extend(gone.map(|one| Change::DeleteDestination(address, one.clone())));
     }
-    let orphans = found.iter().map(|(service, _)| service).filter(|service| {
-        ours(service.address) && wanted.iter().all(|want| want.service.address != service.address)
-    });
+    let orphans = found
+        .iter()
+        .map(|(service, _)| service)
+        .filter(|service| ours(service.address) && wanted.iter().all(|want| want.service.address != service.address));
     last.extend(orphans.cloned().map(Change::DeleteService));
     first.extend(last);
     first
@@ -68,12 +75,19 @@ mod tests {
     }
 
     fn service(text: &str) -> Service {
-        Service { address: address(text), scheduler: "wrr".to_owned(), flags: 0 }
+        Service {
+            address: address(text),
+            scheduler: "wrr".to_owned(),
+            flags: 0,
+        }
     }
 
     fn wanted() -> Wanted {
         let destinations = ["10.0.0.1:6443", "10.0.0.2:6443"].map(|text| Destination::new(address(text), 1));
-        Wanted { service: service("10.9.9.9:443"), destinations: destinations.into() }
+        Wanted {
+            service: service("10.9.9.9:443"),
+            destinations: destinations.into(),
+        }
     }
 
     #[test]
@@ -82,7 +96,10 @@ mod tests {
         let mut found = want.destinations.clone();
         found[0].active = 17;
         found.reverse();
-        assert_eq!(changes(std::slice::from_ref(&want), &[(want.service.clone(), found)], |_| true), []);
+        assert_eq!(
+            changes(std::slice::from_ref(&want), &[(want.service.clone(), found)], |_| true),
+            []
+        );
     }
 
     #[test]
@@ -99,7 +116,13 @@ mod tests {
         let mut edited = want.destinations[0].clone();
         edited.weight = 0;
         let old = Destination::new(address("10.0.0.9:6443"), 1);
-        let found = [(Service { flags: 1, ..want.service.clone() }, vec![edited, old.clone()])];
+        let found = [(
+            Service {
+                flags: 1,
+                ..want.service.clone()
+            },
+            vec![edited, old.clone()],
+        )];
         let all = changes(std::slice::from_ref(&want), &found, |_| true);
         let at = want.service.address;
         let expected = [
@@ -114,7 +137,10 @@ mod tests {
     #[test]
     fn only_our_own_orphans_are_deleted() {
         let (ours, foreign) = (service("10.9.9.8:443"), service("10.96.0.1:443"));
-        let found = [(ours.clone(), vec![]), (foreign, vec![Destination::new(address("10.0.0.1:6443"), 1)])];
+        let found = [
+            (ours.clone(), vec![]),
+            (foreign, vec![Destination::new(address("10.0.0.1:6443"), 1)]),
+        ];
         let all = changes(&[], &found, |one| one.ip() == ours.address.ip());
         assert_eq!(all, [Change::DeleteService(ours)]);
     }

@@ -103,7 +103,8 @@ impl Ipvs {
     /// Takes over the configured services; in force with the next [`Ipvs::reconcile`].
     pub fn configure(&mut self, services: &[IpvsService]) {
         self.services = services.to_vec();
-        self.backends.retain(|name, _| services.iter().any(|service| service.name == *name));
+        self.backends
+            .retain(|name, _| services.iter().any(|service| service.name == *name));
     }
 
     /// Takes over the backend set of a service; in force with the next [`Ipvs::reconcile`]. A service whose set is not
@@ -115,9 +116,17 @@ impl Ipvs {
     /// Makes the kernel's state as wanted. To be called after each change and at least once a second.
     pub fn reconcile(&mut self) -> Report {
         let mut report = Report::default();
-        let addresses: Vec<IpAddr> = self.services.iter().map(|service| service.virtual_address.ip()).collect();
-        let masqueraded: Vec<IpAddr> =
-            self.services.iter().filter(|service| service.masquerade).map(|service| service.virtual_address.ip()).collect();
+        let addresses: Vec<IpAddr> = self
+            .services
+            .iter()
+            .map(|service| service.virtual_address.ip())
+            .collect();
+        let masqueraded: Vec<IpAddr> = self
+            .services
+            .iter()
+            .filter(|service| service.masquerade)
+            .map(|service| service.virtual_address.ip())
+            .collect();
         if !self.services.is_empty() {
             settings(&mut report);
         }
@@ -140,13 +149,18 @@ impl Ipvs {
     /// Whom they are connected to is known from the kernel's table of connections, which keeps them when the backend is
     /// deleted.
     pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
-        let Some(service) = self.services.iter().find(|one| one.name == service) else { return Ok(0) };
+        let Some(service) = self.services.iter().find(|one| one.name == service) else {
+            return Ok(0);
+        };
         let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default();
         let sources = connections::clients(&table, service.virtual_address, backend);
         if sources.is_empty() {
             return Ok(0);
         }
-        let victims = Victims { destination: service.virtual_address, sources: Some(&sources) };
+        let victims = Victims {
+            destination: service.virtual_address,
+            sources: Some(&sources),
+        };
         let outcome = sockdiag::destroy_everywhere(&victims, &sockdiag::pod_namespaces());
         match outcome.errors.into_iter().next() {
             Some(error) if outcome.destroyed == 0 => Err(error.into()),
@@ -170,8 +184,10 @@ impl Ipvs {
             Err(error) => return report.errors.push(error.to_string()),
         };
         let (services, backends) = (&self.services, &self.backends);
-        let wanted: Vec<Wanted> =
-            services.iter().filter_map(|service| Some(wanted(service, backends.get(&service.name)?))).collect();
+        let wanted: Vec<Wanted> = services
+            .iter()
+            .filter_map(|service| Some(wanted(service, backends.get(&service.name)?)))
+            .collect();
         // A service on an address that carries our mark is ours, unless it is configured and only its set is unknown.
         let ours = |address: SocketAddr| {
             stale.contains(&address.ip()) && services.iter().all(|service| service.virtual_address != address)
@@ -187,8 +203,9 @@ impl Ipvs {
     /// All TCP services with their destinations, as the kernel has them.
     fn table(&mut self) -> Result<Vec<(Service, Vec<Destination>)>, Error> {
         let family = self.family;
-        let services =
-            self.netlink.dump("listing services", || codec::list_services(family), codec::read_service)?;
+        let services = self
+            .netlink
+            .dump("listing services", || codec::list_services(family), codec::read_service)?;
         let mut table = Vec::with_capacity(services.len());
         for service in services {
             let address = service.address;
@@ -225,7 +242,12 @@ impl Ipvs {
 /// connections (drained, not ready, a backup not needed) stays with weight 0, and its connections go on.
 fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
     let chosen = preferred(backends);
-    let weight = |address: SocketAddr| chosen.iter().find(|(one, _)| *one == address).map_or(0, |(_, weight)| *weight);
+    let weight = |address: SocketAddr| {
+        chosen
+            .iter()
+            .find(|(one, _)| *one == address)
+            .map_or(0, |(_, weight)| *weight)
+    };
     let fits = |view: &&BackendView| view.address.is_ipv4() == service.virtual_address.is_ipv4();
     Wanted {
         service: Service {
@@ -310,8 +332,17 @@ mod tests {
             view("10.0.0.5:6443", Availability::Up, 100, true),
         ];
         let want = wanted(&service, &backends);
-        let list: Vec<(String, u32)> = want.destinations.iter().map(|one| (one.address.to_string(), one.weight)).collect();
-        let expected = [("10.0.0.1:6443", 100), ("10.0.0.3:6443", 0), ("10.0.0.4:6443", 0), ("10.0.0.5:6443", 0)];
+        let list: Vec<(String, u32)> = want
+            .destinations
+            .iter()
+            .map(|one| (one.address.to_string(), one.weight))
+            .collect();
+        let expected = [
+            ("10.0.0.1:6443", 100),
+            ("10.0.0.3:6443", 0),
+            ("10.0.0.4:6443", 0),
+            ("10.0.0.5:6443", 0),
+        ];
         assert_eq!(list, expected.map(|(address, weight)| (address.to_owned(), weight)));
         assert_eq!(want.service.scheduler, "lc");
     }
@@ -319,7 +350,8 @@ mod tests {
     #[test]
     fn nothing_up_falls_back_on_the_last_resort() {
         let service: IpvsService =
-            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []})).expect("service");
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
+                .expect("service");
         let want = wanted(&service, &[view("10.0.0.3:6443", Availability::LastResort, 100, false)]);
         assert_eq!(want.destinations[0].weight, 100);
     }

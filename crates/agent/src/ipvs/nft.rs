@@ -67,12 +67,18 @@ impl Rules {
 /// The tables as a script.
 fn rules(masqueraded: &[IpAddr], silent: &[IpAddr]) -> String {
     let list = |addresses: &[IpAddr], v4: bool| -> String {
-        let texts: Vec<String> = addresses.iter().filter(|one| one.is_ipv4() == v4).map(IpAddr::to_string).collect();
+        let texts: Vec<String> = addresses
+            .iter()
+            .filter(|one| one.is_ipv4() == v4)
+            .map(IpAddr::to_string)
+            .collect();
         texts.join(", ")
     };
     let mut text = String::new();
     if !masqueraded.is_empty() {
-        text += &format!("table inet {TABLE} {{\n chain postrouting {{\n  type nat hook postrouting priority 100; policy accept;\n");
+        text += &format!(
+            "table inet {TABLE} {{\n chain postrouting {{\n  type nat hook postrouting priority 100; policy accept;\n"
+        );
         for (v4, word) in [(true, "ip"), (false, "ip6")] {
             let addresses = list(masqueraded, v4);
             if !addresses.is_empty() {
@@ -94,12 +100,18 @@ fn rules(masqueraded: &[IpAddr], silent: &[IpAddr]) -> String {
 
 /// A table has to exist to be deleted.
 fn removal() -> String {
-    ["inet", "arp"].iter().map(|family| format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).collect()
+    ["inet", "arp"]
+        .iter()
+        .map(|family| format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
+        .collect()
 }
 
 fn present(silent: &[IpAddr]) -> bool {
     let listed = |family: &str, word: &str| {
-        let output = Command::new("nft").args(["list", "table", family, TABLE]).stdin(Stdio::null()).output();
+        let output = Command::new("nft")
+            .args(["list", "table", family, TABLE])
+            .stdin(Stdio::null())
+            .output();
         output.is_ok_and(|output| output.status.success() && String::from_utf8_lossy(&output.stdout).contains(word))
     };
     listed("inet", "masquerade") && (silent.iter().all(IpAddr::is_ipv6) || listed("arp", "drop"))
@@ -129,7 +141,9 @@ fn nft(script: &str) -> Result<(), Error> {
         .spawn()
         .map_err(|error| failed(format!("cannot start nft: {error}; install nftables")))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(script.as_bytes()).map_err(|error| failed(error.to_string()))?;
+        input
+            .write_all(script.as_bytes())
+            .map_err(|error| failed(error.to_string()))?;
     }
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
@@ -151,6 +165,9 @@ mod tests {
         assert!(text.contains("ct original ip6 daddr { fd00::9 } masquerade"), "{text}");
         assert!(text.contains("arp daddr ip { 10.9.9.9 } drop"), "{text}");
         assert_eq!(rules(&[], &[]), "");
-        assert!(!rules(&[], &addresses[..1]).contains("inet"), "no masquerading unless asked for");
+        assert!(
+            !rules(&[], &addresses[..1]).contains("inet"),
+            "no masquerading unless asked for"
+        );
     }
 }

@@ -146,9 +146,15 @@ pub(crate) fn acknowledgement(message: &Message<'_>) -> Result<(), (i32, Option<
     let text = (message.flags & NLM_F_ACK_TLVS != 0)
         .then(|| {
             let echoed = u32_at(message.payload, 4)? as usize;
-            let skip = if message.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { align4(echoed) };
+            let skip = if message.flags & NLM_F_CAPPED != 0 {
+                HEADER_LEN
+            } else {
+                align4(echoed)
+            };
             let tlvs = message.payload.get(4 + skip..)?;
-            attributes(tlvs).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG).map(|(_, data)| string(data))
+            attributes(tlvs)
+                .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+                .map(|(_, data)| string(data))
         })
         .flatten();
     Err((code, text))
@@ -205,7 +211,15 @@ mod tests {
         payload.extend_from_slice(&((4 + text.len()) as u16).to_ne_bytes());
         payload.extend_from_slice(&1u16.to_ne_bytes());
         payload.extend_from_slice(text);
-        let message = Message { kind: NLMSG_ERROR, flags: NLM_F_CAPPED | NLM_F_ACK_TLVS, sequence: 1, payload: &payload };
-        assert_eq!(acknowledgement(&message), Err((22, Some("no such scheduler".to_owned()))));
+        let message = Message {
+            kind: NLMSG_ERROR,
+            flags: NLM_F_CAPPED | NLM_F_ACK_TLVS,
+            sequence: 1,
+            payload: &payload,
+        };
+        assert_eq!(
+            acknowledgement(&message),
+            Err((22, Some("no such scheduler".to_owned())))
+        );
     }
 }

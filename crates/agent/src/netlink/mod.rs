@@ -106,8 +106,15 @@ impl Netlink {
     pub fn open(protocol: Protocol) -> Result<Self, Error> {
         let socket = RawSocket::open(protocol as i32, 0)
             .and_then(|socket| socket.set_receive_timeout(ANSWER_TIMEOUT).map(|()| socket))
-            .map_err(|source| Error::Socket { operation: "opening a socket", source })?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+            .map_err(|source| Error::Socket {
+                operation: "opening a socket",
+                source,
+            })?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: vec![0; RECEIVE_BUFFER],
+        })
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -116,7 +123,12 @@ impl Netlink {
     }
 
     /// Sends one request whose answer is one message and an acknowledgement.
-    pub(crate) fn query(&mut self, operation: &str, message: MessageBuilder, each: impl FnMut(&Message<'_>)) -> Result<(), Error> {
+    pub(crate) fn query(
+        &mut self,
+        operation: &str,
+        message: MessageBuilder,
+        each: impl FnMut(&Message<'_>),
+    ) -> Result<(), Error> {
         self.exchange(operation, message, NLM_F_ACK, each).map(drop)
     }
 
@@ -130,7 +142,9 @@ impl Netlink {
         let mut entries = Vec::new();
         for _ in 0..DUMP_RETRIES {
             entries.clear();
-            let consistent = self.exchange(operation, message(), NLM_F_DUMP, |message| entries.extend(read(message)))?;
+            let consistent = self.exchange(operation, message(), NLM_F_DUMP, |message| {
+                entries.extend(read(message))
+            })?;
             if consistent {
                 break;
             }
@@ -150,13 +164,19 @@ impl Netlink {
         let mut bytes = message.finish(self.sequence);
         let old = u16::from_ne_bytes([bytes[6], bytes[7]]);
         bytes[6..8].copy_from_slice(&(old | flags).to_ne_bytes());
-        self.socket.send(&bytes).map_err(|source| Error::Socket { operation: "sending a request", source })?;
+        self.socket.send(&bytes).map_err(|source| Error::Socket {
+            operation: "sending a request",
+            source,
+        })?;
         let mut consistent = true;
         loop {
             let datagram = self
                 .socket
                 .receive(&mut self.buffer, true)
-                .map_err(|source| Error::Socket { operation: "waiting for the kernel's answer", source })?;
+                .map_err(|source| Error::Socket {
+                    operation: "waiting for the kernel's answer",
+                    source,
+                })?;
             for message in codec::messages(datagram) {
                 if message.sequence != self.sequence {
                     continue; // the rest of an answer that an earlier time-out left behind
@@ -166,7 +186,11 @@ impl Netlink {
                     NLMSG_DONE => {
                         // A dump that fails carries its error number in the end marker.
                         let code = codec::u32_at(message.payload, 0).map_or(0, |code| code as i32);
-                        return if code < 0 { Err(refused(operation, -code, None)) } else { Ok(consistent) };
+                        return if code < 0 {
+                            Err(refused(operation, -code, None))
+                        } else {
+                            Ok(consistent)
+                        };
                     }
                     NLMSG_ERROR => {
                         return codec::acknowledgement(&message)
@@ -192,14 +216,20 @@ pub fn in_namespaces<P: AsRef<Path> + Sync, T: Send>(
     let mut enter = move |path: &Path| -> Result<T, Error> {
         File::open(path)
             .and_then(|namespace| sys::enter_network_namespace(namespace.as_fd()))
-            .map_err(|source| Error::Namespace { path: path.display().to_string(), source })?;
+            .map_err(|source| Error::Namespace {
+                path: path.display().to_string(),
+                source,
+            })?;
         Ok(work(path))
     };
     std::thread::scope(|scope| {
         let helper = std::thread::Builder::new()
             .name("netns-helper".to_owned())
             .spawn_scoped(scope, move || paths.iter().map(|path| enter(path.as_ref())).collect())
-            .map_err(|source| Error::Socket { operation: "starting a helper thread", source })?;
+            .map_err(|source| Error::Socket {
+                operation: "starting a helper thread",
+                source,
+            })?;
         match helper.join() {
             Ok(results) => Ok(results),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -208,5 +238,9 @@ pub fn in_namespaces<P: AsRef<Path> + Sync, T: Send>(
 }
 
 fn refused(operation: &str, errno: i32, text: Option<String>) -> Error {
-    Error::Refused { operation: operation.to_owned(), source: io::Error::from_raw_os_error(errno), text }
+    Error::Refused {
+        operation: operation.to_owned(),
+        source: io::Error::from_raw_os_error(errno),
+        text,
+    }
 }

@@ -152,7 +152,10 @@ impl Routes {
             Err(error) if error.errno() == Some(libc::EEXIST) => error,
             other => return other,
         };
-        let found = self.addresses()?.into_iter().find(|found| found.address == address && found.index == link.index);
+        let found = self
+            .addresses()?
+            .into_iter()
+            .find(|found| found.address == address && found.index == link.index);
         // IPv6 addresses cannot be marked before kernel 5.18, but nobody else makes them like this.
         match found {
             Some(found) if found.ours || (found.address.is_ipv6() && found.deprecated) => Ok(()),
@@ -164,7 +167,8 @@ impl Routes {
     pub(crate) fn add_virtual_server(&mut self, link: &Link, address: IpAddr) -> Result<(), Error> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
         let message = virtual_server_message(link, address, prefix);
-        self.0.request(&format!("adding {address}/{prefix} to {}", link.name), message)
+        self.0
+            .request(&format!("adding {address}/{prefix} to {}", link.name), message)
     }
 
     /// Adds an interface that carries addresses and nothing else, and sets it up.
@@ -184,13 +188,19 @@ impl Routes {
     pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
         let mut header = [0; 16];
         header[4..8].copy_from_slice(&index.to_ne_bytes());
-        self.0.request(&format!("removing interface {index}"), MessageBuilder::new(RTM_DELLINK, 0).fixed(&header))
+        self.0.request(
+            &format!("removing interface {index}"),
+            MessageBuilder::new(RTM_DELLINK, 0).fixed(&header),
+        )
     }
 
     /// Removes an address. `Ok(false)` if it was not there.
     pub fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> Result<bool, Error> {
         let message = address_message(RTM_DELADDR, 0, index, address, prefix);
-        match self.0.request(&format!("removing {address}/{prefix} from interface {index}"), message) {
+        match self
+            .0
+            .request(&format!("removing {address}/{prefix} from interface {index}"), message)
+        {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.errno(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => Ok(false),
             Err(error) => Err(error),
@@ -208,21 +218,37 @@ pub struct Monitor {
 impl Monitor {
     /// Subscribes in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let socket = RawSocket::open(libc::NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
-            .map_err(|source| Error::Socket { operation: "subscribing to link and address events", source })?;
+        let socket = RawSocket::open(
+            libc::NETLINK_ROUTE,
+            RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR,
+        )
+        .map_err(|source| Error::Socket {
+            operation: "subscribing to link and address events",
+            source,
+        })?;
         // Hosts with hundreds of Pods see bursts of link events; 1 MiB holds several thousand of them.
         socket.set_receive_buffer(1 << 20);
-        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self {
+            socket,
+            buffer: vec![0; RECEIVE_BUFFER],
+        })
     }
 
     /// Reads what is there without waiting and hands each event to `each`.
     pub fn read(&mut self, mut each: impl FnMut(Event)) -> Result<(), Error> {
         loop {
             match self.socket.receive(&mut self.buffer, false) {
-                Ok(datagram) => codec::messages(datagram).filter_map(|message| read_event(&message)).for_each(&mut each),
+                Ok(datagram) => codec::messages(datagram)
+                    .filter_map(|message| read_event(&message))
+                    .for_each(&mut each),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => each(Event::Lost),
-                Err(source) => return Err(Error::Socket { operation: "reading link and address events", source }),
+                Err(source) => {
+                    return Err(Error::Socket {
+                        operation: "reading link and address events",
+                        source,
+                    });
+                }
             }
         }
     }
@@ -256,7 +282,11 @@ fn vip_message(kind: u16, flags: u16, link: &Link, address: IpAddr, prefix: u8) 
 }
 
 fn virtual_server_message(link: &Link, address: IpAddr, prefix: u8) -> MessageBuilder {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    let family = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    } as u8;
     let mut fixed = [family, prefix, 0, SCOPE_HOST, 0, 0, 0, 0];
     fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
     let octets = octets(address);
@@ -265,15 +295,26 @@ fn virtual_server_message(link: &Link, address: IpAddr, prefix: u8) -> MessageBu
         .attr(IFA_LOCAL, &octets)
         .attr(IFA_ADDRESS, &octets)
         .attr(IFA_PROTO, &[VIRTUAL_SERVER_PROTOCOL]);
-    if address.is_ipv4() { message.attr_str(IFA_LABEL, VIRTUAL_SERVER_LABEL) } else { message.attr_u32(IFA_FLAGS, IFA_F_NODAD) }
+    if address.is_ipv4() {
+        message.attr_str(IFA_LABEL, VIRTUAL_SERVER_LABEL)
+    } else {
+        message.attr_u32(IFA_FLAGS, IFA_F_NODAD)
+    }
 }
 
 fn address_message(kind: u16, flags: u16, index: u32, address: IpAddr, prefix: u8) -> MessageBuilder {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    let family = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    } as u8;
     let mut fixed = [family, prefix, 0, 0, 0, 0, 0, 0];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
     let octets = octets(address);
-    MessageBuilder::new(kind, flags).fixed(&fixed).attr(IFA_LOCAL, &octets).attr(IFA_ADDRESS, &octets)
+    MessageBuilder::new(kind, flags)
+        .fixed(&fixed)
+        .attr(IFA_LOCAL, &octets)
+        .attr(IFA_ADDRESS, &octets)
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
@@ -317,7 +358,9 @@ fn read_link(message: &Message<'_>) -> Option<Link> {
 }
 
 fn read_address(message: &Message<'_>) -> Option<Address> {
-    let &[family, prefix, ..] = message.payload else { return None };
+    let &[family, prefix, ..] = message.payload else {
+        return None;
+    };
     let index = codec::u32_at(message.payload, 4)?;
     let (mut local, mut peer, mut flags) = (None, None, 0);
     let (mut ours, mut virtual_server) = (false, false);
@@ -339,7 +382,14 @@ fn read_address(message: &Message<'_>) -> Option<Address> {
         }
     }
     let deprecated = flags & IFA_F_DEPRECATED != 0;
-    Some(Address { index, address: local.or(peer)?, prefix, ours, virtual_server, deprecated })
+    Some(Address {
+        index,
+        address: local.or(peer)?,
+        prefix,
+        ours,
+        virtual_server,
+        deprecated,
+    })
 }
 
 fn read_ip(family: u8, data: &[u8]) -> Option<IpAddr> {
@@ -355,7 +405,14 @@ mod tests {
     use super::*;
 
     fn link() -> Link {
-        Link { index: 7, name: "eth0".to_owned(), mac: None, mtu: 1500, up: true, loopback: false }
+        Link {
+            index: 7,
+            name: "eth0".to_owned(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            loopback: false,
+        }
     }
 
     #[test]
@@ -365,7 +422,10 @@ mod tests {
             let bytes = vip_message(RTM_NEWADDR, 0, &link(), address, prefix).finish(1);
             let message = codec::messages(&bytes).next().expect("one message");
             let read = read_address(&message).expect("address message");
-            assert_eq!((read.index, read.address, read.prefix, read.ours), (7, address, prefix, true));
+            assert_eq!(
+                (read.index, read.address, read.prefix, read.ours),
+                (7, address, prefix, true)
+            );
         }
     }
 
@@ -380,7 +440,10 @@ mod tests {
 
     #[test]
     fn long_interface_names_are_marked_too() {
-        let long = Link { name: "enp129s0f0np12".to_owned(), ..link() };
+        let long = Link {
+            name: "enp129s0f0np12".to_owned(),
+            ..link()
+        };
         let bytes = vip_message(RTM_NEWADDR, 0, &long, "10.0.0.1".parse().expect("address"), 32).finish(1);
         let message = codec::messages(&bytes).next().expect("one message");
         let label = codec::attributes(&message.payload[8..]).find(|(kind, _)| *kind == IFA_LABEL);

@@ -40,7 +40,13 @@ pub(super) struct Io {
 
 impl Io {
     pub(super) fn new(max_pipes: usize, pipe_size: i32) -> Self {
-        Self { buf: vec![0; BUFFER].into(), pipes: Vec::new(), made: 0, max_pipes, pipe_size }
+        Self {
+            buf: vec![0; BUFFER].into(),
+            pipes: Vec::new(),
+            made: 0,
+            max_pipes,
+            pipe_size,
+        }
     }
 
     fn take_pipe(&mut self) -> Option<Pipe> {
@@ -77,7 +83,12 @@ pub(super) struct Side {
 
 impl Side {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, readable: false, writable: true, ending: false }
+        Self {
+            fd,
+            readable: false,
+            writable: true,
+            ending: false,
+        }
     }
 
     pub(super) fn note(&mut self, flags: u32) {
@@ -111,7 +122,10 @@ impl Direction {
     /// Puts bytes in front of everything still to be read.
     pub(super) fn preload(&mut self, data: &[u8]) {
         if !data.is_empty() {
-            self.pending = Some(Box::new(Pending { data: data.into(), sent: 0 }));
+            self.pending = Some(Box::new(Pending {
+                data: data.into(),
+                sent: 0,
+            }));
         }
     }
 
@@ -193,12 +207,28 @@ impl Conn {
 
     /// Moves what can be moved in both directions.
     pub(super) fn pump(&mut self, io: &mut Io) -> Outcome {
-        let Some(server) = self.server.as_mut() else { return Outcome::Wait };
+        let Some(server) = self.server.as_mut() else {
+            return Outcome::Wait;
+        };
         let (mut up_bytes, mut down_bytes) = (0, 0);
         let last = self.down.closed;
-        let up = pump(&mut self.client, &mut server.side, &mut self.up, last, io, &mut up_bytes);
+        let up = pump(
+            &mut self.client,
+            &mut server.side,
+            &mut self.up,
+            last,
+            io,
+            &mut up_bytes,
+        );
         let last = self.up.closed;
-        let down = pump(&mut server.side, &mut self.client, &mut self.down, last, io, &mut down_bytes);
+        let down = pump(
+            &mut server.side,
+            &mut self.client,
+            &mut self.down,
+            last,
+            io,
+            &mut down_bytes,
+        );
         let outcome = match (up, down) {
             (Ok(u), Ok(d)) => {
                 if self.up.closed && self.down.closed {

@@ -58,7 +58,10 @@ pub(super) struct Dial {
 
 /// Starts the first dial of an accepted client.
 pub(super) fn start(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
-    let mut dial = Box::new(Dial { since: hub.now, ..Dial::default() });
+    let mut dial = Box::new(Dial {
+        since: hub.now,
+        ..Dial::default()
+    });
     if options.proxy_protocol {
         let local = sys::local_addr(&conn.client.fd).unwrap_or(conn.source);
         dial.flight = proxy_header(conn.source, local);
@@ -69,8 +72,12 @@ pub(super) fn start(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, 
 
 /// Dials one more backend. `Reset` when there is nobody left to hope for.
 pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
-    let Some(dial) = conn.dial.as_mut() else { return Outcome::Wait };
-    let Some(slot) = dial.attempts.iter().position(Option::is_none) else { return Outcome::Wait };
+    let Some(dial) = conn.dial.as_mut() else {
+        return Outcome::Wait;
+    };
+    let Some(slot) = dial.attempts.iter().position(Option::is_none) else {
+        return Outcome::Wait;
+    };
     loop {
         let in_flight = dial.attempts.iter().flatten().map(|a| a.lease.backend.addr);
         let lease = if dial.tried.is_empty() && slot == 0 && dial.attempts[1].is_none() {
@@ -97,7 +104,11 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
             }
             Choice::Nobody => {
                 let c = &conn.frontend.counters;
-                let counter = if dial.tried.is_empty() { &c.refused_no_backend } else { &c.failed };
+                let counter = if dial.tried.is_empty() {
+                    &c.refused_no_backend
+                } else {
+                    &c.failed
+                };
                 counter.fetch_add(1, Relaxed);
                 return Outcome::Reset;
             }
@@ -105,7 +116,11 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
         let backend = &lease.backend;
         let killed = backend.killed.load(Relaxed);
         let outcome = sys::connect(backend.addr).and_then(|(fd, up)| {
-            hub.epoll.add(&fd, sys::IN | sys::OUT | sys::RDHUP | sys::EDGE, id | (slot as u64 + 1) << SIDE)?;
+            hub.epoll.add(
+                &fd,
+                sys::IN | sys::OUT | sys::RDHUP | sys::EDGE,
+                id | (slot as u64 + 1) << SIDE,
+            )?;
             Ok((fd, up))
         });
         match outcome {
@@ -140,12 +155,18 @@ pub(super) const SIDE: u32 = 60;
 
 /// Something happened to attempt `slot`'s socket.
 pub(super) fn on_server(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, flags: u32) -> Outcome {
-    let Some(dial) = conn.dial.as_mut() else { return Outcome::Wait };
-    let Some(a) = dial.attempts[slot].as_mut() else { return Outcome::Wait };
+    let Some(dial) = conn.dial.as_mut() else {
+        return Outcome::Wait;
+    };
+    let Some(a) = dial.attempts[slot].as_mut() else {
+        return Outcome::Wait;
+    };
     let end = flags & (sys::RDHUP | sys::HUP | sys::ERR) != 0;
     if !a.connected {
         if flags & (sys::ERR | sys::HUP) != 0 {
-            let e = sys::take_error(&a.fd).err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+            let e = sys::take_error(&a.fd)
+                .err()
+                .unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
             return fail(conn, hub, id, slot, fault(&e));
         }
         if flags & sys::OUT == 0 {
@@ -167,8 +188,14 @@ pub(super) fn on_server(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, fl
 /// Does what the client's and the attempts' states allow; binds the client when it is time.
 pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
     loop {
-        let Some(dial) = conn.dial.as_mut() else { return Outcome::Wait };
-        let Some(connected) = dial.attempts.iter().position(|a| a.as_ref().is_some_and(|a| a.connected)) else {
+        let Some(dial) = conn.dial.as_mut() else {
+            return Outcome::Wait;
+        };
+        let Some(connected) = dial
+            .attempts
+            .iter()
+            .position(|a| a.as_ref().is_some_and(|a| a.connected))
+        else {
             // Nobody to send to. A client that is gone already frees its place at once.
             if conn.client.ending && sys::take_error(&conn.client.fd).is_err() {
                 return Outcome::Reset;
@@ -177,7 +204,9 @@ pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
         };
         // First flight to everybody connected.
         for slot in 0..SLOTS {
-            let Some(a) = dial.attempts[slot].as_mut().filter(|a| a.connected) else { continue };
+            let Some(a) = dial.attempts[slot].as_mut().filter(|a| a.connected) else {
+                continue;
+            };
             while a.sent < dial.flight.len() {
                 match sys::send(&a.fd, &dial.flight[a.sent..]) {
                     Ok(n) => a.sent += n,
@@ -188,7 +217,9 @@ pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
         }
         // A backend that speaks has won.
         for slot in 0..SLOTS {
-            let Some(a) = dial.attempts[slot].as_mut().filter(|a| a.connected && a.readable) else { continue };
+            let Some(a) = dial.attempts[slot].as_mut().filter(|a| a.connected && a.readable) else {
+                continue;
+            };
             match sys::recv(&a.fd, &mut hub.io.buf) {
                 Ok(0) if dial.hello.is_some() => return fail(conn, hub, id, slot, Fault::Closed),
                 Ok(0) => {
@@ -254,7 +285,9 @@ pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
 /// The timer of a client not bound yet: give up slow connects, race slow backends.
 pub(super) fn tick(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
     let now = hub.now;
-    let Some(dial) = conn.dial.as_mut() else { return Outcome::Wait };
+    let Some(dial) = conn.dial.as_mut() else {
+        return Outcome::Wait;
+    };
     dial.ticking = false;
     if dial.queued.is_some() {
         return Outcome::Wait;
@@ -269,15 +302,19 @@ pub(super) fn tick(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, s
     }
     if !connected {
         // Slow to connect: race it. With no slot left, the oldest gives way to a backend not tried yet.
-        let slow: Vec<_> = dial.attempts.iter().flatten().map(|a| a.lease.backend.clone()).collect();
+        let slow: Vec<_> = dial
+            .attempts
+            .iter()
+            .flatten()
+            .map(|a| a.lease.backend.clone())
+            .collect();
         if !options.hedge_after.is_zero() && hub.hedge_allowed() {
             if slow.len() == SLOTS {
                 let mut tried = dial.tried.clone();
                 tried.extend(slow.iter().map(|b| b.addr));
                 if let Choice::Use(_) = set.choose(conn.source, &tried, hub.random()) {
                     let oldest = usize::from(
-                        dial.attempts[1].as_ref().map(|a| a.started)
-                            < dial.attempts[0].as_ref().map(|a| a.started),
+                        dial.attempts[1].as_ref().map(|a| a.started) < dial.attempts[0].as_ref().map(|a| a.started),
                     );
                     if let Some(a) = dial.attempts[oldest].take() {
                         dial.tried.push(a.lease.backend.addr);
@@ -341,11 +378,21 @@ pub(super) fn killed(conn: &mut Conn, hub: &mut Hub, id: u64, is_dead: &dyn Fn(&
 /// An attempt failed before the client was bound: tell the core, try another backend.
 fn fail(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, fault: Fault) -> Outcome {
     let (options, set) = (conn.frontend.options(), conn.frontend.set());
-    let Some(dial) = conn.dial.as_mut() else { return Outcome::Wait };
-    let Some(a) = dial.attempts[slot].take() else { return Outcome::Wait };
+    let Some(dial) = conn.dial.as_mut() else {
+        return Outcome::Wait;
+    };
+    let Some(a) = dial.attempts[slot].take() else {
+        return Outcome::Wait;
+    };
     dial.tried.push(a.lease.backend.addr);
     a.lease.backend.retries.fetch_add(1, Relaxed);
-    tell(hub, &conn.frontend.name, &a.lease, fault, hub.now.saturating_sub(a.started));
+    tell(
+        hub,
+        &conn.frontend.name,
+        &a.lease,
+        fault,
+        hub.now.saturating_sub(a.started),
+    );
     sys::reset(a.fd);
     drop(a.lease);
     redial(conn, hub, id, &options, &set)
@@ -353,8 +400,12 @@ fn fail(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, fault: Fault) -> O
 
 /// Binds the client to attempt `slot` and moves what is there.
 fn bind(conn: &mut Conn, hub: &mut Hub, slot: usize) -> Outcome {
-    let Some(mut dial) = conn.dial.take() else { return Outcome::Wait };
-    let Some(a) = dial.attempts[slot].take() else { return Outcome::Wait };
+    let Some(mut dial) = conn.dial.take() else {
+        return Outcome::Wait;
+    };
+    let Some(a) = dial.attempts[slot].take() else {
+        return Outcome::Wait;
+    };
     for loser in dial.attempts.into_iter().flatten() {
         sys::reset(loser.fd);
     }
@@ -370,7 +421,11 @@ fn bind(conn: &mut Conn, hub: &mut Hub, slot: usize) -> Outcome {
     let mut side = Side::new(a.fd);
     side.readable = a.readable;
     side.ending = a.ending;
-    conn.server = Some(Server { side, slot: slot as u8, lease: a.lease });
+    conn.server = Some(Server {
+        side,
+        slot: slot as u8,
+        lease: a.lease,
+    });
     conn.pump(&mut hub.io)
 }
 
@@ -447,7 +502,11 @@ fn proxy_header(source: SocketAddr, local: SocketAddr) -> Vec<u8> {
 
 /// How often a client not bound yet is looked after.
 fn tick_after(options: &Options) -> Duration {
-    if options.hedge_after.is_zero() { Duration::from_millis(100) } else { options.hedge_after }
+    if options.hedge_after.is_zero() {
+        Duration::from_millis(100)
+    } else {
+        options.hedge_after
+    }
 }
 
 fn ms(d: Duration) -> u64 {
@@ -471,7 +530,13 @@ mod tests {
     #[test]
     fn only_a_client_hello_is_one() {
         assert!(is_client_hello(&[0x16, 3, 1, 2, 0, 1, 0, 1, 252]));
-        for other in [&b"GET / HTTP/1.1"[..], b"", b"\x16\x03\x01", &[0x16, 3, 3, 0, 4, 2], &[0x17, 3, 3, 0, 4, 1]] {
+        for other in [
+            &b"GET / HTTP/1.1"[..],
+            b"",
+            b"\x16\x03\x01",
+            &[0x16, 3, 3, 0, 4, 2],
+            &[0x17, 3, 3, 0, 4, 1],
+        ] {
             assert!(!is_client_hello(other));
         }
     }

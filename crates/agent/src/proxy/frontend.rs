@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use quorate_lb::BackendView;
 use quorate_lb::balance::{Excluded, Load, Pick, Reservation, Snapshot};
 use quorate_lb::config::Algorithm;
-use quorate_lb::BackendView;
 
 use super::sys::Liveness;
 
@@ -54,7 +54,10 @@ impl Default for Options {
             queue_length: 1024,
             proxy_protocol: false,
             // A client that stops reading (a paused terminal) is not a dead one: longer than the server's.
-            client: Liveness { user_timeout: Duration::from_secs(120), ..server },
+            client: Liveness {
+                user_timeout: Duration::from_secs(120),
+                ..server
+            },
             server,
         }
     }
@@ -119,7 +122,8 @@ impl Backend {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let old = self.connect_us.load(Relaxed);
         // A lost update between workers costs one sample of an average.
-        self.connect_us.store(if old == 0 { us } else { (old * 7 + us) / 8 }, Relaxed);
+        self.connect_us
+            .store(if old == 0 { us } else { (old * 7 + us) / 8 }, Relaxed);
     }
 }
 
@@ -185,9 +189,10 @@ impl Set {
             }
         }
         match self.snapshot.pick(source.ip(), &excluded, random) {
-            Pick::Backend { index, reservation } => {
-                Choice::Use(Lease { backend: Arc::clone(&self.backends[index]), _place: reservation })
-            }
+            Pick::Backend { index, reservation } => Choice::Use(Lease {
+                backend: Arc::clone(&self.backends[index]),
+                _place: reservation,
+            }),
             Pick::Full => Choice::Full,
             Pick::None => Choice::Nobody,
         }

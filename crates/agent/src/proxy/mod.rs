@@ -68,7 +68,11 @@ impl Proxy {
         // Two descriptors per connection. Workers do not get equal numbers of them: a tenth of slack, and
         // running out is survived.
         let share = open_files.saturating_sub(RESERVED_FILES) / 2 * 11 / 10 / threads as u64;
-        let max_live = if threads == 1 { open_files.saturating_sub(RESERVED_FILES) / 2 } else { share };
+        let max_live = if threads == 1 {
+            open_files.saturating_sub(RESERVED_FILES) / 2
+        } else {
+            share
+        };
         let workers = (0..threads)
             .map(|i| {
                 let handle = Arc::new(Handle::new()?);
@@ -87,7 +91,11 @@ impl Proxy {
                 Ok((handle, thread))
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { workers, frontends: BTreeMap::new(), epoch })
+        Ok(Self {
+            workers,
+            frontends: BTreeMap::new(),
+            epoch,
+        })
     }
 
     /// Adds a frontend or updates it: new addresses are bound, others let go, connections are kept.
@@ -114,7 +122,9 @@ impl Proxy {
             // Rare: let go of all of this frontend's listeners and bind what stays again below, from the
             // copies kept here, so that no waiting client is lost.
             for (h, _) in &self.workers {
-                h.tell(Command::Unlisten { frontend: name.to_owned() });
+                h.tell(Command::Unlisten {
+                    frontend: name.to_owned(),
+                });
             }
             for b in entry.bound.drain(..).filter(|b| listen.contains(&b.addr)) {
                 inherited.extend(b.fds.into_iter().map(|fd| Listening {
@@ -137,7 +147,10 @@ impl Proxy {
                             copies.push(copy);
                         }
                         let (h, _) = &self.workers[i % self.workers.len()];
-                        h.tell(Command::Listen { frontend: Arc::clone(&entry.frontend), fd });
+                        h.tell(Command::Listen {
+                            frontend: Arc::clone(&entry.frontend),
+                            fd,
+                        });
                     }
                     entry.bound.push(Bound { addr, fds: copies });
                 }
@@ -151,7 +164,9 @@ impl Proxy {
     pub fn remove(&mut self, name: &str) {
         if self.frontends.remove(name).is_some() {
             for (h, _) in &self.workers {
-                h.tell(Command::Unlisten { frontend: name.to_owned() });
+                h.tell(Command::Unlisten {
+                    frontend: name.to_owned(),
+                });
             }
         }
     }
@@ -166,8 +181,13 @@ impl Proxy {
 
     /// Addresses a frontend is bound to (port 0 resolved).
     pub fn bound(&self, name: &str) -> Vec<SocketAddr> {
-        let Some(e) = self.frontends.get(name) else { return Vec::new() };
-        e.bound.iter().filter_map(|b| b.fds.first().and_then(|fd| sys::local_addr(fd).ok())).collect()
+        let Some(e) = self.frontends.get(name) else {
+            return Vec::new();
+        };
+        e.bound
+            .iter()
+            .filter_map(|b| b.fds.first().and_then(|fd| sys::local_addr(fd).ok()))
+            .collect()
     }
 
     /// Resets every client connection of a backend, in random order over `spread`. Clients not bound to it
@@ -175,7 +195,10 @@ impl Proxy {
     pub fn kill(&self, backend: &Arc<Backend>, spread: Duration) {
         backend.killed.fetch_add(1, Relaxed);
         for (h, _) in &self.workers {
-            h.tell(Command::Kill { backend: Arc::clone(backend), spread });
+            h.tell(Command::Kill {
+                backend: Arc::clone(backend),
+                spread,
+            });
         }
     }
 
@@ -207,7 +230,9 @@ impl Proxy {
 
     /// Whether every worker has ended (after [`Self::drain`], or by a failure).
     pub fn finished(&self) -> bool {
-        self.workers.iter().all(|(h, t)| h.finished.load(Relaxed) || t.is_finished())
+        self.workers
+            .iter()
+            .all(|(h, t)| h.finished.load(Relaxed) || t.is_finished())
     }
 
     /// Whether a worker ended without having been asked to.

@@ -55,7 +55,10 @@ impl Epoll {
     }
 
     fn ctl(&self, op: i32, fd: RawFd, flags: u32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: flags, u64: token };
+        let mut event = libc::epoll_event {
+            events: flags,
+            u64: token,
+        };
         // SAFETY: `event` lives over the call; both descriptors are open.
         cvt(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &raw mut event) }).map(drop)
     }
@@ -192,7 +195,11 @@ pub(crate) fn take_error(fd: &OwnedFd) -> io::Result<()> {
             &raw mut len,
         )
     })?;
-    if err == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(err)) }
+    if err == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(err))
+    }
 }
 
 /// Keepalive probes and TCP_USER_TIMEOUT.
@@ -202,7 +209,12 @@ pub(crate) fn set_liveness(fd: &OwnedFd, l: &Liveness) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     set_int(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, secs(l.idle))?;
     set_int(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, secs(l.interval))?;
-    set_int(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, i32::try_from(l.probes).unwrap_or(3))?;
+    set_int(
+        fd,
+        libc::IPPROTO_TCP,
+        libc::TCP_KEEPCNT,
+        i32::try_from(l.probes).unwrap_or(3),
+    )?;
     set_int(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, ms)
 }
 
@@ -212,7 +224,10 @@ pub(crate) fn set_nodelay(fd: &OwnedFd) -> io::Result<()> {
 
 /// Closes with RST instead of FIN.
 pub(crate) fn reset(fd: OwnedFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     // SAFETY: `linger` is read over the call. Should it fail, the close below still ends the socket.
     unsafe {
         libc::setsockopt(
@@ -310,17 +325,26 @@ fn splice(from: &OwnedFd, to: &OwnedFd, max: usize) -> io::Result<usize> {
 
 /// Raises the limit of open files to the most this process may have; returns it.
 pub fn raise_open_files() -> u64 {
-    let mut lim = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut lim = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `lim` is writable / readable over each call.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut lim) != 0 {
             return 1024;
         }
-        let wish = libc::rlimit { rlim_cur: 1 << 20, rlim_max: lim.rlim_max.max(1 << 20) };
+        let wish = libc::rlimit {
+            rlim_cur: 1 << 20,
+            rlim_max: lim.rlim_max.max(1 << 20),
+        };
         if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wish) == 0 {
             return wish.rlim_cur;
         }
-        let wish = libc::rlimit { rlim_cur: lim.rlim_max, rlim_max: lim.rlim_max };
+        let wish = libc::rlimit {
+            rlim_cur: lim.rlim_max,
+            rlim_max: lim.rlim_max,
+        };
         if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wish) == 0 {
             return wish.rlim_cur;
         }
@@ -345,7 +369,10 @@ pub(crate) fn send_with_fds(sock: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -
     let space = unsafe { libc::CMSG_SPACE(payload as u32) } as usize;
     // u64s, for the header's alignment.
     let mut control = vec![0u64; space.div_ceil(8)];
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
     // SAFETY: all-zero is a valid msghdr; the pointers set below outlive the call, and the one header
     // written has room for `payload` bytes.
     let n = unsafe {
@@ -373,7 +400,10 @@ pub(crate) fn send_with_fds(sock: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -
 pub(crate) fn recv_with_fds(sock: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     const MAX: usize = 253;
     let mut control = vec![0u64; 16 + MAX];
-    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let mut iov = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
     let mut fds = Vec::new();
     // SAFETY: all-zero is a valid msghdr; buffers outlive the call; the kernel's headers are walked with
     // the CMSG macros inside msg_controllen, and each descriptor found is new and owned by nobody else.
@@ -431,9 +461,7 @@ pub(crate) fn usage() -> (u64, u64) {
 fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
     // SAFETY: no pointers.
-    let fd = cvt(unsafe {
-        libc::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0)
-    })?;
+    let fd = cvt(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: just created, owned here.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -482,7 +510,10 @@ fn from_raw(raw: &libc::sockaddr_storage) -> SocketAddr {
     unsafe {
         if i32::from(raw.ss_family) == libc::AF_INET6 {
             let p = &*(&raw const *raw).cast::<libc::sockaddr_in6>();
-            SocketAddr::new(IpAddr::V6(Ipv6Addr::from(p.sin6_addr.s6_addr)), u16::from_be(p.sin6_port))
+            SocketAddr::new(
+                IpAddr::V6(Ipv6Addr::from(p.sin6_addr.s6_addr)),
+                u16::from_be(p.sin6_port),
+            )
         } else {
             let p = &*(&raw const *raw).cast::<libc::sockaddr_in>();
             SocketAddr::new(

@@ -14,7 +14,11 @@ pub(super) struct Wheel<T> {
 
 impl<T: Copy> Wheel<T> {
     pub(super) fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), done: 0, count: 0 }
+        Self {
+            slots: (0..SLOTS).map(|_| Vec::new()).collect(),
+            done: 0,
+            count: 0,
+        }
     }
 
     /// A timer for `id` at `due` milliseconds.

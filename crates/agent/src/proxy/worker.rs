@@ -57,13 +57,23 @@ pub type Sink = Arc<dyn Fn(Report) + Send + Sync>;
 
 /// What a worker is told.
 pub(super) enum Command {
-    Listen { frontend: Arc<Frontend>, fd: OwnedFd },
+    Listen {
+        frontend: Arc<Frontend>,
+        fd: OwnedFd,
+    },
     /// Closes this worker's listeners of a frontend; connections stay.
-    Unlisten { frontend: String },
+    Unlisten {
+        frontend: String,
+    },
     /// Resets every client of a backend, spread at random over a time.
-    Kill { backend: Arc<Backend>, spread: Duration },
+    Kill {
+        backend: Arc<Backend>,
+        spread: Duration,
+    },
     /// Accepts no more; ends when the last connection has, or at the deadline.
-    Drain { deadline: Instant },
+    Drain {
+        deadline: Instant,
+    },
 }
 
 /// A worker as others see it.
@@ -277,9 +287,11 @@ impl Worker {
         if !self.again.is_empty() {
             return Some(Duration::ZERO);
         }
-        let wheel = self.hub.wheel.next().map(|ms| {
-            Duration::from_millis(ms).saturating_sub(self.hub.epoch.elapsed())
-        });
+        let wheel = self
+            .hub
+            .wheel
+            .next()
+            .map(|ms| Duration::from_millis(ms).saturating_sub(self.hub.epoch.elapsed()));
         let drain = self.drain.map(|d| d.saturating_duration_since(Instant::now()));
         match (wheel, drain) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -306,14 +318,22 @@ impl Worker {
     }
 
     fn listen(&mut self, frontend: Arc<Frontend>, fd: OwnedFd) {
-        let i = self.listeners.iter().position(Option::is_none).unwrap_or(self.listeners.len());
+        let i = self
+            .listeners
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.listeners.len());
         // Not EPOLLEXCLUSIVE: during a hand-over two processes watch this socket, and a wake-up given to the one
         // that is just letting go would leave a client waiting.
         if let Err(e) = self.hub.epoll.add(&fd, sys::IN, LISTENER | i as u64) {
             tracing::error!(frontend = frontend.name, error = %e, "cannot watch the listener");
             return;
         }
-        let l = Some(Listener { frontend, fd, paused: false });
+        let l = Some(Listener {
+            frontend,
+            fd,
+            paused: false,
+        });
         if i == self.listeners.len() {
             self.listeners.push(l);
         } else {
@@ -336,7 +356,9 @@ impl Worker {
         let (options, set) = (frontend.options(), frontend.set());
         self.hub.answer_hedge = options.answer_hedge;
         for _ in 0..ACCEPT_BATCH {
-            let Some(Some(l)) = self.listeners.get_mut(i) else { return };
+            let Some(Some(l)) = self.listeners.get_mut(i) else {
+                return;
+            };
             let active = frontend.counters.active.load(Relaxed);
             let full = options.max_connections != 0 && active >= options.max_connections;
             if full || self.live >= self.max_live {
@@ -368,7 +390,12 @@ impl Worker {
             let mut conn = Box::new(Conn::new(Arc::clone(&frontend), fd, source));
             conn.counted = options.max_per_source != 0;
             let id = self.reserve();
-            if self.hub.epoll.add(&conn.client.fd, sys::IN | sys::OUT | sys::RDHUP | sys::EDGE, id).is_err() {
+            if self
+                .hub
+                .epoll
+                .add(&conn.client.fd, sys::IN | sys::OUT | sys::RDHUP | sys::EDGE, id)
+                .is_err()
+            {
                 self.settle(id, conn, Outcome::Reset);
                 continue;
             }
@@ -405,28 +432,32 @@ impl Worker {
         match what {
             Timer::Dial => {
                 self.with(id, |c, hub| {
-                if c.dial.is_some() {
-                    let (options, set) = (c.frontend.options(), c.frontend.set());
-                    hub.answer_hedge = options.answer_hedge;
-                    return dial::tick(c, hub, id, &options, &set);
-                }
-                if let Some(s) = &c.server {
-                    let _ = sys::set_liveness(&s.side.fd, &c.frontend.options().server);
-                }
-                Outcome::Wait
-            });
+                    if c.dial.is_some() {
+                        let (options, set) = (c.frontend.options(), c.frontend.set());
+                        hub.answer_hedge = options.answer_hedge;
+                        return dial::tick(c, hub, id, &options, &set);
+                    }
+                    if let Some(s) = &c.server {
+                        let _ = sys::set_liveness(&s.side.fd, &c.frontend.options().server);
+                    }
+                    Outcome::Wait
+                });
             }
             Timer::Kill => {
                 self.with(id, |c, _| {
-                if let Some(s) = &c.server {
-                    s.lease.backend.resets.fetch_add(1, Relaxed);
-                }
-                Outcome::Reset
-            });
+                    if let Some(s) = &c.server {
+                        s.lease.backend.resets.fetch_add(1, Relaxed);
+                    }
+                    Outcome::Reset
+                });
             }
             Timer::Resume => {
                 let i = id as usize;
-                if let Some(Some(l)) = self.listeners.get_mut(i).filter(|l| l.as_ref().is_some_and(|l| l.paused)) {
+                if let Some(Some(l)) = self
+                    .listeners
+                    .get_mut(i)
+                    .filter(|l| l.as_ref().is_some_and(|l| l.paused))
+                {
                     l.paused = self.hub.epoll.add(&l.fd, sys::IN, LISTENER | id).is_err();
                     if l.paused {
                         self.hub.timer(ACCEPT_PAUSE, id, Timer::Resume);
@@ -468,7 +499,9 @@ impl Worker {
                 let now = self.hub.now;
                 let known = self.with(id, |c, hub| {
                     let (options, set) = (c.frontend.options(), c.frontend.set());
-                    let Some(since) = c.dial.as_ref().and_then(|d| d.queued) else { return Outcome::Wait };
+                    let Some(since) = c.dial.as_ref().and_then(|d| d.queued) else {
+                        return Outcome::Wait;
+                    };
                     let gone = c.client.ending && sys::take_error(&c.client.fd).is_err();
                     if gone || now.saturating_sub(since) >= options.queue_timeout.as_millis() as u64 {
                         c.unqueue();
@@ -497,7 +530,9 @@ impl Worker {
 
     /// Runs `f` on a connection that still exists; false when it does not.
     fn with(&mut self, id: u64, f: impl FnOnce(&mut Conn, &mut Hub) -> Outcome) -> bool {
-        let Some(slot) = self.slots.get_mut(id as u32 as usize) else { return false };
+        let Some(slot) = self.slots.get_mut(id as u32 as usize) else {
+            return false;
+        };
         if u64::from(slot.generation) != id >> 32 {
             return false;
         }
@@ -534,7 +569,10 @@ impl Worker {
     fn reserve(&mut self) -> u64 {
         self.live += 1;
         let i = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, conn: None });
+            self.slots.push(Slot {
+                generation: 0,
+                conn: None,
+            });
             self.slots.len() as u32 - 1
         });
         u64::from(i) | u64::from(self.slots[i as usize].generation) << 32

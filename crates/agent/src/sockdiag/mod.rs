@@ -38,7 +38,10 @@ pub struct Outcome {
 /// Whether this kernel can destroy sockets: `Err` carries the reason, to be said beforehand.
 pub fn supported() -> Result<(), Error> {
     let mut netlink = Netlink::open(Protocol::SockDiag)?;
-    match netlink.request("destroying a socket (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY)", codec::destroy_nothing()) {
+    match netlink.request(
+        "destroying a socket (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY)",
+        codec::destroy_nothing(),
+    ) {
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }
@@ -49,7 +52,11 @@ pub fn find(victims: &Victims<'_>) -> Result<Vec<Socket>, Error> {
     let mut netlink = Netlink::open(Protocol::SockDiag)?;
     let mut found = Vec::new();
     // An IPv4 destination may belong to a dual-stack IPv6 socket (Go's and Java's default), never the other way round.
-    let families: &[i32] = if victims.destination.is_ipv4() { &[libc::AF_INET, libc::AF_INET6] } else { &[libc::AF_INET6] };
+    let families: &[i32] = if victims.destination.is_ipv4() {
+        &[libc::AF_INET, libc::AF_INET6]
+    } else {
+        &[libc::AF_INET6]
+    };
     for family in families {
         let request = || codec::list(*family as u8, victims.destination.port());
         let sockets = netlink.dump("listing TCP sockets", request, codec::read)?;
@@ -74,7 +81,11 @@ pub fn destroy_local(addresses: &[IpAddr]) -> Result<usize, Error> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let sockets = netlink.dump("listing TCP sockets", || codec::list(family as u8, 0), codec::read)?;
-        found.extend(sockets.into_iter().filter(|socket| addresses.contains(&socket.source.ip())));
+        found.extend(
+            sockets
+                .into_iter()
+                .filter(|socket| addresses.contains(&socket.source.ip())),
+        );
     }
     destroy_these(&found)
 }
@@ -83,7 +94,10 @@ fn destroy_these(found: &[Socket]) -> Result<usize, Error> {
     let mut netlink = Netlink::open(Protocol::SockDiag)?;
     let mut destroyed = 0;
     for socket in found {
-        match netlink.request(&format!("destroying the socket to {}", socket.destination), codec::destroy(socket)) {
+        match netlink.request(
+            &format!("destroying the socket to {}", socket.destination),
+            codec::destroy(socket),
+        ) {
             Ok(()) => destroyed += 1,
             // It closed by itself in the meantime.
             Err(error) if error.errno() == Some(libc::ENOENT) => {}

@@ -37,7 +37,9 @@ pub(super) fn render(s: &Status) -> String {
                 _ => "idle",
             };
             let vips: Vec<_> = v.vips.iter().map(ToString::to_string).collect();
-            let master = v.master.map_or_else(|| "–".to_owned(), |(ip, prio)| format!("{ip} ({prio})"));
+            let master = v
+                .master
+                .map_or_else(|| "–".to_owned(), |(ip, prio)| format!("{ip} ({prio})"));
             let _ = write!(
                 h,
                 "<tr class={class}><td>{}<td><b>{:?}</b><td>{}<td>{}<td>{}<td>{}<td>{}",
@@ -71,13 +73,26 @@ fn frontend(h: &mut String, f: &FrontendStatus) {
         (true, true) => "<span class=warn>no backend is ready: those alive are used</span>",
         (false, _) => "<span class=bad>no path to any backend</span>",
     };
-    let _ = write!(h, "<h2>{} <small>{:?} {} · {state}</small></h2>", escape(&f.name), f.kind, escape(&f.listen.join(", ")));
+    let _ = write!(
+        h,
+        "<h2>{} <small>{:?} {} · {state}</small></h2>",
+        escape(&f.name),
+        f.kind,
+        escape(&f.listen.join(", "))
+    );
     if f.kind == SetKind::Proxy {
         let _ = write!(
             h,
             "<p class=sub>{} connections now, {} in all, {} waiting · refused: {} without a backend, {} after waiting, {} \
              over the source's limit · {} failed · {} accept errors</p>",
-            f.active, f.total, f.queued, f.refused_no_backend, f.refused_queue, f.refused_source, f.failed, f.accept_errors
+            f.active,
+            f.total,
+            f.queued,
+            f.refused_no_backend,
+            f.refused_queue,
+            f.refused_source,
+            f.failed,
+            f.accept_errors
         );
     }
     h.push_str(
@@ -110,7 +125,11 @@ fn frontend(h: &mut String, f: &FrontendStatus) {
             b.total,
             bytes(b.bytes_in),
             bytes(b.bytes_out),
-            if b.connect_microseconds == 0 { "–".into() } else { format!("{} µs", b.connect_microseconds) },
+            if b.connect_microseconds == 0 {
+                "–".into()
+            } else {
+                format!("{} µs", b.connect_microseconds)
+            },
             b.connect_errors,
             b.connect_timeouts,
             b.retries,
@@ -136,7 +155,13 @@ fn time(seconds: f64) -> String {
 /// Time of day, UTC.
 fn clock(at: f64) -> String {
     let s = at as u64 % 86400;
-    format!("{:02}:{:02}:{:02}.{:03}", s / 3600, s % 3600 / 60, s % 60, (at.fract() * 1e3) as u64)
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        s / 3600,
+        s % 3600 / 60,
+        s % 60,
+        (at.fract() * 1e3) as u64
+    )
 }
 
 fn bytes(n: u64) -> String {
@@ -147,9 +172,16 @@ fn bytes(n: u64) -> String {
         v /= 1024.0;
         u += 1;
     }
-    if u == 0 { format!("{n} B") } else { format!("{v:.1} {}", units[u]) }
+    if u == 0 {
+        format!("{n} B")
+    } else {
+        format!("{v:.1} {}", units[u])
+    }
 }
 
 fn escape(s: &str) -> String {
-    s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    s.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -30,12 +30,18 @@ pub struct Credentials {
 
 impl Credentials {
     pub fn new(user: &str, password: Vec<u8>) -> Self {
-        Self { user: user.to_owned(), password }
+        Self {
+            user: user.to_owned(),
+            password,
+        }
     }
 
     /// Takes the same time whatever is wrong, as far as lengths are the same.
     fn accept(&self, header: Option<&str>) -> bool {
-        let given = header.and_then(|h| h.strip_prefix("Basic ")).and_then(base64).unwrap_or_default();
+        let given = header
+            .and_then(|h| h.strip_prefix("Basic "))
+            .and_then(base64)
+            .unwrap_or_default();
         let mut wanted = self.user.clone().into_bytes();
         wanted.push(b':');
         wanted.extend_from_slice(&self.password);
@@ -60,13 +66,15 @@ pub struct Site {
 /// # Errors
 /// The address cannot be bound.
 pub fn serve(listen: SocketAddr, site: Site) -> std::io::Result<JoinHandle<()>> {
-    let listener = bind(listen)
-        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot serve statistics on {listen}: {e}")))?;
+    let listener =
+        bind(listen).map_err(|e| std::io::Error::new(e.kind(), format!("cannot serve statistics on {listen}: {e}")))?;
     let places = Arc::new(Semaphore::new(CLIENTS));
     let site = Arc::new(site);
     Ok(tokio::spawn(async move {
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let site = Arc::clone(&site);
@@ -83,7 +91,11 @@ pub fn serve(listen: SocketAddr, site: Site) -> std::io::Result<JoinHandle<()>> 
 }
 
 fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if listen.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     socket.set_reuseaddr(true)?;
     // Next to a predecessor that has not let go yet.
     socket.set_reuseport(true)?;
@@ -124,7 +136,11 @@ async fn respond(request: &str, site: &Site) -> Vec<u8> {
             _ => ("503 Service Unavailable", TEXT, "a proxy worker has ended\n".to_owned()),
         }
     } else if site.login.as_ref().is_some_and(|l| !l.accept(authorization)) {
-        ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"quorate\", charset=\"UTF-8\"", TEXT, "log in\n".to_owned())
+        (
+            "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"quorate\", charset=\"UTF-8\"",
+            TEXT,
+            "log in\n".to_owned(),
+        )
     } else {
         let page = site.page;
         let render: Option<(&str, Render)> = match path {
@@ -159,7 +175,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 async fn ask<T: Send + 'static>(core: &CoreSender, f: fn(&crate::core::Core) -> T) -> Option<T> {
     let core = core.clone();
-    tokio::task::spawn_blocking(move || core.ask(move |c| f(c))).await.ok().flatten()
+    tokio::task::spawn_blocking(move || core.ask(move |c| f(c)))
+        .await
+        .ok()
+        .flatten()
 }
 
 /// Standard base64 (RFC 4648 §4); None when it is none.
@@ -193,7 +212,14 @@ mod tests {
     fn logins() {
         let c = Credentials::new("admin", b"s3cret".to_vec());
         assert!(c.accept(Some("Basic YWRtaW46czNjcmV0")));
-        for bad in [None, Some(""), Some("Basic"), Some("Basic YWRtaW46"), Some("Basic !!!"), Some("Bearer x")] {
+        for bad in [
+            None,
+            Some(""),
+            Some("Basic"),
+            Some("Basic YWRtaW46"),
+            Some("Basic !!!"),
+            Some("Bearer x"),
+        ] {
             assert!(!c.accept(bad), "{bad:?}");
         }
     }

@@ -72,7 +72,12 @@ impl Ended {
 /// add them, since IPv6 addresses cannot be marked before kernel 5.18. A host's own address is never touched, even if
 /// the configuration names it as a VIP by mistake.
 pub fn purge(config: &AgentConfig) -> Result<Vec<IpAddr>, Error> {
-    let vips: Vec<IpAddr> = config.vrrp.iter().flat_map(|instance| &instance.vips).map(|vip| vip.address).collect();
+    let vips: Vec<IpAddr> = config
+        .vrrp
+        .iter()
+        .flat_map(|instance| &instance.vips)
+        .map(|vip| vip.address)
+        .collect();
     purge_addresses(&vips)
 }
 
@@ -82,8 +87,16 @@ pub fn purge(config: &AgentConfig) -> Result<Vec<IpAddr>, Error> {
 /// SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on. VIPs are purged before each start and after
 /// each death or stop of the child.
 pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, Error> {
-    let vips: Vec<IpAddr> = config.vrrp.iter().flat_map(|instance| &instance.vips).map(|vip| vip.address).collect();
-    let signals = Signals::watch().map_err(|source| Error::System { operation: "watching signals", source })?;
+    let vips: Vec<IpAddr> = config
+        .vrrp
+        .iter()
+        .flat_map(|instance| &instance.vips)
+        .map(|vip| vip.address)
+        .collect();
+    let signals = Signals::watch().map_err(|source| Error::System {
+        operation: "watching signals",
+        source,
+    })?;
     // The purge has to happen in time on a loaded machine too; without the right to it, it is merely slower.
     if let Err(error) = vrrp_io::realtime() {
         tracing::warn!(%error, "supervisor runs without real-time priority");
@@ -96,7 +109,10 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
     }
     loop {
         let started = Instant::now();
-        let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System { operation: "starting the agent", source })?;
+        let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System {
+            operation: "starting the agent",
+            source,
+        })?;
         let (ended, asked) = watch(&signals, &child, lifeline, &vips)?;
         let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
         if asked || hopeless {
@@ -139,7 +155,10 @@ fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -
     loop {
         let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let others: Vec<&OwnedFd> = lifeline.iter().chain(&process).collect();
-        let came = signals.wait(&others, timeout).map_err(|source| Error::System { operation: "waiting for signals", source })?;
+        let came = signals.wait(&others, timeout).map_err(|source| Error::System {
+            operation: "waiting for signals",
+            source,
+        })?;
         match lifeline.as_ref().map(sys::look) {
             Some(Life::Released) => {
                 lifeline = None;
@@ -158,9 +177,10 @@ fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -
             stop_by = Some(Instant::now() + STOP_TIMEOUT);
         }
         // Look at the child first: its VIPs are what is urgent.
-        while let Some(change) =
-            sys::changed(pid).map_err(|source| Error::System { operation: "waiting for the agent", source })?
-        {
+        while let Some(change) = sys::changed(pid).map_err(|source| Error::System {
+            operation: "waiting for the agent",
+            source,
+        })? {
             let ended = match change {
                 Change::Exited(code) => Some(Ended::Code(code)),
                 Change::Killed(signal) => Some(Ended::Signal(signal)),
@@ -197,8 +217,14 @@ fn asked_to_stop_within(signals: &Signals, time: Duration) -> Result<bool, Error
         if left.is_zero() {
             return Ok(false);
         }
-        let came = signals.wait(&[], Some(left)).map_err(|source| Error::System { operation: "waiting for signals", source })?;
-        if came.iter().any(|signal| matches!(*signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT)) {
+        let came = signals.wait(&[], Some(left)).map_err(|source| Error::System {
+            operation: "waiting for signals",
+            source,
+        })?;
+        if came
+            .iter()
+            .any(|signal| matches!(*signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT))
+        {
             return Ok(true);
         }
     }
@@ -215,7 +241,11 @@ fn purge_logged(vips: &[IpAddr]) {
 fn purge_addresses(vips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
     let mut routes = Routes::open()?;
     let mut purged = Vec::new();
-    for found in routes.addresses()?.into_iter().filter(|found| is_left_over(found, vips)) {
+    for found in routes
+        .addresses()?
+        .into_iter()
+        .filter(|found| is_left_over(found, vips))
+    {
         if routes.delete_address(found.index, found.address, found.prefix)? {
             purged.push(found.address);
         }
@@ -234,7 +264,14 @@ mod tests {
     #[test]
     fn a_hosts_own_address_is_never_purged() {
         let address: IpAddr = "10.0.0.1".parse().expect("ip");
-        let own = Address { index: 2, address, prefix: 24, ours: false, virtual_server: false, deprecated: false };
+        let own = Address {
+            index: 2,
+            address,
+            prefix: 24,
+            ours: false,
+            virtual_server: false,
+            deprecated: false,
+        };
         assert!(!is_left_over(&own, &[address]));
         assert!(is_left_over(&Address { ours: true, ..own }, &[]));
     }
@@ -242,9 +279,22 @@ mod tests {
     #[test]
     fn unmarked_ipv6_vips_are_known_by_their_form() {
         let address: IpAddr = "fd00::1".parse().expect("ip");
-        let vip = Address { index: 2, address, prefix: 128, ours: false, virtual_server: false, deprecated: true };
+        let vip = Address {
+            index: 2,
+            address,
+            prefix: 128,
+            ours: false,
+            virtual_server: false,
+            deprecated: true,
+        };
         assert!(is_left_over(&vip, &[address]));
         assert!(!is_left_over(&vip, &[]), "an old privacy address is deprecated, too");
-        assert!(!is_left_over(&Address { deprecated: false, ..vip }, &[address]));
+        assert!(!is_left_over(
+            &Address {
+                deprecated: false,
+                ..vip
+            },
+            &[address]
+        ));
     }
 }

@@ -64,13 +64,21 @@ impl Signals {
 
     /// Waits for a signal, for one of the other descriptors, or for the end of `timeout`; returns the signals that came.
     pub(super) fn wait(&self, others: &[&OwnedFd], timeout: Option<Duration>) -> io::Result<Vec<i32>> {
-        let entry = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let entry = |fd: &OwnedFd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let mut entries: Vec<libc::pollfd> = [&self.0].into_iter().chain(others.iter().copied()).map(entry).collect();
         let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
         // SAFETY: pointer and count describe `entries`, which outlives the call.
         if unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, milliseconds) } < 0 {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(Vec::new()) } else { Err(error) };
+            return if error.kind() == io::ErrorKind::Interrupted {
+                Ok(Vec::new())
+            } else {
+                Err(error)
+            };
         }
         let mut signals = Vec::new();
         loop {
@@ -138,12 +146,20 @@ pub(super) enum Life {
 
 /// Looks at the lifeline without waiting.
 pub(super) fn look(lifeline: &OwnedFd) -> Life {
-    let mut entry = libc::pollfd { fd: lifeline.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: lifeline.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one pollfd in a local that outlives the call.
     if unsafe { libc::poll(&raw mut entry, 1, 0) } <= 0 {
         return Life::Goes;
     }
-    if entry.revents & libc::POLLIN != 0 { Life::Released } else { Life::Ended }
+    if entry.revents & libc::POLLIN != 0 {
+        Life::Released
+    } else {
+        Life::Ended
+    }
 }
 
 /// The environment of a supervised child names its lifeline.
@@ -158,7 +174,8 @@ pub(super) fn keep_lifeline() {
         // SAFETY: all-zero bytes are a valid stat.
         let mut found: libc::stat = unsafe { mem::zeroed() };
         // SAFETY: writes one stat to a local; without such a descriptor it fails.
-        let is_pipe = unsafe { libc::fstat(number, &raw mut found) } == 0 && found.st_mode & libc::S_IFMT == libc::S_IFIFO;
+        let is_pipe =
+            unsafe { libc::fstat(number, &raw mut found) } == 0 && found.st_mode & libc::S_IFMT == libc::S_IFIFO;
         // SAFETY: takes no pointers.
         (is_pipe && unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0).then_some(number)
     });

@@ -68,8 +68,10 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) fn open(config: &AgentConfig, counters: Arc<Counters>) -> Result<Self, Error> {
-        let announcer =
-            Announcer::open().map_err(|source| Error::System { operation: "opening a packet socket".to_owned(), source })?;
+        let announcer = Announcer::open().map_err(|source| Error::System {
+            operation: "opening a packet socket".to_owned(),
+            source,
+        })?;
         let mut kernel = Self {
             monitor: Monitor::open()?,
             routes: Routes::open()?,
@@ -93,13 +95,19 @@ impl Kernel {
             wants.v6 |= instance.source.is_ipv6();
             wants.vips.extend(instance.vips.iter().map(|vip| vip.address));
         }
-        self.interfaces.retain(|interface| wanted.get(interface.name.as_str()) == Some(&interface.wants));
+        self.interfaces
+            .retain(|interface| wanted.get(interface.name.as_str()) == Some(&interface.wants));
         let links = self.routes.links()?;
         for (name, wants) in wanted {
             if self.interfaces.iter().any(|interface| interface.name == name) {
                 continue;
             }
-            let mut interface = Interface { name: name.to_owned(), wants, link: None, open: None };
+            let mut interface = Interface {
+                name: name.to_owned(),
+                wants,
+                link: None,
+                open: None,
+            };
             let link = links.iter().find(|link| link.name == name).cloned();
             interface.update(link)?;
             self.interfaces.push(interface);
@@ -126,7 +134,9 @@ impl Kernel {
             for pair in open.v4.iter().chain(&open.v6) {
                 for _ in 0..READ_BURST {
                     // An error is "nothing there", or an interface going down, which the monitor tells.
-                    let Ok(received) = pair.receive(&mut self.buffer) else { break };
+                    let Ok(received) = pair.receive(&mut self.buffer) else {
+                        break;
+                    };
                     let Some(received) = received else { continue };
                     self.counters.received.fetch_add(1, Ordering::Relaxed);
                     seen.push(Seen::Input(Input::Vrrp {
@@ -141,7 +151,10 @@ impl Kernel {
             let own = interface.link.as_ref().and_then(|link| link.mac);
             open.watcher.read(own, |_, frame| {
                 self.counters.claims.fetch_add(1, Ordering::Relaxed);
-                seen.push(Seen::Input(Input::Frame { interface: interface.name.clone(), frame: frame.to_vec().into() }));
+                seen.push(Seen::Input(Input::Frame {
+                    interface: interface.name.clone(),
+                    frame: frame.to_vec().into(),
+                }));
             });
         }
         seen
@@ -182,7 +195,12 @@ impl Kernel {
         if result.is_ok() {
             self.held.insert(vip.address, vip);
         }
-        Input::VipDone { instance, vip, change: VipChange::Add, error: result.err() }
+        Input::VipDone {
+            instance,
+            vip,
+            change: VipChange::Add,
+            error: result.err(),
+        }
     }
 
     /// Removes a VIP if we hold it or it carries our mark (from an earlier life). An address without our mark is
@@ -200,14 +218,31 @@ impl Kernel {
         if result.is_err() && held {
             self.held.insert(vip.address, vip);
         }
-        Input::VipDone { instance, vip, change: VipChange::Remove, error: result.err() }
+        Input::VipDone {
+            instance,
+            vip,
+            change: VipChange::Remove,
+            error: result.err(),
+        }
     }
 
     /// `Some` is the reason why the packet did not go out.
     pub(super) fn send(&self, interface: &str, source: IpAddr, destination: IpAddr, payload: &[u8]) -> Option<String> {
-        let open = self.interfaces.iter().find(|one| one.name == interface).and_then(|one| one.open.as_ref());
-        let pair = open.and_then(|open| if source.is_ipv4() { open.v4.as_ref() } else { open.v6.as_ref() });
-        let Some(pair) = pair else { return Some(format!("interface {interface} does not exist")) };
+        let open = self
+            .interfaces
+            .iter()
+            .find(|one| one.name == interface)
+            .and_then(|one| one.open.as_ref());
+        let pair = open.and_then(|open| {
+            if source.is_ipv4() {
+                open.v4.as_ref()
+            } else {
+                open.v6.as_ref()
+            }
+        });
+        let Some(pair) = pair else {
+            return Some(format!("interface {interface} does not exist"));
+        };
         match pair.send(source, destination, payload) {
             Ok(()) => {
                 self.counters.sent.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +257,9 @@ impl Kernel {
 
     /// `Some` is the reason why the frame did not go out.
     pub(super) fn announce(&self, interface: &str, frame: &[u8]) -> Option<String> {
-        let Some(link) = self.link(interface) else { return Some(format!("interface {interface} does not exist")) };
+        let Some(link) = self.link(interface) else {
+            return Some(format!("interface {interface} does not exist"));
+        };
         match self.announcer.send(link.index, frame) {
             Ok(()) => {
                 self.counters.frames.fetch_add(1, Ordering::Relaxed);
@@ -246,7 +283,9 @@ impl Kernel {
             .routes
             .addresses()?
             .into_iter()
-            .filter(|found| found.address == vip.address && found.ours && index.is_none_or(|index| index == found.index))
+            .filter(|found| {
+                found.address == vip.address && found.ours && index.is_none_or(|index| index == found.index)
+            })
             .collect();
         for found in left {
             self.routes.delete_address(found.index, found.address, found.prefix)?;
@@ -264,7 +303,10 @@ impl Kernel {
             Event::Lost => lost = true,
         });
         if let Err(error) = result {
-            seen.push(Seen::Failed { what: "watching links and addresses".to_owned(), error: error.to_string() });
+            seen.push(Seen::Failed {
+                what: "watching links and addresses".to_owned(),
+                error: error.to_string(),
+            });
         }
         if lost {
             removed.extend(self.held.keys().copied());
@@ -278,7 +320,10 @@ impl Kernel {
         }
         for (index, link) in changed {
             if let Err(error) = self.link_changed(index, link) {
-                seen.push(Seen::Failed { what: "opening sockets".to_owned(), error: error.to_string() });
+                seen.push(Seen::Failed {
+                    what: "opening sockets".to_owned(),
+                    error: error.to_string(),
+                });
             }
             seen.push(Seen::LinksChanged);
         }
@@ -287,8 +332,11 @@ impl Kernel {
 
     /// Our own removals are events, too: only a VIP that we should hold and that is not there was lost.
     fn report_lost(&mut self, removed: &[IpAddr], seen: &mut Vec<Seen>) {
-        let suspects: BTreeMap<IpAddr, Vip> =
-            removed.iter().filter_map(|address| self.held.get_key_value(address)).map(|(key, vip)| (*key, *vip)).collect();
+        let suspects: BTreeMap<IpAddr, Vip> = removed
+            .iter()
+            .filter_map(|address| self.held.get_key_value(address))
+            .map(|(key, vip)| (*key, *vip))
+            .collect();
         if suspects.is_empty() {
             return;
         }
@@ -304,7 +352,9 @@ impl Kernel {
     fn link_changed(&mut self, index: u32, link: Option<Link>) -> Result<(), Error> {
         let by_name = |interface: &Interface| link.as_ref().is_some_and(|link| link.name == interface.name);
         let by_index = |interface: &Interface| interface.link.as_ref().is_some_and(|link| link.index == index);
-        let Some(position) = self.interfaces.iter().position(|one| by_name(one) || by_index(one)) else { return Ok(()) };
+        let Some(position) = self.interfaces.iter().position(|one| by_name(one) || by_index(one)) else {
+            return Ok(());
+        };
         let interface = &mut self.interfaces[position];
         // A renamed interface is no longer the one that was configured.
         let link = link.filter(|link| link.name == interface.name);
@@ -337,8 +387,10 @@ impl Interface {
         if let Some(link) = &self.link {
             let operation = format!("opening VRRP sockets on {}", link.name);
             let pair = |v4: bool| {
-                Pair::open(&link.name, link.index, v4)
-                    .map_err(|source| Error::System { operation: operation.clone(), source })
+                Pair::open(&link.name, link.index, v4).map_err(|source| Error::System {
+                    operation: operation.clone(),
+                    source,
+                })
             };
             let vips: Vec<IpAddr> = self.wants.vips.iter().copied().collect();
             self.open = Some(Open {

@@ -18,8 +18,8 @@ use quorate_lb::vrrp::Routers;
 use quorate_lb::{Action, Agent, AgentConfig, Event, Input, Now};
 
 use io::Kernel;
-pub(crate) use sys::realtime;
 use sys::Waker;
+pub(crate) use sys::realtime;
 
 /// A failure that goes on is reported again after this time.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -152,7 +152,9 @@ pub struct Handle<E> {
 
 impl<E> std::fmt::Debug for Handle<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handle").field("counters", &self.counters).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 
@@ -164,7 +166,10 @@ pub struct InputSender<E> {
 
 impl<E> Clone for InputSender<E> {
     fn clone(&self) -> Self {
-        Self { messages: self.messages.clone(), waker: Arc::clone(&self.waker) }
+        Self {
+            messages: self.messages.clone(),
+            waker: Arc::clone(&self.waker),
+        }
     }
 }
 
@@ -204,7 +209,10 @@ impl InputSender<Routers> {
 impl<E> Handle<E> {
     /// A way to send inputs that can be cloned and moved to other threads.
     pub fn sender(&self) -> InputSender<E> {
-        InputSender { messages: self.messages.clone(), waker: Arc::clone(&self.waker) }
+        InputSender {
+            messages: self.messages.clone(),
+            waker: Arc::clone(&self.waker),
+        }
     }
 
     /// The thread's numbers.
@@ -289,19 +297,33 @@ pub fn spawn<E: Engine>(
         })
         .map_err(system("starting the VRRP thread"))?;
     let shortcomings = started.recv().unwrap_or_default();
-    Ok((Handle { messages, waker, counters, thread: Some(thread) }, shortcomings))
+    Ok((
+        Handle {
+            messages,
+            waker,
+            counters,
+            thread: Some(thread),
+        },
+        shortcomings,
+    ))
 }
 
 fn become_realtime() -> Shortcomings {
     let mut list = Vec::new();
     if let Err(error) = sys::realtime() {
-        list.push(format!("no real-time priority for VRRP (SCHED_FIFO, needs CAP_SYS_NICE): {error}"));
+        list.push(format!(
+            "no real-time priority for VRRP (SCHED_FIFO, needs CAP_SYS_NICE): {error}"
+        ));
     }
     if let Err(error) = sys::lock_memory() {
-        list.push(format!("memory is not locked (mlockall, needs CAP_IPC_LOCK or a high LimitMEMLOCK): {error}"));
+        list.push(format!(
+            "memory is not locked (mlockall, needs CAP_IPC_LOCK or a high LimitMEMLOCK): {error}"
+        ));
     }
     if let Err(error) = crate::sockdiag::supported() {
-        list.push(format!("clients of a moving VIP or a dead backend are not freed at once: {error}"));
+        list.push(format!(
+            "clients of a moving VIP or a dead backend are not freed at once: {error}"
+        ));
     }
     Shortcomings(list)
 }
@@ -351,7 +373,9 @@ impl<E: Engine> Worker<E> {
     fn note_lateness(&mut self, deadline: Option<Duration>) {
         let late = deadline.map_or(Duration::ZERO, |deadline| sys::now().saturating_sub(deadline));
         self.late = late >= LATE;
-        self.counters.worst_lateness_us.fetch_max(late.as_micros() as u64, Ordering::Relaxed);
+        self.counters
+            .worst_lateness_us
+            .fetch_max(late.as_micros() as u64, Ordering::Relaxed);
     }
 
     fn kernel_inputs(&mut self) {
@@ -427,11 +451,23 @@ impl<E: Engine> Worker<E> {
     /// Carries out one action; returns its answer where it has one.
     fn apply(&mut self, action: Action) -> Option<Input> {
         match action {
-            Action::AddVip { instance, interface, vip } => Some(self.kernel.add_vip(instance, &interface, vip)),
-            Action::RemoveVip { instance, interface, vip } => {
-                Some(self.kernel.remove_vip(instance, &interface, vip, self.late))
-            }
-            Action::SendVrrp { interface, source, destination, payload, .. } => {
+            Action::AddVip {
+                instance,
+                interface,
+                vip,
+            } => Some(self.kernel.add_vip(instance, &interface, vip)),
+            Action::RemoveVip {
+                instance,
+                interface,
+                vip,
+            } => Some(self.kernel.remove_vip(instance, &interface, vip, self.late)),
+            Action::SendVrrp {
+                interface,
+                source,
+                destination,
+                payload,
+                ..
+            } => {
                 if let Some(error) = self.kernel.send(&interface, source, destination, &payload) {
                     self.failed(&format!("advertising to {destination} on {interface}"), &error);
                 }
@@ -459,7 +495,10 @@ impl<E: Engine> Worker<E> {
             self.reported.extend(last.map(|last| (what.to_owned(), last)));
             return;
         }
-        let event = Event::Failed { what: what.to_owned(), error: error.to_owned() };
+        let event = Event::Failed {
+            what: what.to_owned(),
+            error: error.to_owned(),
+        };
         (self.sink)(Outgoing::Action(Action::Report { event }));
     }
 }

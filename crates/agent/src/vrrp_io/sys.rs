@@ -53,7 +53,9 @@ impl Pair {
         if v4 {
             option(&receive, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, &0i32)?;
             let group = libc::ip_mreqn {
-                imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(GROUP_V4.octets()) },
+                imr_multiaddr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(GROUP_V4.octets()),
+                },
                 imr_address: libc::in_addr { s_addr: 0 },
                 imr_ifindex: index as i32,
             };
@@ -62,18 +64,33 @@ impl Pair {
             option(&receive, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1i32)?;
             option(&receive, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &1i32)?;
             let group = libc::ipv6_mreq {
-                ipv6mr_multiaddr: libc::in6_addr { s6_addr: GROUP_V6.octets() },
+                ipv6mr_multiaddr: libc::in6_addr {
+                    s6_addr: GROUP_V6.octets(),
+                },
                 ipv6mr_interface: index,
             };
             option(&receive, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, &group)?;
         }
-        Ok(Self { receive, send: Self::sender(interface, index, v4)?, index, v4 })
+        Ok(Self {
+            receive,
+            send: Self::sender(interface, index, v4)?,
+            index,
+            v4,
+        })
     }
 
     fn sender(interface: &str, index: u32, v4: bool) -> io::Result<OwnedFd> {
         let send = raw_socket(v4)?;
-        let nothing = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
-        let program = libc::sock_fprog { len: 1, filter: (&raw const nothing).cast_mut() };
+        let nothing = libc::sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        };
+        let program = libc::sock_fprog {
+            len: 1,
+            filter: (&raw const nothing).cast_mut(),
+        };
         // The kernel copies the one-instruction program during the call and does not write to it.
         option(&send, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
         bind_to_device(&send, interface)?;
@@ -110,7 +127,9 @@ impl Pair {
                 libc::IP_PKTINFO,
                 libc::in_pktinfo {
                     ipi_ifindex: self.index as i32,
-                    ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(source.octets()) },
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(source.octets()),
+                    },
                     ipi_addr: libc::in_addr { s_addr: 0 },
                 },
             ),
@@ -118,12 +137,17 @@ impl Pair {
                 libc::IPPROTO_IPV6,
                 libc::IPV6_PKTINFO,
                 libc::in6_pktinfo {
-                    ipi6_addr: libc::in6_addr { s6_addr: source.octets() },
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: source.octets(),
+                    },
                     ipi6_ifindex: self.index,
                 },
             ),
         }
-        let mut part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+        let mut part = libc::iovec {
+            iov_base: payload.as_ptr().cast_mut().cast(),
+            iov_len: payload.len(),
+        };
         // SAFETY: all-zero bytes are a valid msghdr.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
         message.msg_name = (&raw const address).cast_mut().cast();
@@ -143,7 +167,10 @@ impl Pair {
         // SAFETY: all-zero bytes are a valid sockaddr_storage and a valid msghdr.
         let (mut name, mut message): (libc::sockaddr_storage, libc::msghdr) = unsafe { (mem::zeroed(), mem::zeroed()) };
         let mut control = Control::default();
-        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut part = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
         message.msg_name = (&raw mut name).cast();
         message.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
         message.msg_iov = &raw mut part;
@@ -162,14 +189,22 @@ impl Pair {
         control.len = message.msg_controllen;
         control.each(|level, kind, data| match (level, kind) {
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                destination = data.get(..16).and_then(|octets| <[u8; 16]>::try_from(octets).ok()).map(Ipv6Addr::from);
+                destination = data
+                    .get(..16)
+                    .and_then(|octets| <[u8; 16]>::try_from(octets).ok())
+                    .map(Ipv6Addr::from);
             }
             (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                ttl = data.get(..4).and_then(|octets| octets.try_into().ok()).map(i32::from_ne_bytes);
+                ttl = data
+                    .get(..4)
+                    .and_then(|octets| octets.try_into().ok())
+                    .map(i32::from_ne_bytes);
             }
             _ => {}
         });
-        let (Some(destination), Some(ttl)) = (destination, ttl) else { return Ok(None) };
+        let (Some(destination), Some(ttl)) = (destination, ttl) else {
+            return Ok(None);
+        };
         Ok(Some(Received {
             source: Ipv6Addr::from(peer.sin6_addr.s6_addr).into(),
             destination: destination.into(),
@@ -229,7 +264,11 @@ pub(super) fn now() -> Duration {
 pub(super) fn wait(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
     let mut entries: Vec<libc::pollfd> = descriptors
         .iter()
-        .map(|one| libc::pollfd { fd: one.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .map(|one| libc::pollfd {
+            fd: one.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
         .collect();
     let time = timeout.map(|timeout| libc::timespec {
         tv_sec: timeout.as_secs() as libc::time_t,
@@ -237,8 +276,14 @@ pub(super) fn wait(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) ->
     });
     let time_pointer = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: pointer and count describe `entries`; the timeout is null or points to a local; no signal mask is given.
-    let result =
-        unsafe { libc::ppoll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, time_pointer, std::ptr::null()) };
+    let result = unsafe {
+        libc::ppoll(
+            entries.as_mut_ptr(),
+            entries.len() as libc::nfds_t,
+            time_pointer,
+            std::ptr::null(),
+        )
+    };
     match check(result as isize) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
         _ => Ok(()),
@@ -247,7 +292,9 @@ pub(super) fn wait(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) ->
 
 /// Gives the calling thread a real-time priority, not inherited by children.
 pub(crate) fn realtime() -> io::Result<()> {
-    let parameter = libc::sched_param { sched_priority: REALTIME_PRIORITY };
+    let parameter = libc::sched_param {
+        sched_priority: REALTIME_PRIORITY,
+    };
     // SAFETY: reads one sched_param from a local; pid 0 is the calling thread.
     let done =
         unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
@@ -270,7 +317,10 @@ struct Control {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { bytes: [0; CONTROL_LEN], len: 0 }
+        Self {
+            bytes: [0; CONTROL_LEN],
+            len: 0,
+        }
     }
 }
 
@@ -279,7 +329,11 @@ impl Control {
         let header = mem::size_of::<libc::cmsghdr>();
         let total = header + mem::size_of::<T>();
         debug_assert!(self.len + total <= CONTROL_LEN);
-        let message = libc::cmsghdr { cmsg_len: total, cmsg_level: level, cmsg_type: kind };
+        let message = libc::cmsghdr {
+            cmsg_len: total,
+            cmsg_level: level,
+            cmsg_type: kind,
+        };
         // SAFETY: `bytes` starts 8-aligned, `len` stays a multiple of 8, and header plus value fit (asserted above: the
         // only callers push one value of at most 20 octets into an empty buffer of 128).
         unsafe {
@@ -296,7 +350,9 @@ impl Control {
         while rest.len() >= header {
             // SAFETY: at least a whole header is left; read_unaligned asks for no alignment.
             let message: libc::cmsghdr = unsafe { rest.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
-            let Some(data) = rest.get(header..message.cmsg_len) else { return };
+            let Some(data) = rest.get(header..message.cmsg_len) else {
+                return;
+            };
             take(message.cmsg_level, message.cmsg_type, data);
             rest = rest.get((message.cmsg_len + 7) & !7..).unwrap_or_default();
         }
@@ -326,7 +382,13 @@ fn read_ip4(packet: &[u8]) -> Option<Received<'_>> {
 fn raw_socket(v4: bool) -> io::Result<OwnedFd> {
     let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: socket(2) takes no pointers; the result is checked before it is owned.
-    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, PROTOCOL) };
+    let fd = unsafe {
+        libc::socket(
+            family,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            PROTOCOL,
+        )
+    };
     check(fd as isize)?;
     // SAFETY: `fd` is a fresh descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -371,7 +433,9 @@ fn socket_address(address: IpAddr, index: u32) -> (libc::sockaddr_storage, libc:
             let value = libc::sockaddr_in {
                 sin_family: libc::AF_INET as u16,
                 sin_port: 0,
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(address.octets()),
+                },
                 sin_zero: [0; 8],
             };
             // SAFETY: sockaddr_storage is larger than and aligned for every socket address.
@@ -383,7 +447,9 @@ fn socket_address(address: IpAddr, index: u32) -> (libc::sockaddr_storage, libc:
                 sin6_family: libc::AF_INET6 as u16,
                 sin6_port: 0,
                 sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr { s6_addr: address.octets() },
+                sin6_addr: libc::in6_addr {
+                    s6_addr: address.octets(),
+                },
                 sin6_scope_id: index,
             };
             // SAFETY: as above.
@@ -403,7 +469,9 @@ mod tests {
 
     #[test]
     fn ip4_header_is_taken_off_and_padding_cut() {
-        let mut packet = vec![0x46, 0, 0, 28, 0, 0, 0, 0, 255, 112, 0, 0, 10, 0, 0, 1, 224, 0, 0, 18, 1, 1, 1, 1];
+        let mut packet = vec![
+            0x46, 0, 0, 28, 0, 0, 0, 0, 255, 112, 0, 0, 10, 0, 0, 1, 224, 0, 0, 18, 1, 1, 1, 1,
+        ];
         packet.extend([0x31, 1, 100, 1, 0, 0]);
         let read = read_ip4(&packet).expect("packet");
         assert_eq!((read.ttl, read.payload), (255, &[0x31, 1, 100, 1][..]));
@@ -419,6 +487,9 @@ mod tests {
         control.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, 255i32);
         let mut seen = Vec::new();
         control.each(|level, kind, data| seen.push((level, kind, data.to_vec())));
-        assert_eq!(seen, [(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, 255i32.to_ne_bytes().to_vec())]);
+        assert_eq!(
+            seen,
+            [(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, 255i32.to_ne_bytes().to_vec())]
+        );
     }
 }

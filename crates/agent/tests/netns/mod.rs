@@ -1,5 +1,9 @@
 //! Network namespaces for tests: some machines on one bridge, each a namespace of its own, gone with the value.
-#![allow(dead_code, clippy::print_stderr, reason = "each test program uses its own part of it")]
+#![allow(
+    dead_code,
+    clippy::print_stderr,
+    reason = "each test program uses its own part of it"
+)]
 
 pub(crate) mod relay;
 
@@ -33,7 +37,11 @@ pub(crate) fn main(tests: &[(&str, fn())]) {
         println!("test {name} ...");
         let start = Instant::now();
         let success = std::panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {} ({:.1?})", if success { "ok" } else { "FAILED" }, start.elapsed());
+        println!(
+            "test {name} ... {} ({:.1?})",
+            if success { "ok" } else { "FAILED" },
+            start.elapsed()
+        );
         failed.extend((!success).then_some(*name));
     }
     if !failed.is_empty() {
@@ -65,7 +73,9 @@ pub(crate) fn is_root() -> bool {
 }
 
 pub(crate) fn found(command: &str) -> bool {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|directory| Path::new(directory).join(command).exists())
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .any(|directory| Path::new(directory).join(command).exists())
 }
 
 /// Full runs are long; the bounded slice is for every day.
@@ -133,7 +143,11 @@ impl Machine {
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let mut work = Some(work);
         let result = netlink::in_namespaces(&[self.namespace()], move |_| (work.take().expect("once"))());
-        result.expect("helper thread").pop().expect("one result").expect("namespace")
+        result
+            .expect("helper thread")
+            .pop()
+            .expect("one result")
+            .expect("namespace")
     }
 
     /// Cuts the machine off in silence (its own link stays up, as when a switch fails), or connects it again.
@@ -146,10 +160,28 @@ impl Machine {
     pub(crate) fn behind_bad_link(&self, badness: relay::Badness) -> relay::Relay {
         let (near, far) = (format!("{}a", self.port), format!("{}b", self.port));
         must("ip", &["-n", &self.bridge, "link", "set", &self.port, "nomaster"]);
-        must("ip", &["-n", &self.bridge, "link", "add", &near, "type", "veth", "peer", "name", &far]);
+        must(
+            "ip",
+            &[
+                "-n",
+                &self.bridge,
+                "link",
+                "add",
+                &near,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                &far,
+            ],
+        );
         must("ip", &["-n", &self.bridge, "link", "set", &far, "master", "br0", "up"]);
         must("ip", &["-n", &self.bridge, "link", "set", &near, "up"]);
-        relay::Relay::start(Path::new("/run/netns").join(&self.bridge), [self.port.clone(), near], badness)
+        relay::Relay::start(
+            Path::new("/run/netns").join(&self.bridge),
+            [self.port.clone(), near],
+            badness,
+        )
     }
 
     /// Starts a process in the machine: this test program again, which knows by the environment what it is to be.
@@ -175,9 +207,18 @@ pub(crate) struct Process(Child);
 
 impl Process {
     fn start(command: &mut Command, log: &Path) -> Self {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("log file");
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("log file");
         let errors = file.try_clone().expect("log file");
-        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("starting a process");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .expect("starting a process");
         Self(child)
     }
 
@@ -198,7 +239,10 @@ impl Process {
             status.lines().any(|line| line == parent)
         };
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
-        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+        processes
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(is_child)
+            .collect()
     }
 
     pub(crate) fn wait(&mut self) -> Option<i32> {
@@ -239,11 +283,30 @@ impl Lab {
         let bridge = format!("{prefix}-br");
         must("ip", &["netns", "add", &bridge]);
         must("ip", &["-n", &bridge, "link", "set", "lo", "up"]);
-        must("ip", &["-n", &bridge, "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"]);
+        must(
+            "ip",
+            &[
+                "-n",
+                &bridge,
+                "link",
+                "add",
+                "br0",
+                "type",
+                "bridge",
+                "forward_delay",
+                "0",
+                "mcast_snooping",
+                "0",
+            ],
+        );
         must("ip", &["-n", &bridge, "link", "set", "br0", "up"]);
         let directory = std::env::temp_dir().join(&prefix);
         std::fs::create_dir_all(&directory).expect("directory");
-        let mut lab = Self { bridge, machines: Vec::new(), directory };
+        let mut lab = Self {
+            bridge,
+            machines: Vec::new(),
+            directory,
+        };
         for number in 1..=machines {
             lab.add(&prefix, number);
         }
@@ -254,15 +317,58 @@ impl Lab {
         let (name, port) = (format!("{prefix}-m{number}"), format!("p{number}"));
         must("ip", &["netns", "add", &name]);
         let bridge = self.bridge.clone();
-        self.machines.push(Machine { name: name.clone(), number, port: port.clone(), bridge: bridge.clone() });
-        must("ip", &["-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        self.machines.push(Machine {
+            name: name.clone(),
+            number,
+            port: port.clone(),
+            bridge: bridge.clone(),
+        });
+        must(
+            "ip",
+            &[
+                "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name,
+            ],
+        );
         must("ip", &["-n", &bridge, "link", "set", &port, "master", "br0", "up"]);
         // Link-local addresses are usable at once, not after duplicate address detection.
-        must("ip", &["netns", "exec", &name, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad"]);
+        must(
+            "ip",
+            &[
+                "netns",
+                "exec",
+                &name,
+                "sh",
+                "-c",
+                "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad",
+            ],
+        );
         must("ip", &["-n", &name, "link", "set", "lo", "up"]);
         must("ip", &["-n", &name, "link", "set", "eth0", "up"]);
-        must("ip", &["-n", &name, "address", "add", &format!("{NETWORK_V4}.{number}/24"), "dev", "eth0"]);
-        must("ip", &["-n", &name, "address", "add", &format!("{NETWORK_V6}::{number}/64"), "dev", "eth0", "nodad"]);
+        must(
+            "ip",
+            &[
+                "-n",
+                &name,
+                "address",
+                "add",
+                &format!("{NETWORK_V4}.{number}/24"),
+                "dev",
+                "eth0",
+            ],
+        );
+        must(
+            "ip",
+            &[
+                "-n",
+                &name,
+                "address",
+                "add",
+                &format!("{NETWORK_V6}::{number}/64"),
+                "dev",
+                "eth0",
+                "nodad",
+            ],
+        );
     }
 
     pub(crate) fn log(&self, name: &str) -> PathBuf {

@@ -38,7 +38,10 @@ impl Relay {
             let results = quorate_agent::netlink::in_namespaces(&[namespace], carry);
             results.expect("thread").pop().expect("one").expect("namespace");
         });
-        Self { stop, thread: Some(thread) }
+        Self {
+            stop,
+            thread: Some(thread),
+        }
     }
 }
 
@@ -81,14 +84,28 @@ fn carry(sockets: &[OwnedFd; 2], badness: Badness, stop: &AtomicBool) {
 fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
     let mut frame = vec![0u8; 2048];
     // SAFETY: pointer and length describe `frame`, which outlives the call.
-    let got = unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), libc::MSG_DONTWAIT) };
+    let got = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            frame.as_mut_ptr().cast(),
+            frame.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
     frame.truncate(usize::try_from(got).ok()?);
     Some(frame)
 }
 
 fn send(socket: &OwnedFd, frame: &[u8]) {
     // SAFETY: pointer and length describe `frame`, which outlives the call. A frame that is not taken is one more lost.
-    unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), libc::MSG_DONTWAIT) };
+    unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
 }
 
 fn open(name: &str) -> OwnedFd {
@@ -109,9 +126,25 @@ fn open(name: &str) -> OwnedFd {
         address.sll_protocol = EVERY_ETHERTYPE.to_be();
         address.sll_ifindex = index;
         let size = |bytes: usize| bytes as libc::socklen_t;
-        libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, (&raw const one).cast(), size(4));
-        libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, (&raw const promiscuous).cast(), size(size_of_val(&promiscuous)));
-        assert_eq!(libc::bind(fd, (&raw const address).cast(), size(size_of_val(&address))), 0, "bind");
+        libc::setsockopt(
+            fd,
+            libc::SOL_PACKET,
+            PACKET_IGNORE_OUTGOING,
+            (&raw const one).cast(),
+            size(4),
+        );
+        libc::setsockopt(
+            fd,
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const promiscuous).cast(),
+            size(size_of_val(&promiscuous)),
+        );
+        assert_eq!(
+            libc::bind(fd, (&raw const address).cast(), size(size_of_val(&address))),
+            0,
+            "bind"
+        );
         socket
     }
 }

@@ -44,19 +44,31 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
-        let server_name = ServerName::try_from(config.server_name.clone()).map_err(|error| format!("server name: {error}"))?;
+        let server_name =
+            ServerName::try_from(config.server_name.clone()).map_err(|error| format!("server name: {error}"))?;
         let http1 = TlsConnector::from(Arc::new(tls(config, b"http/1.1")?));
         let http2 = TlsConnector::from(Arc::new(tls(config, b"h2")?));
-        Ok(Self { endpoint: config.endpoint, server_name, http1, http2, timeout: Duration::from_millis(config.timeout_ms) })
+        Ok(Self {
+            endpoint: config.endpoint,
+            server_name,
+            http1,
+            http2,
+            timeout: Duration::from_millis(config.timeout_ms),
+        })
     }
 
     /// One request on a connection of its own.
     pub(crate) async fn once(&self, path: &str) -> Result<StatusCode, Failed> {
         let stream = self.connect(&self.http1).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(failed)?;
         let driver = tokio::spawn(connection);
         let answer = async {
-            let request = Request::get(path).header("host", self.endpoint.to_string()).body(Full::<Bytes>::default()).map_err(bad)?;
+            let request = Request::get(path)
+                .header("host", self.endpoint.to_string())
+                .body(Full::<Bytes>::default())
+                .map_err(bad)?;
             let response = sender.send_request(request).await.map_err(failed)?;
             let status = response.status();
             response.into_body().collect().await.map_err(failed)?;
@@ -81,9 +93,13 @@ impl Client {
     }
 
     async fn connect(&self, tls: &TlsConnector) -> Result<TlsStream<TcpStream>, Failed> {
-        let stream = TcpStream::connect(self.endpoint).await.map_err(|error| io_failed("connect", &error))?;
+        let stream = TcpStream::connect(self.endpoint)
+            .await
+            .map_err(|error| io_failed("connect", &error))?;
         let _ = stream.set_nodelay(true);
-        tls.connect(self.server_name.clone(), stream).await.map_err(|error| io_failed("TLS", &error))
+        tls.connect(self.server_name.clone(), stream)
+            .await
+            .map_err(|error| io_failed("TLS", &error))
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -99,7 +115,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(client: Arc<Client>) -> Self {
-        Self { client, current: Mutex::default() }
+        Self {
+            client,
+            current: Mutex::default(),
+        }
     }
 
     /// The answer's head arrived; its body is the caller's to read.
@@ -123,13 +142,20 @@ impl Shared {
         *current = None;
         // Whoever waits here has a deadline; the attempt must not outlive all of them in a network that says nothing.
         let made = tokio::time::timeout(self.client.timeout, self.client.multiplexed()).await;
-        let sender = made.map_err(|_| Failed { message: "no connection in time".into(), lost: true })??;
+        let sender = made.map_err(|_| Failed {
+            message: "no connection in time".into(),
+            lost: true,
+        })??;
         Ok(current.insert(sender).clone())
     }
 }
 
 /// Tries until it is answered, the answer is final, or the time counted from `intended` is over.
-pub(crate) async fn within<T, F>(limit: Duration, intended: Instant, mut attempt: impl FnMut(u32) -> F) -> (u32, Result<T, String>)
+pub(crate) async fn within<T, F>(
+    limit: Duration,
+    intended: Instant,
+    mut attempt: impl FnMut(u32) -> F,
+) -> (u32, Result<T, String>)
 where
     F: Future<Output = Result<T, Failed>>,
 {
@@ -143,7 +169,11 @@ where
             Ok(Err(failed)) if failed.lost => last = failed.message,
             Ok(Err(failed)) => return (tries, Err(failed.message)),
             Err(_) => {
-                let since = if last.is_empty() { String::new() } else { format!("; before that: {last}") };
+                let since = if last.is_empty() {
+                    String::new()
+                } else {
+                    format!("; before that: {last}")
+                };
                 return (tries, Err(format!("no answer within {} ms{since}", limit.as_millis())));
             }
         }
@@ -157,8 +187,11 @@ fn tls(config: &Config, protocol: &[u8]) -> Result<ClientConfig, String> {
         let certificate = certificate.map_err(|error| format!("authority: {error}"))?;
         roots.add(certificate).map_err(|error| format!("authority: {error}"))?;
     }
-    let chain = CertificateDer::pem_slice_iter(config.identity_pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(|error| format!("identity: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(config.identity_pem.as_bytes()).map_err(|error| format!("identity: {error}"))?;
+    let chain = CertificateDer::pem_slice_iter(config.identity_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("identity: {error}"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(config.identity_pem.as_bytes()).map_err(|error| format!("identity: {error}"))?;
     let mut tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -172,12 +205,18 @@ fn tls(config: &Config, protocol: &[u8]) -> Result<ClientConfig, String> {
 }
 
 fn io_failed(what: &str, error: &io::Error) -> Failed {
-    Failed { message: format!("{what}: {error}"), lost: is_lost(error) }
+    Failed {
+        message: format!("{what}: {error}"),
+        lost: is_lost(error),
+    }
 }
 
 fn is_lost(error: &io::Error) -> bool {
     use io::ErrorKind::*;
-    matches!(error.kind(), ConnectionReset | UnexpectedEof | BrokenPipe | ConnectionAborted)
+    matches!(
+        error.kind(),
+        ConnectionReset | UnexpectedEof | BrokenPipe | ConnectionAborted
+    )
 }
 
 /// hyper's errors: the connection ended before the answer did, or something else.
@@ -191,10 +230,23 @@ pub(crate) fn failed(error: hyper::Error) -> Failed {
         cause = inner.source();
     }
     // HTTP/2 wraps the reason in types of its own: GOAWAY, a reset stream, a keep-alive without answer.
-    lost |= ["GOAWAY", "go away", "stream no longer needed", "broken pipe", "keep-alive timed out", "reset by peer", "refused stream"].iter().any(|text| message.contains(text));
+    lost |= [
+        "GOAWAY",
+        "go away",
+        "stream no longer needed",
+        "broken pipe",
+        "keep-alive timed out",
+        "reset by peer",
+        "refused stream",
+    ]
+    .iter()
+    .any(|text| message.contains(text));
     Failed { message, lost }
 }
 
 fn bad(error: hyper::http::Error) -> Failed {
-    Failed { message: error.to_string(), lost: false }
+    Failed {
+        message: error.to_string(),
+        lost: false,
+    }
 }

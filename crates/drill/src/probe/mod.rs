@@ -109,25 +109,44 @@ pub async fn run(config: Config, output: &mut (dyn Write + Send)) -> Result<(), 
     let client = Arc::new(Client::new(&config).map_err(ProbeError::Config)?);
     let _ = std::fs::remove_file(&config.stop_file);
     let (samples, mut ready) = mpsc::unbounded_channel::<Sample>();
-    let clock = Clock { instant: Instant::now(), us: monotonic_us() };
+    let clock = Clock {
+        instant: Instant::now(),
+        us: monotonic_us(),
+    };
     let shared = Arc::new(Shared::new(client.clone()));
     let mut tasks = tokio::task::JoinSet::new();
     if config.new_per_s > 0 {
         let (client, samples) = (client.clone(), samples.clone());
-        tasks.spawn(open_loop(config.new_per_s, clock, move |intended, _| requests::new(client.clone(), clock, intended, samples.clone())));
+        tasks.spawn(open_loop(config.new_per_s, clock, move |intended, _| {
+            requests::new(client.clone(), clock, intended, samples.clone())
+        }));
     }
     if config.reused_per_s > 0 {
         let (shared, samples) = (shared.clone(), samples.clone());
-        tasks.spawn(open_loop(config.reused_per_s, clock, move |intended, _| requests::reused(shared.clone(), clock, intended, samples.clone())));
+        tasks.spawn(open_loop(config.reused_per_s, clock, move |intended, _| {
+            requests::reused(shared.clone(), clock, intended, samples.clone())
+        }));
     }
     let watched = watch::Watched::default();
     let mut watching = tokio::task::JoinSet::new();
     if config.writes_per_s > 0 {
         watching.spawn(watch::follow(shared.clone(), config.prefix.clone(), watched.clone()));
         // Writes have a connection of their own: they must not profit from what others found out.
-        let (writer, samples, prefix, watched) = (Arc::new(Shared::new(client.clone())), samples.clone(), config.prefix.clone(), watched.clone());
+        let (writer, samples, prefix, watched) = (
+            Arc::new(Shared::new(client.clone())),
+            samples.clone(),
+            config.prefix.clone(),
+            watched.clone(),
+        );
         tasks.spawn(open_loop(config.writes_per_s, clock, move |intended, number| {
-            requests::write(writer.clone(), clock, intended, format!("{prefix}-{number}"), watched.clone(), samples.clone())
+            requests::write(
+                writer.clone(),
+                clock,
+                intended,
+                format!("{prefix}-{number}"),
+                watched.clone(),
+                samples.clone(),
+            )
         }));
     }
     drop(samples);
@@ -175,7 +194,10 @@ fn emit(output: &mut (dyn Write + Send), sample: &Sample) -> Result<(), ProbeErr
 
 /// Samples of a probe's output; lines that are none (a cut one at its end) are left out.
 pub fn parse(output: &str) -> Vec<Sample> {
-    output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    output
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
 }
 
 /// One reading of both clocks, by which instants become microseconds.
@@ -207,5 +229,9 @@ where
 
 /// How the probes of one run found the keys they wrote, by name: acknowledged or not.
 pub fn written(samples: &[Sample]) -> BTreeMap<&str, bool> {
-    samples.iter().filter(|sample| sample.kind == Kind::Write).map(|sample| (sample.key.as_str(), sample.ok)).collect()
+    samples
+        .iter()
+        .filter(|sample| sample.kind == Kind::Write)
+        .map(|sample| (sample.key.as_str(), sample.ok))
+        .collect()
 }

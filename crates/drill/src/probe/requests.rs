@@ -15,18 +15,49 @@ use super::{Clock, Kind, NAMESPACE, Sample};
 
 pub(crate) async fn new(client: Arc<Client>, clock: Clock, intended: Instant, samples: UnboundedSender<Sample>) {
     let late_us = late(clock, intended);
-    let (tries, answer) = within(client.timeout, intended, |_| async { ok(client.once("/readyz").await?) }).await;
-    tell(&samples, clock, Kind::New, intended, late_us, tries, answer, String::new());
+    let (tries, answer) = within(client.timeout, intended, |_| async {
+        ok(client.once("/readyz").await?)
+    })
+    .await;
+    tell(
+        &samples,
+        clock,
+        Kind::New,
+        intended,
+        late_us,
+        tries,
+        answer,
+        String::new(),
+    );
 }
 
 pub(crate) async fn reused(shared: Arc<Shared>, clock: Clock, intended: Instant, samples: UnboundedSender<Sample>) {
     let path = format!("/api/v1/namespaces/{NAMESPACE}");
     let late_us = late(clock, intended);
-    let (tries, answer) = within(shared.client.timeout, intended, |_| async { ok(exchange(&shared, "GET", &path, Bytes::new()).await?) }).await;
-    tell(&samples, clock, Kind::Reused, intended, late_us, tries, answer, String::new());
+    let (tries, answer) = within(shared.client.timeout, intended, |_| async {
+        ok(exchange(&shared, "GET", &path, Bytes::new()).await?)
+    })
+    .await;
+    tell(
+        &samples,
+        clock,
+        Kind::Reused,
+        intended,
+        late_us,
+        tries,
+        answer,
+        String::new(),
+    );
 }
 
-pub(crate) async fn write(shared: Arc<Shared>, clock: Clock, intended: Instant, key: String, watched: Watched, samples: UnboundedSender<Sample>) {
+pub(crate) async fn write(
+    shared: Arc<Shared>,
+    clock: Clock,
+    intended: Instant,
+    key: String,
+    watched: Watched,
+    samples: UnboundedSender<Sample>,
+) {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
     let body = Bytes::from(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}}).to_string());
     let late_us = late(clock, intended);
@@ -38,8 +69,14 @@ pub(crate) async fn write(shared: Arc<Shared>, clock: Clock, intended: Instant, 
                 // The attempt before this one was written, its answer lost.
                 StatusCode::CONFLICT if attempt > 1 => Ok(()),
                 // A change of leader in the middle: whether it was written is unknown, so it is asked for again.
-                status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Err(Failed { message: format!("HTTP {status}"), lost: true }),
-                status => Err(Failed { message: format!("HTTP {status}"), lost: false }),
+                status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Err(Failed {
+                    message: format!("HTTP {status}"),
+                    lost: true,
+                }),
+                status => Err(Failed {
+                    message: format!("HTTP {status}"),
+                    lost: false,
+                }),
             }
         }
     })
@@ -61,7 +98,10 @@ fn ok(status: StatusCode) -> Result<(), Failed> {
     match status {
         StatusCode::OK => Ok(()),
         // A server that shuts down sends everyone elsewhere; client-go goes.
-        status => Err(Failed { message: format!("HTTP {status}"), lost: status == StatusCode::TOO_MANY_REQUESTS }),
+        status => Err(Failed {
+            message: format!("HTTP {status}"),
+            lost: status == StatusCode::TOO_MANY_REQUESTS,
+        }),
     }
 }
 
@@ -70,7 +110,16 @@ fn late(clock: Clock, intended: Instant) -> i64 {
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of a sample")]
-fn tell(samples: &UnboundedSender<Sample>, clock: Clock, kind: Kind, intended: Instant, late_us: i64, tries: u32, answer: Result<(), String>, key: String) {
+fn tell(
+    samples: &UnboundedSender<Sample>,
+    clock: Clock,
+    kind: Kind,
+    intended: Instant,
+    late_us: i64,
+    tries: u32,
+    answer: Result<(), String>,
+    key: String,
+) {
     let at_us = clock.us(intended);
     let took_us = clock.us(Instant::now()) - at_us;
     let (ok, error) = match answer {
@@ -78,5 +127,14 @@ fn tell(samples: &UnboundedSender<Sample>, clock: Clock, kind: Kind, intended: I
         Err(error) => (false, error),
     };
     // Nobody listens any more once the probe was told to stop and waited long enough.
-    let _ = samples.send(Sample { kind, at_us, took_us, late_us, ok, tries, error, key });
+    let _ = samples.send(Sample {
+        kind,
+        at_us,
+        took_us,
+        late_us,
+        ok,
+        tries,
+        error,
+        key,
+    });
 }

@@ -10,7 +10,8 @@ use crate::probe::Kind;
 const PAGE: &str = include_str!("page.html");
 
 pub(super) fn render(report: &Report) -> io::Result<String> {
-    let data = json!({"cluster": report.cluster, "scenarios": report.scenarios.iter().map(scenario).collect::<Vec<_>>()});
+    let data =
+        json!({"cluster": report.cluster, "scenarios": report.scenarios.iter().map(scenario).collect::<Vec<_>>()});
     // Inside a script element nothing but its end tag has a meaning.
     let data = serde_json::to_string(&data)?.replace("</", "<\\/");
     Ok(PAGE.replace("\"@DATA@\"", &data))
@@ -31,7 +32,14 @@ fn scenario(outcome: &Outcome) -> Value {
                     Kind::Watch => 3,
                 };
                 let at = (sample.at_us - details.fault_us) / 1_000;
-                json!([at, sample.took_us as f64 / 1_000.0, u8::from(sample.ok), kind, vantage, sample.error])
+                json!([
+                    at,
+                    sample.took_us as f64 / 1_000.0,
+                    u8::from(sample.ok),
+                    kind,
+                    vantage,
+                    sample.error
+                ])
             })
         })
         .collect();

@@ -7,7 +7,11 @@ use super::{Outcome, Report};
 
 pub(super) fn render(report: &Report) -> String {
     let passed = report.scenarios.iter().filter(|outcome| outcome.ok).count();
-    let mut text = format!("# Drill of {}\n\n{passed} of {} scenarios held.\n\n", report.cluster, report.scenarios.len());
+    let mut text = format!(
+        "# Drill of {}\n\n{passed} of {} scenarios held.\n\n",
+        report.cluster,
+        report.scenarios.len()
+    );
     text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds.\n\n");
     text.push_str("| | scenario | row | new: failed / sent | worst | p99 | outage | reused: failed / sent | worst | watch: worst | writes: acknowledged | lost | green after |\n");
     text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
@@ -39,17 +43,47 @@ pub(super) fn render(report: &Report) -> String {
 }
 
 fn section(text: &mut String, outcome: &Outcome) {
-    let _ = write!(text, "\n## {}\n\n{}, on {}.", outcome.name, capital(&outcome.details.what), outcome.details.targets.join(", "));
-    let _ = writeln!(text, " Taken back after {}.", ms(u64::try_from(outcome.details.reverted_ms).unwrap_or(0)));
+    let _ = write!(
+        text,
+        "\n## {}\n\n{}, on {}.",
+        outcome.name,
+        capital(&outcome.details.what),
+        outcome.details.targets.join(", ")
+    );
+    let _ = writeln!(
+        text,
+        " Taken back after {}.",
+        ms(u64::try_from(outcome.details.reverted_ms).unwrap_or(0))
+    );
     if !outcome.ok {
         let _ = writeln!(text, "\n**Did not hold: {}**", outcome.why);
     }
-    let _ = writeln!(text, "\n| | sent | failed | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|");
-    for (name, series) in [("new", &outcome.new), ("reused", &outcome.reused), ("watch", &outcome.watch)] {
+    let _ = writeln!(
+        text,
+        "\n| | sent | failed | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|"
+    );
+    for (name, series) in [
+        ("new", &outcome.new),
+        ("reused", &outcome.reused),
+        ("watch", &outcome.watch),
+    ] {
         let at = |ms: Option<i64>| ms.map_or("–".into(), |ms| format!("{ms} ms"));
-        let _ = writeln!(text, "| {name} | {} | {} | {} | {} | {} |", series.sent, series.failed, series.retried, at(series.first_failure_ms), at(series.last_failure_ms));
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} | {} |",
+            series.sent,
+            series.failed,
+            series.retried,
+            at(series.first_failure_ms),
+            at(series.last_failure_ms)
+        );
     }
-    let _ = writeln!(text, "\nWrites not acknowledged: {}; the slowest took {}.", outcome.writes.failed, ms(outcome.writes.worst_ms));
+    let _ = writeln!(
+        text,
+        "\nWrites not acknowledged: {}; the slowest took {}.",
+        outcome.writes.failed,
+        ms(outcome.writes.worst_ms)
+    );
     for vantage in &outcome.details.vantages {
         let late = vantage.samples.iter().map(|sample| sample.late_us).max().unwrap_or(0);
         let _ = writeln!(
@@ -61,13 +95,28 @@ fn section(text: &mut String, outcome: &Outcome) {
             late as f64 / 1_000.0
         );
     }
-    let named = |name: &str| if name.is_empty() { "nobody".to_owned() } else { name.to_owned() };
+    let named = |name: &str| {
+        if name.is_empty() {
+            "nobody".to_owned()
+        } else {
+            name.to_owned()
+        }
+    };
     if !outcome.vip_owner.is_empty() {
-        let line: Vec<String> = outcome.vip_owner.iter().map(|owner| format!("{} at {} ms", named(&owner.owner), owner.at_ms)).collect();
+        let line: Vec<String> = outcome
+            .vip_owner
+            .iter()
+            .map(|owner| format!("{} at {} ms", named(&owner.owner), owner.at_ms))
+            .collect();
         let _ = writeln!(text, "\nVIP: {}", line.join(", "));
     }
     for of in ["etcd", "kube-controller-manager", "kube-scheduler"] {
-        let line: Vec<String> = outcome.leader.iter().filter(|leader| leader.of == of).map(|leader| format!("{} at {} ms", named(&leader.leader), leader.at_ms)).collect();
+        let line: Vec<String> = outcome
+            .leader
+            .iter()
+            .filter(|leader| leader.of == of)
+            .map(|leader| format!("{} at {} ms", named(&leader.leader), leader.at_ms))
+            .collect();
         if !line.is_empty() {
             let _ = writeln!(text, "\nLeader of {of}: {}", line.join(", "));
         }
@@ -76,5 +125,7 @@ fn section(text: &mut String, outcome: &Outcome) {
 
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    chars
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

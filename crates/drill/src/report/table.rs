@@ -6,17 +6,29 @@ use super::{Outcome, Report};
 pub fn table(report: &Report) -> Vec<String> {
     let mut rows = vec![header()];
     rows.extend(report.scenarios.iter().map(row));
-    let widths: Vec<usize> = (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut lines = Vec::new();
     for (number, row) in rows.iter().enumerate() {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
             .enumerate()
-            .map(|(column, (cell, width))| if (2..=10).contains(&column) { format!("{cell:>width$}") } else { format!("{cell:width$}") })
+            .map(|(column, (cell, width))| {
+                if (2..=10).contains(&column) {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:width$}")
+                }
+            })
             .collect();
         lines.push(cells.join("  ").trim_end().to_owned());
-        if let Some(outcome) = number.checked_sub(1).and_then(|index| report.scenarios.get(index)).filter(|outcome| !outcome.ok) {
+        if let Some(outcome) = number
+            .checked_sub(1)
+            .and_then(|index| report.scenarios.get(index))
+            .filter(|outcome| !outcome.ok)
+        {
             lines.push(format!("      {}", outcome.why));
         }
     }
@@ -24,7 +36,23 @@ pub fn table(report: &Report) -> Vec<String> {
 }
 
 fn header() -> Vec<String> {
-    ["", "SCENARIO", "REQUESTS", "FAILED", "WORST", "OUTAGE", "REUSED", "WATCH", "WRITES", "LOST", "GREEN AFTER", "VIP", "ETCD LEADER"].map(str::to_owned).to_vec()
+    [
+        "",
+        "SCENARIO",
+        "REQUESTS",
+        "FAILED",
+        "WORST",
+        "OUTAGE",
+        "REUSED",
+        "WATCH",
+        "WRITES",
+        "LOST",
+        "GREEN AFTER",
+        "VIP",
+        "ETCD LEADER",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn row(outcome: &Outcome) -> Vec<String> {
@@ -50,10 +78,21 @@ fn row(outcome: &Outcome) -> Vec<String> {
         outcome.writes.lost.to_string(),
         outcome.details.recovery_ms.map_or("never".into(), ms),
         path(outcome.vip_owner.iter().map(|owner| owner.owner.as_str()).collect()),
-        path(outcome.leader.iter().filter(|leader| leader.of == "etcd").map(|leader| leader.leader.as_str()).collect()),
+        path(
+            outcome
+                .leader
+                .iter()
+                .filter(|leader| leader.of == "etcd")
+                .map(|leader| leader.leader.as_str())
+                .collect(),
+        ),
     ]
 }
 
 pub(super) fn ms(ms: u64) -> String {
-    if ms < 10_000 { format!("{ms} ms") } else { format!("{:.1} s", ms as f64 / 1_000.0) }
+    if ms < 10_000 {
+        format!("{ms} ms")
+    } else {
+        format!("{:.1} s", ms as f64 / 1_000.0)
+    }
 }

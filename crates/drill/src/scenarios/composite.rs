@@ -10,7 +10,10 @@ pub(super) const ALL: [Scenario; 2] = [
             "machine-off-and-agent-killed",
             7,
             "the VIP's holder loses its power while a worker's kubelet dies",
-            &[power_cut(Target::VipHolder), script(Target::Worker, "signal KILL kubelet", "start kubelet")],
+            &[
+                power_cut(Target::VipHolder),
+                script(Target::Worker, "signal KILL kubelet", "start kubelet"),
+            ],
             UNSEEN,
         )
     },
@@ -20,7 +23,10 @@ pub(super) const ALL: [Scenario; 2] = [
             "api-server-killed-and-etcd-follower-killed",
             2,
             "the API server on the VIP's holder and a following etcd member get SIGKILL at once",
-            &[script(Target::VipHolder, "signal KILL kube-apiserver", "start kube-apiserver"), script(Target::EtcdFollower, "signal KILL etcd", "start etcd")],
+            &[
+                script(Target::VipHolder, "signal KILL kube-apiserver", "start kube-apiserver"),
+                script(Target::EtcdFollower, "signal KILL etcd", "start etcd"),
+            ],
             HUNG,
         )
     },

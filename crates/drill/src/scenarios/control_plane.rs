@@ -20,14 +20,22 @@ pub(super) const ALL: [Scenario; 6] = [
         "api-server-killed-each",
         1,
         "kube-apiserver gets SIGKILL, on one control plane after the other",
-        &[script(Target::EachControlPlane, "signal KILL kube-apiserver", BACK_AGAIN)],
+        &[script(
+            Target::EachControlPlane,
+            "signal KILL kube-apiserver",
+            BACK_AGAIN,
+        )],
         UNSEEN,
     ),
     one(
         "api-server-hung",
         3,
         "kube-apiserver is frozen on the VIP's holder, its port stays open",
-        &[script(Target::VipHolder, "signal STOP kube-apiserver", "signal CONT kube-apiserver; start kube-apiserver")],
+        &[script(
+            Target::VipHolder,
+            "signal STOP kube-apiserver",
+            "signal CONT kube-apiserver; start kube-apiserver",
+        )],
         HUNG,
     ),
     one(
@@ -44,7 +52,11 @@ pub(super) const ALL: [Scenario; 6] = [
             "controller-manager-leader-killed",
             1,
             "the leading kube-controller-manager is killed and kept down; another takes its lease",
-            &[script(Target::ControllerManagerLeader, "signal KILL kube-controller-manager; stop kube-controller-manager", "start kube-controller-manager")],
+            &[script(
+                Target::ControllerManagerLeader,
+                "signal KILL kube-controller-manager; stop kube-controller-manager",
+                "start kube-controller-manager",
+            )],
             UNSEEN,
         )
     },
@@ -55,7 +67,11 @@ pub(super) const ALL: [Scenario; 6] = [
             "scheduler-leader-killed",
             1,
             "the leading kube-scheduler is killed and kept down; another takes its lease",
-            &[script(Target::SchedulerLeader, "signal KILL kube-scheduler; stop kube-scheduler", "start kube-scheduler")],
+            &[script(
+                Target::SchedulerLeader,
+                "signal KILL kube-scheduler; stop kube-scheduler",
+                "start kube-scheduler",
+            )],
             UNSEEN,
         )
     },

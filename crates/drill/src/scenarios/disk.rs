@@ -28,14 +28,27 @@ fi
 start etcd";
 
 pub(super) const ALL: [Scenario; 2] = [
-    Scenario { needs: &[Need::StackedEtcd, Need::ThreeControlPlanes], ..one("etcd-disk-full", 15, "the file system under a following etcd member is full", &[script(Target::EtcdFollower, FILL, EMPTY)], ELECTION) },
+    Scenario {
+        needs: &[Need::StackedEtcd, Need::ThreeControlPlanes],
+        ..one(
+            "etcd-disk-full",
+            15,
+            "the file system under a following etcd member is full",
+            &[script(Target::EtcdFollower, FILL, EMPTY)],
+            ELECTION,
+        )
+    },
     Scenario {
         needs: &[Need::OwnClock],
         ..one(
             "clock-skewed",
             18,
             "a control plane's clock is an hour ahead",
-            &[script(Target::VipBackup, "timedatectl set-ntp false 2>/dev/null || true; date -s '+1 hour' >/dev/null", "date -s '-1 hour' >/dev/null; timedatectl set-ntp true 2>/dev/null || true")],
+            &[script(
+                Target::VipBackup,
+                "timedatectl set-ntp false 2>/dev/null || true; date -s '+1 hour' >/dev/null",
+                "date -s '-1 hour' >/dev/null; timedatectl set-ntp true 2>/dev/null || true",
+            )],
             UNSEEN,
         )
     },

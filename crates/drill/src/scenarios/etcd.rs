@@ -8,14 +8,64 @@ const CUT: &str = "nft 'table inet quorate_drill {
 }'";
 
 pub(super) const ALL: [Scenario; 7] = [
-    one("etcd-follower-killed", 2, "a following etcd member gets SIGKILL", &[script(Target::EtcdFollower, "signal KILL etcd", "start etcd")], UNSEEN),
-    one("etcd-leader-killed", 2, "the leading etcd member gets SIGKILL", &[script(Target::EtcdLeader, "signal KILL etcd", "start etcd")], ELECTION),
-    one("etcd-leader-hung", 4, "the leading etcd member is frozen for ten seconds", &[script(Target::EtcdLeader, "signal STOP etcd", "signal CONT etcd; start etcd")], ELECTION),
-    one("etcd-follower-hung", 4, "a following etcd member is frozen for ten seconds", &[script(Target::EtcdFollower, "signal STOP etcd", "signal CONT etcd; start etcd")], HUNG),
-    one("etcd-leader-cut", 13, "the leading etcd member's peer traffic is dropped, everything else passes", &[script(Target::EtcdLeader, CUT, "undo")], ELECTION),
-    one("etcd-follower-cut", 13, "a following etcd member's peer traffic is dropped, everything else passes", &[script(Target::EtcdFollower, CUT, "undo")], HUNG),
+    one(
+        "etcd-follower-killed",
+        2,
+        "a following etcd member gets SIGKILL",
+        &[script(Target::EtcdFollower, "signal KILL etcd", "start etcd")],
+        UNSEEN,
+    ),
+    one(
+        "etcd-leader-killed",
+        2,
+        "the leading etcd member gets SIGKILL",
+        &[script(Target::EtcdLeader, "signal KILL etcd", "start etcd")],
+        ELECTION,
+    ),
+    one(
+        "etcd-leader-hung",
+        4,
+        "the leading etcd member is frozen for ten seconds",
+        &[script(
+            Target::EtcdLeader,
+            "signal STOP etcd",
+            "signal CONT etcd; start etcd",
+        )],
+        ELECTION,
+    ),
+    one(
+        "etcd-follower-hung",
+        4,
+        "a following etcd member is frozen for ten seconds",
+        &[script(
+            Target::EtcdFollower,
+            "signal STOP etcd",
+            "signal CONT etcd; start etcd",
+        )],
+        HUNG,
+    ),
+    one(
+        "etcd-leader-cut",
+        13,
+        "the leading etcd member's peer traffic is dropped, everything else passes",
+        &[script(Target::EtcdLeader, CUT, "undo")],
+        ELECTION,
+    ),
+    one(
+        "etcd-follower-cut",
+        13,
+        "a following etcd member's peer traffic is dropped, everything else passes",
+        &[script(Target::EtcdFollower, CUT, "undo")],
+        HUNG,
+    ),
     Scenario {
         loses_quorum: true,
-        ..one("etcd-quorum-lost", 32, "etcd is stopped on two of three members, and comes back", &[script(Target::TwoControlPlanes, "stop etcd", "start etcd")], BACK)
+        ..one(
+            "etcd-quorum-lost",
+            32,
+            "etcd is stopped on two of three members, and comes back",
+            &[script(Target::TwoControlPlanes, "stop etcd", "start etcd")],
+            BACK,
+        )
     },
 ];

@@ -13,32 +13,81 @@ use std::time::Duration;
 
 use crate::scenario::{Fault, Limits, Part, Scenario, Target};
 
-pub(crate) const FAMILIES: [&[Scenario]; 8] =
-    [&control_plane::ALL, &etcd::ALL, &node::ALL, &power::ALL, &network::ALL, &disk::ALL, &vip::ALL, &composite::ALL];
+pub(crate) const FAMILIES: [&[Scenario]; 8] = [
+    &control_plane::ALL,
+    &etcd::ALL,
+    &node::ALL,
+    &power::ALL,
+    &network::ALL,
+    &disk::ALL,
+    &vip::ALL,
+    &composite::ALL,
+];
 
 /// For a client that does not give up for five seconds a single machine's or program's death is a slow answer, never an
 /// error. Not below one second: a client whose first packet is lost sends it again after one second (RFC 6298 §2.1),
 /// whatever servers do; the outage is what they can be blamed for.
-const UNSEEN: Limits = Limits { new_worst_ms: Some(1_250), new_failed: Some(0), new_outage_ms: Some(1_000), recovery_s: 120 };
+const UNSEEN: Limits = Limits {
+    new_worst_ms: Some(1_250),
+    new_failed: Some(0),
+    new_outage_ms: Some(1_000),
+    recovery_s: 120,
+};
 /// A hung server is found by its health check: interval, timeout and two failures.
-const HUNG: Limits = Limits { new_worst_ms: Some(5_000), new_failed: Some(0), new_outage_ms: Some(2_000), recovery_s: 120 };
+const HUNG: Limits = Limits {
+    new_worst_ms: Some(5_000),
+    new_failed: Some(0),
+    new_outage_ms: Some(2_000),
+    recovery_s: 120,
+};
 /// Elections take an election timeout (1 s) and a vote; `/readyz` asks etcd, and fails meanwhile.
-const ELECTION: Limits = Limits { new_worst_ms: Some(5_000), new_failed: None, new_outage_ms: Some(4_000), recovery_s: 120 };
+const ELECTION: Limits = Limits {
+    new_worst_ms: Some(5_000),
+    new_failed: None,
+    new_outage_ms: Some(4_000),
+    recovery_s: 120,
+};
 /// Without a quorum nothing is promised but to come back.
-const BACK: Limits = Limits { new_worst_ms: None, new_failed: None, new_outage_ms: None, recovery_s: 240 };
+const BACK: Limits = Limits {
+    new_worst_ms: None,
+    new_failed: None,
+    new_outage_ms: None,
+    recovery_s: 240,
+};
 
 /// No promise about clients while it lasts.
-const REPORTED_ONLY: Limits = Limits { new_worst_ms: None, new_failed: None, new_outage_ms: None, recovery_s: 120 };
+const REPORTED_ONLY: Limits = Limits {
+    new_worst_ms: None,
+    new_failed: None,
+    new_outage_ms: None,
+    recovery_s: 120,
+};
 
 /// The usual: one script on one machine for eight seconds.
 const fn one(name: &'static str, row: u8, what: &'static str, parts: &'static [Part], limits: Limits) -> Scenario {
-    Scenario { name, row, what, parts, hold: Duration::from_secs(8), limits, loses_quorum: false, needs: &[], short: false }
+    Scenario {
+        name,
+        row,
+        what,
+        parts,
+        hold: Duration::from_secs(8),
+        limits,
+        loses_quorum: false,
+        needs: &[],
+        short: false,
+    }
 }
 
 const fn script(target: Target, inject: &'static str, revert: &'static str) -> Part {
-    Part { target, fault: Fault::Script { inject, revert } }
+    Part {
+        target,
+        fault: Fault::Script { inject, revert },
+    }
 }
 
 const fn power_cut(target: Target) -> Part {
-    Part { target, fault: Fault::PowerCut }
+    Part {
+        target,
+        fault: Fault::PowerCut,
+    }
 }

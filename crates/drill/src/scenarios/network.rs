@@ -27,16 +27,99 @@ const LOSS_20: &str = "nft 'table inet quorate_drill {
 }'";
 
 /// Requests may be lost twice in a row before a server is known to be cut off.
-const CUT_OFF: Limits = Limits { new_worst_ms: Some(5_000), new_failed: Some(0), new_outage_ms: Some(4_000), recovery_s: 120 };
-const REPORTED: Limits = Limits { new_worst_ms: None, new_failed: None, new_outage_ms: Some(5_000), recovery_s: 120 };
+const CUT_OFF: Limits = Limits {
+    new_worst_ms: Some(5_000),
+    new_failed: Some(0),
+    new_outage_ms: Some(4_000),
+    recovery_s: 120,
+};
+const REPORTED: Limits = Limits {
+    new_worst_ms: None,
+    new_failed: None,
+    new_outage_ms: Some(5_000),
+    recovery_s: 120,
+};
 
 pub(super) const ALL: [Scenario; 8] = [
-    Scenario { needs: &[Need::ThreeControlPlanes], hold: Duration::from_secs(12), ..one("partitioned-vip-holder", 9, "the VIP's holder and the other control planes do not hear each other", &[script(Target::VipHolder, BOTH_WAYS, "undo")], CUT_OFF) },
-    Scenario { needs: &[Need::ThreeControlPlanes], hold: Duration::from_secs(12), ..one("partitioned-vip-backup", 9, "a control plane without the VIP and the others do not hear each other", &[script(Target::VipBackup, BOTH_WAYS, "undo")], CUT_OFF) },
-    Scenario { needs: &[Need::ThreeControlPlanes], hold: Duration::from_secs(12), ..one("one-way-partition", 10, "the VIP's holder does not hear the other control planes, they hear it", &[script(Target::VipHolder, INBOUND, "undo")], CUT_OFF) },
-    Scenario { needs: &[Need::ThreeControlPlanes], hold: Duration::from_secs(12), ..one("bridge-partition", 11, "two control planes do not hear each other, a third hears both", &[script(Target::VipHolder, BRIDGE, "undo")], CUT_OFF) },
-    Scenario { needs: &[Need::Agent], ..one("vrrp-blocked", 12, "only VRRP is dropped at the VIP's holder; everything else passes", &[script(Target::VipHolder, VRRP, "undo")], CUT_OFF) },
-    one("api-blocked", 13, "the VIP holder's API server is reached by no other control plane; etcd is well", &[script(Target::VipHolder, API, "undo")], UNSEEN),
-    Scenario { hold: Duration::from_secs(15), ..one("loss-five-percent", 14, "one in twenty packets between the VIP's holder and the other control planes is lost", &[script(Target::VipHolder, LOSS_5, "undo")], CUT_OFF) },
-    Scenario { hold: Duration::from_secs(15), ..one("loss-twenty-percent", 14, "one in five packets between the VIP's holder and the other control planes is lost", &[script(Target::VipHolder, LOSS_20, "undo")], REPORTED) },
+    Scenario {
+        needs: &[Need::ThreeControlPlanes],
+        hold: Duration::from_secs(12),
+        ..one(
+            "partitioned-vip-holder",
+            9,
+            "the VIP's holder and the other control planes do not hear each other",
+            &[script(Target::VipHolder, BOTH_WAYS, "undo")],
+            CUT_OFF,
+        )
+    },
+    Scenario {
+        needs: &[Need::ThreeControlPlanes],
+        hold: Duration::from_secs(12),
+        ..one(
+            "partitioned-vip-backup",
+            9,
+            "a control plane without the VIP and the others do not hear each other",
+            &[script(Target::VipBackup, BOTH_WAYS, "undo")],
+            CUT_OFF,
+        )
+    },
+    Scenario {
+        needs: &[Need::ThreeControlPlanes],
+        hold: Duration::from_secs(12),
+        ..one(
+            "one-way-partition",
+            10,
+            "the VIP's holder does not hear the other control planes, they hear it",
+            &[script(Target::VipHolder, INBOUND, "undo")],
+            CUT_OFF,
+        )
+    },
+    Scenario {
+        needs: &[Need::ThreeControlPlanes],
+        hold: Duration::from_secs(12),
+        ..one(
+            "bridge-partition",
+            11,
+            "two control planes do not hear each other, a third hears both",
+            &[script(Target::VipHolder, BRIDGE, "undo")],
+            CUT_OFF,
+        )
+    },
+    Scenario {
+        needs: &[Need::Agent],
+        ..one(
+            "vrrp-blocked",
+            12,
+            "only VRRP is dropped at the VIP's holder; everything else passes",
+            &[script(Target::VipHolder, VRRP, "undo")],
+            CUT_OFF,
+        )
+    },
+    one(
+        "api-blocked",
+        13,
+        "the VIP holder's API server is reached by no other control plane; etcd is well",
+        &[script(Target::VipHolder, API, "undo")],
+        UNSEEN,
+    ),
+    Scenario {
+        hold: Duration::from_secs(15),
+        ..one(
+            "loss-five-percent",
+            14,
+            "one in twenty packets between the VIP's holder and the other control planes is lost",
+            &[script(Target::VipHolder, LOSS_5, "undo")],
+            CUT_OFF,
+        )
+    },
+    Scenario {
+        hold: Duration::from_secs(15),
+        ..one(
+            "loss-twenty-percent",
+            14,
+            "one in five packets between the VIP's holder and the other control planes is lost",
+            &[script(Target::VipHolder, LOSS_20, "undo")],
+            REPORTED,
+        )
+    },
 ];

@@ -4,12 +4,48 @@ use super::*;
 use crate::scenario::Need;
 
 pub(super) const ALL: [Scenario; 7] = [
-    one("kubelet-killed", 36, "kubelet gets SIGKILL on a worker", &[script(Target::Worker, "signal KILL kubelet", "start kubelet")], UNSEEN),
-    one("containerd-killed", 36, "containerd gets SIGKILL on a worker; its containers go on", &[script(Target::Worker, "systemctl kill --kill-who=main --signal=KILL containerd.service", "start containerd; start kubelet")], UNSEEN),
-    one("kubelet-killed-on-vip-holder", 36, "kubelet and containerd get SIGKILL on the VIP's holder", &[script(Target::VipHolder, "signal KILL kubelet; systemctl kill --kill-who=main --signal=KILL containerd.service", "start containerd; start kubelet")], UNSEEN),
+    one(
+        "kubelet-killed",
+        36,
+        "kubelet gets SIGKILL on a worker",
+        &[script(Target::Worker, "signal KILL kubelet", "start kubelet")],
+        UNSEEN,
+    ),
+    one(
+        "containerd-killed",
+        36,
+        "containerd gets SIGKILL on a worker; its containers go on",
+        &[script(
+            Target::Worker,
+            "systemctl kill --kill-who=main --signal=KILL containerd.service",
+            "start containerd; start kubelet",
+        )],
+        UNSEEN,
+    ),
+    one(
+        "kubelet-killed-on-vip-holder",
+        36,
+        "kubelet and containerd get SIGKILL on the VIP's holder",
+        &[script(
+            Target::VipHolder,
+            "signal KILL kubelet; systemctl kill --kill-who=main --signal=KILL containerd.service",
+            "start containerd; start kubelet",
+        )],
+        UNSEEN,
+    ),
     Scenario {
         needs: &[Need::Agent],
-        ..one("agent-killed", 6, "the agent gets SIGKILL on the VIP's holder", &[script(Target::VipHolder, "signal KILL quorate-agent", "start quorate-agent")], UNSEEN)
+        ..one(
+            "agent-killed",
+            6,
+            "the agent gets SIGKILL on the VIP's holder",
+            &[script(
+                Target::VipHolder,
+                "signal KILL quorate-agent",
+                "start quorate-agent",
+            )],
+            UNSEEN,
+        )
     },
     Scenario {
         needs: &[Need::Agent],
@@ -17,14 +53,24 @@ pub(super) const ALL: [Scenario; 7] = [
             "agent-hung",
             5,
             "the agent is frozen on the VIP's holder until its watchdog kills it",
-            &[script(Target::VipHolder, "signal STOP quorate-agent", "signal CONT quorate-agent; start quorate-agent")],
+            &[script(
+                Target::VipHolder,
+                "signal STOP quorate-agent",
+                "signal CONT quorate-agent; start quorate-agent",
+            )],
             // Until the watchdog fires the frozen holder still answers ARP and accepts connections; whoever got one of those waits.
             HUNG,
         )
     },
     Scenario {
         needs: &[Need::Agent],
-        ..one("agent-stopped", 36, "the agent is stopped in order on the VIP's holder", &[script(Target::VipHolder, "stop quorate-agent", "start quorate-agent")], UNSEEN)
+        ..one(
+            "agent-stopped",
+            36,
+            "the agent is stopped in order on the VIP's holder",
+            &[script(Target::VipHolder, "stop quorate-agent", "start quorate-agent")],
+            UNSEEN,
+        )
     },
     Scenario {
         needs: &[Need::Agent],

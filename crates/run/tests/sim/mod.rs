@@ -59,20 +59,41 @@ struct Member {
 
 impl Sim {
     pub fn new(yaml: &str, folder: &Path) -> Self {
-        let (spec, _) = quorate_spec::load(yaml, "cluster.yaml").unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, yaml, false)));
+        let (spec, _) = quorate_spec::load(yaml, "cluster.yaml")
+            .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, yaml, false)));
         let operator = Operator::open(folder, None, &"ab".repeat(32)).unwrap();
         Self::with(spec, operator)
     }
 
     pub fn with(spec: Spec, operator: Operator) -> Self {
-        let servers = spec.control_planes().into_iter().map(|machine| (spec.api_server_of(machine).to_string(), machine.name.clone())).collect();
-        let world = Arc::new(World { spec: spec.clone(), servers, machines: Mutex::default(), state: Mutex::default(), lazy: false.into() });
+        let servers = spec
+            .control_planes()
+            .into_iter()
+            .map(|machine| (spec.api_server_of(machine).to_string(), machine.name.clone()))
+            .collect();
+        let world = Arc::new(World {
+            spec: spec.clone(),
+            servers,
+            machines: Mutex::default(),
+            state: Mutex::default(),
+            lazy: false.into(),
+        });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
             let fake = FakeMachine::new(&machine.name);
-            fake.state().host.network.addresses =
-                machine.all_addresses().into_iter().map(|address| AddressFacts { interface: "eth0".into(), address, prefix: 24 }).collect();
-            for (name, value) in [("fs.inotify.max_user_instances", "128"), ("fs.inotify.max_user_watches", "65536")] {
+            fake.state().host.network.addresses = machine
+                .all_addresses()
+                .into_iter()
+                .map(|address| AddressFacts {
+                    interface: "eth0".into(),
+                    address,
+                    prefix: 24,
+                })
+                .collect();
+            for (name, value) in [
+                ("fs.inotify.max_user_instances", "128"),
+                ("fs.inotify.max_user_watches", "65536"),
+            ] {
                 fake.state().sysctls.insert(name.into(), value.into());
             }
             // The world knows the machines, so they may only know it weakly.
@@ -83,7 +104,13 @@ impl Sim {
             machines.insert(machine.name.clone(), fake);
         }
         *world.machines.lock().unwrap() = machines.clone();
-        Self { spec, machines, world, operator, catalogue: catalogue() }
+        Self {
+            spec,
+            machines,
+            world,
+            operator,
+            catalogue: catalogue(),
+        }
     }
 
     /// Sessions as a new process of the operator would have: connected to what can be reached now.
@@ -96,7 +123,12 @@ impl Sim {
                 reached.push(machine.clone() as MachineRef);
             }
         }
-        Session::new(self.spec.clone(), Fleet::new(reached, away), self.operator.clone(), self.catalogue.clone())
+        Session::new(
+            self.spec.clone(),
+            Fleet::new(reached, away),
+            self.operator.clone(),
+            self.catalogue.clone(),
+        )
     }
 
     pub async fn plan(&self) -> Plan {
@@ -110,8 +142,14 @@ impl Sim {
     /// Steps another plan would have, and why.
     pub async fn left(&self) -> Vec<(String, Vec<String>)> {
         let plan = self.plan().await;
-        let away = plan.notes.iter().filter_map(|note| Some((note.machine.clone()?, vec![note.message.clone()])));
-        plan.steps().map(|step| (step.id.clone(), step.why.clone())).chain(away).collect()
+        let away = plan
+            .notes
+            .iter()
+            .filter_map(|note| Some((note.machine.clone()?, vec![note.message.clone()])));
+        plan.steps()
+            .map(|step| (step.id.clone(), step.why.clone()))
+            .chain(away)
+            .collect()
     }
 
     pub async fn apply(&self) -> (Plan, Outcome) {
@@ -121,7 +159,10 @@ impl Sim {
     pub async fn apply_with(&self, events: &Listener) -> (Plan, Outcome) {
         let plan = self.plan().await;
         let (session, options) = (self.session(), options());
-        let outcome = self.while_time_passes(session.execute(&plan, &options, events)).await.unwrap();
+        let outcome = self
+            .while_time_passes(session.execute(&plan, &options, events))
+            .await
+            .unwrap();
         self.world.settle();
         (plan, outcome)
     }
@@ -170,17 +211,31 @@ impl Sim {
         for (name, machine) in &self.machines {
             let state = machine.state();
             // What only a member without data reads says how it joined, which may differ.
-            for (path, file) in state.files.iter().filter(|(path, _)| *path != "/etc/etcd/bootstrap.env") {
+            for (path, file) in state
+                .files
+                .iter()
+                .filter(|(path, _)| *path != "/etc/etcd/bootstrap.env")
+            {
                 let what = match &file.kind {
-                    FakeKind::File { .. } if path.ends_with(".crt") || path.ends_with(".key") || path.ends_with(".pem") => "a file".to_owned(),
+                    FakeKind::File { .. }
+                        if path.ends_with(".crt") || path.ends_with(".key") || path.ends_with(".pem") =>
+                    {
+                        "a file".to_owned()
+                    }
                     FakeKind::File { content, .. } => String::from_utf8_lossy(content).into_owned(),
                     FakeKind::Directory => "a directory".to_owned(),
                     FakeKind::Symlink(target) => format!("to {target}"),
                 };
-                all.insert(format!("{name}:{path}"), format!("{}:{} {:o} {what}", file.owner, file.group, file.mode));
+                all.insert(
+                    format!("{name}:{path}"),
+                    format!("{}:{} {:o} {what}", file.owner, file.group, file.mode),
+                );
             }
             for (unit, found) in &state.units {
-                all.insert(format!("{name}:{unit}"), format!("active {} enabled {}", found.active, found.enabled));
+                all.insert(
+                    format!("{name}:{unit}"),
+                    format!("active {} enabled {}", found.active, found.enabled),
+                );
             }
             all.insert(format!("{name}:sysctls"), format!("{:?}", state.sysctls));
             all.insert(format!("{name}:users"), format!("{:?}", state.users.keys()));
@@ -189,7 +244,11 @@ impl Sim {
         for (path, object) in world.objects.iter().filter(|(path, _)| !path.starts_with(CSRS)) {
             all.insert(path.clone(), object.to_string());
         }
-        let mut members: Vec<String> = world.members.iter().map(|member| format!("{} {} {}", member.name, member.peer, member.learner)).collect();
+        let mut members: Vec<String> = world
+            .members
+            .iter()
+            .map(|member| format!("{} {} {}", member.name, member.peer, member.learner))
+            .collect();
         members.sort();
         all.insert("etcd".into(), members.join(", "));
         all
@@ -198,22 +257,71 @@ impl Sim {
 
 pub fn options() -> Options {
     // The one before may have been killed without giving its lock back.
-    Options { steal: true, ..Options::default() }
+    Options {
+        steal: true,
+        ..Options::default()
+    }
 }
 
 /// What `bundle` would offer, with files that are as small as can be.
 pub fn catalogue() -> Catalogue {
     let binaries = [
-        "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy", "etcd", "etcdctl", "etcdutl", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "flanneld",
-        "bridge", "host-local", "loopback", "portmap", "firewall", "bandwidth", "tuning",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubectl",
+        "kubelet",
+        "kube-proxy",
+        "etcd",
+        "etcdctl",
+        "etcdutl",
+        "containerd",
+        "containerd-shim-runc-v2",
+        "ctr",
+        "runc",
+        "flanneld",
+        "bridge",
+        "host-local",
+        "loopback",
+        "portmap",
+        "firewall",
+        "bandwidth",
+        "tuning",
     ];
-    let images = ["image:registry.k8s.io/pause:3.10.2", "image:quorate.dev/probe:0.1.0", "image:registry.k8s.io/coredns/coredns:v1.14.2"];
-    let mut catalogue = Catalogue { facts: BundleFacts { kubernetes: "v1.36.3".into(), ..BundleFacts::default() }, ..Catalogue::default() };
-    for (index, (name, kind)) in binaries.iter().map(|name| (name, ItemKind::Binary)).chain(images.iter().map(|name| (name, ItemKind::Image))).enumerate() {
+    let images = [
+        "image:registry.k8s.io/pause:3.10.2",
+        "image:quorate.dev/probe:0.1.0",
+        "image:registry.k8s.io/coredns/coredns:v1.14.2",
+    ];
+    let mut catalogue = Catalogue {
+        facts: BundleFacts {
+            kubernetes: "v1.36.3".into(),
+            ..BundleFacts::default()
+        },
+        ..Catalogue::default()
+    };
+    for (index, (name, kind)) in binaries
+        .iter()
+        .map(|name| (name, ItemKind::Binary))
+        .chain(images.iter().map(|name| (name, ItemKind::Image)))
+        .enumerate()
+    {
         let sha256 = format!("{:064x}", index + 1);
-        let item = BundleItem { name: (*name).into(), kind, version: "1".into(), sha256: sha256.clone(), size: 0, packed_size: 0 };
+        let item = BundleItem {
+            name: (*name).into(),
+            kind,
+            version: "1".into(),
+            sha256: sha256.clone(),
+            size: 0,
+            packed_size: 0,
+        };
         catalogue.facts.items.insert((*name).into(), item);
-        let packed = PackedBlob { sha256: sha256.clone(), size: 0, packed_sha256: format!("{:064x}", index + 1000), packed_size: 0 };
+        let packed = PackedBlob {
+            sha256: sha256.clone(),
+            size: 0,
+            packed_sha256: format!("{:064x}", index + 1000),
+            packed_size: 0,
+        };
         catalogue.blobs.insert(sha256, (packed, "/dev/null".into()));
     }
     catalogue
@@ -238,8 +346,22 @@ impl World {
     }
 
     pub fn has_quorum_without(&self, machine: &str) -> bool {
-        let voters: Vec<Member> = self.state().members.iter().filter(|member| !member.learner).cloned().collect();
-        let alive = voters.iter().filter(|member| member.name != machine && self.machine(&member.name).is_some_and(|machine| self.etcd_runs(&machine))).count();
+        let voters: Vec<Member> = self
+            .state()
+            .members
+            .iter()
+            .filter(|member| !member.learner)
+            .cloned()
+            .collect();
+        let alive = voters
+            .iter()
+            .filter(|member| {
+                member.name != machine
+                    && self
+                        .machine(&member.name)
+                        .is_some_and(|machine| self.etcd_runs(&machine))
+            })
+            .count();
         alive > voters.len() / 2
     }
 
@@ -271,11 +393,24 @@ impl World {
         if !active(machine, "etcd.service") || machine.state().files.contains_key(&member_dir) {
             return;
         }
-        let Some(bootstrap) = text(machine, "/etc/etcd/bootstrap.env") else { return };
-        let value = |key: &str| bootstrap.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).unwrap_or_default().to_owned();
-        let cluster: Vec<(String, String)> =
-            value("ETCD_INITIAL_CLUSTER").split(',').filter_map(|pair| pair.split_once('=')).map(|(name, peer)| (name.to_owned(), peer.to_owned())).collect();
-        let Some((_, own)) = cluster.iter().find(|(other, _)| *other == name).cloned() else { return };
+        let Some(bootstrap) = text(machine, "/etc/etcd/bootstrap.env") else {
+            return;
+        };
+        let value = |key: &str| {
+            bootstrap
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{key}=")))
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let cluster: Vec<(String, String)> = value("ETCD_INITIAL_CLUSTER")
+            .split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, peer)| (name.to_owned(), peer.to_owned()))
+            .collect();
+        let Some((_, own)) = cluster.iter().find(|(other, _)| *other == name).cloned() else {
+            return;
+        };
         {
             let mut state = self.state();
             if value("ETCD_INITIAL_CLUSTER_STATE") == "new" {
@@ -283,10 +418,18 @@ impl World {
                     for (name, peer) in &cluster {
                         state.next_id += 1;
                         let id = state.next_id;
-                        state.members.push(Member { id, name: name.clone(), peer: peer.clone(), learner: false });
+                        state.members.push(Member {
+                            id,
+                            name: name.clone(),
+                            peer: peer.clone(),
+                            learner: false,
+                        });
                     }
                 }
-                assert!(state.members.iter().any(|member| member.peer == own), "{name} starts a second cluster");
+                assert!(
+                    state.members.iter().any(|member| member.peer == own),
+                    "{name} starts a second cluster"
+                );
             } else {
                 match state.members.iter_mut().find(|member| member.peer == own) {
                     Some(member) => member.name = name,
@@ -301,7 +444,11 @@ impl World {
     }
 
     fn etcd_runs(&self, machine: &FakeMachine) -> bool {
-        active(machine, "etcd.service") && machine.state().files.contains_key(&format!("{}/member", self.spec.etcd.data_dir))
+        active(machine, "etcd.service")
+            && machine
+                .state()
+                .files
+                .contains_key(&format!("{}/member", self.spec.etcd.data_dir))
     }
 
     fn api_runs(&self, machine: &FakeMachine) -> bool {
@@ -315,16 +462,33 @@ impl World {
         }
         let node_path = format!("/api/v1/nodes/{name}");
         if text(machine, paths::KUBELET_CLIENT).is_none() {
-            let Some(bootstrap) = text(machine, "/etc/kubernetes/bootstrap-kubelet.conf") else { return };
+            let Some(bootstrap) = text(machine, "/etc/kubernetes/bootstrap-kubelet.conf") else {
+                return;
+            };
             let token = |object: &Value| {
-                let field = |field: &str| object.pointer(&format!("/stringData/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let field = |field: &str| {
+                    object
+                        .pointer(&format!("/stringData/{field}"))
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+                        .to_owned()
+                };
                 bootstrap.contains(&format!("{}.{}", field("token-id"), field("token-secret")))
             };
-            if !self.state().objects.iter().any(|(path, object)| path.contains("/secrets/bootstrap-token-") && token(object)) {
+            if !self
+                .state()
+                .objects
+                .iter()
+                .any(|(path, object)| path.contains("/secrets/bootstrap-token-") && token(object))
+            {
                 return;
             }
             machine.put_file(paths::KUBELET_CLIENT, "certificate and key", 0o600);
-            let server = bootstrap.lines().find_map(|line| line.trim().strip_prefix("server: ")).unwrap_or_default().to_owned();
+            let server = bootstrap
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("server: "))
+                .unwrap_or_default()
+                .to_owned();
             machine.put_file(CLIENT_CONF, format!("server: {server}\n"), 0o600);
         }
         let ready = active(machine, "flanneld.service");
@@ -360,7 +524,10 @@ impl World {
                 let wanted = CertificateWanted {
                     id: "kubelet".into(),
                     holder: Holder::Machine(name.into()),
-                    place: Place::Files { certificate: String::new(), key: String::new() },
+                    place: Place::Files {
+                        certificate: String::new(),
+                        key: String::new(),
+                    },
                     ca: Ca::Cluster,
                     common_name: format!("system:node:{name}"),
                     organizations: vec!["system:nodes".into()],
@@ -393,10 +560,18 @@ impl World {
 
     fn controllers(&self) {
         let mut state = self.state();
-        let ready = state.objects.values().filter(|object| object["kind"] == "Node" && object.pointer("/status/conditions/0/status") == Some(&json!("True"))).count();
+        let ready = state
+            .objects
+            .values()
+            .filter(|object| {
+                object["kind"] == "Node" && object.pointer("/status/conditions/0/status") == Some(&json!("True"))
+            })
+            .count();
         for object in state.objects.values_mut() {
             match object.get("kind").and_then(Value::as_str) {
-                Some("Deployment") if ready > 0 => object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()}),
+                Some("Deployment") if ready > 0 => {
+                    object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()})
+                }
                 Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
                 _ => {}
             }
@@ -424,7 +599,10 @@ impl World {
         }
         // A proxy on the machine, or the VIP.
         let local = active(machine, "quorate-agent.service");
-        let any = self.servers.values().any(|name| self.machine(name).is_some_and(|machine| self.api_runs(&machine)));
+        let any = self
+            .servers
+            .values()
+            .any(|name| self.machine(name).is_some_and(|machine| self.api_runs(&machine)));
         (local && any && path == "/readyz").then(|| reply(200, json!("ok")))
     }
 
@@ -439,7 +617,10 @@ impl World {
         let header = json!({"cluster_id": "77", "member_id": own.id.to_string(), "revision": "5"});
         let refused = |message: &str| Some(reply(503, json!({"code": 14, "message": message})));
         match path {
-            "/v3/maintenance/status" => Some(reply(200, json!({"header": header, "leader": if quorum { "1" } else { "0" }, "isLearner": own.learner}))),
+            "/v3/maintenance/status" => Some(reply(
+                200,
+                json!({"header": header, "leader": if quorum { "1" } else { "0" }, "isLearner": own.learner}),
+            )),
             _ if !quorum => refused("etcdserver: request timed out"),
             _ if own.learner => refused("etcdserver: rpc not supported for learner"),
             "/v3/cluster/member/list" => {
@@ -454,12 +635,21 @@ impl World {
                 assert!(!state.members.iter().any(|member| member.learner), "a second learner");
                 state.next_id += 1;
                 let id = state.next_id;
-                state.members.push(Member { id, name: String::new(), peer: body["peerURLs"][0].as_str()?.to_owned(), learner: true });
+                state.members.push(Member {
+                    id,
+                    name: String::new(),
+                    peer: body["peerURLs"][0].as_str()?.to_owned(),
+                    learner: true,
+                });
                 Some(reply(200, json!({"header": header})))
             }
             "/v3/cluster/member/promote" => {
                 let id: u64 = body["ID"].as_str()?.parse().ok()?;
-                let started = state.members.iter().find(|member| member.id == id).map(|member| member.name.clone())?;
+                let started = state
+                    .members
+                    .iter()
+                    .find(|member| member.id == id)
+                    .map(|member| member.name.clone())?;
                 drop(state);
                 if !self.machine(&started).is_some_and(|machine| self.etcd_runs(&machine)) {
                     return refused("etcdserver: can only promote a learner member which is in sync with leader");
@@ -481,15 +671,27 @@ impl World {
         if path == "/readyz" {
             return reply(200, json!("ok"));
         }
-        assert!(request.identity.is_some(), "{} {path} without an identity", request.method);
+        assert!(
+            request.identity.is_some(),
+            "{} {path} without an identity",
+            request.method
+        );
         let mut state = self.state();
         let body = || serde_json::from_slice::<Value>(&request.body).unwrap_or_default();
         match request.method.as_str() {
             "GET" if path == CSRS => {
-                let items: Vec<Value> = state.objects.range(format!("{CSRS}/")..).take_while(|(path, _)| path.starts_with(CSRS)).map(|(_, object)| object.clone()).collect();
+                let items: Vec<Value> = state
+                    .objects
+                    .range(format!("{CSRS}/")..)
+                    .take_while(|(path, _)| path.starts_with(CSRS))
+                    .map(|(_, object)| object.clone())
+                    .collect();
                 reply(200, json!({"items": items}))
             }
-            "GET" => state.objects.get(path).map_or_else(|| reply(404, json!({"message": "not found"})), |object| reply(200, object.clone())),
+            "GET" => state.objects.get(path).map_or_else(
+                || reply(404, json!({"message": "not found"})),
+                |object| reply(200, object.clone()),
+            ),
             "PATCH" => {
                 assert!(query.contains("fieldManager=quorate") && query.contains("force=true"));
                 let object = state.objects.entry(path.to_owned()).or_insert_with(|| json!({}));
@@ -512,11 +714,21 @@ impl World {
     fn exec(&self, machine: &FakeMachine, exec: &Exec) -> Option<ExecOutput> {
         let name = quorate_machine::Machine::name(machine).to_owned();
         let words: Vec<&str> = exec.argv.iter().map(String::as_str).collect();
-        let said = |text: String| Some(ExecOutput { status: Some(0), stdout: text.into(), ..ExecOutput::default() });
+        let said = |text: String| {
+            Some(ExecOutput {
+                status: Some(0),
+                stdout: text.into(),
+                ..ExecOutput::default()
+            })
+        };
         match words.as_slice() {
             [ctr, rest @ ..] if ctr.ends_with("/ctr") => {
                 if !active(machine, "containerd.service") {
-                    return Some(ExecOutput { status: Some(1), stderr: "connection refused".into(), ..ExecOutput::default() });
+                    return Some(ExecOutput {
+                        status: Some(1),
+                        stderr: "connection refused".into(),
+                        ..ExecOutput::default()
+                    });
                 }
                 let mut state = self.state();
                 let images = state.images.entry(name).or_default();
@@ -534,12 +746,23 @@ impl World {
                 said(String::new())
             }
             [program, "clean", rest @ ..] if program.ends_with("/quorate") => {
-                let roots: Vec<String> = rest.iter().filter(|word| **word != "--data").map(|word| (*word).to_owned()).collect();
-                machine.state().files.retain(|path, _| !roots.iter().any(|root| path == root || path.starts_with(&format!("{root}/"))));
+                let roots: Vec<String> = rest
+                    .iter()
+                    .filter(|word| **word != "--data")
+                    .map(|word| (*word).to_owned())
+                    .collect();
+                machine.state().files.retain(|path, _| {
+                    !roots
+                        .iter()
+                        .any(|root| path == root || path.starts_with(&format!("{root}/")))
+                });
                 said(String::new())
             }
             ["rm", "-rf", .., root] => {
-                machine.state().files.retain(|path, _| path != root && !path.starts_with(&format!("{root}/")));
+                machine
+                    .state()
+                    .files
+                    .retain(|path, _| path != root && !path.starts_with(&format!("{root}/")));
                 said(String::new())
             }
             ["rmdir", path] => {
@@ -565,7 +788,11 @@ fn text(machine: &FakeMachine, path: &str) -> Option<String> {
 }
 
 fn reply(status: u16, body: Value) -> HttpReply {
-    HttpReply { status, headers: Vec::new(), body: body.to_string().into() }
+    HttpReply {
+        status,
+        headers: Vec::new(),
+        body: body.to_string().into(),
+    }
 }
 
 fn merge(into: &mut Value, from: &Value) {
