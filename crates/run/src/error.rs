@@ -29,7 +29,7 @@ pub enum Error {
     Journal { path: PathBuf, reason: String },
 
     /// A second authority for a living cluster would lock everybody out of it.
-    #[error("{} holds no authorities, but {machine} belongs to a cluster already", folder.display())]
+    #[error("{machine} belongs to a cluster whose authorities are not those of {}", folder.display())]
     ForeignCluster { folder: PathBuf, machine: String },
 }
 
@@ -40,7 +40,7 @@ impl Error {
             Self::Locked { holders } if holders.iter().all(|holder| holder.expired) => "its time has run out; run again".into(),
             Self::Locked { .. } => "wait for it to end; if it is certainly dead, take the lock with --steal: its changes are refused from then on".into(),
             Self::NoLock { .. } => "see why they could not be reached; `quorate status` asks each".into(),
-            Self::NoSuchRun { .. } => "`quorate runs` lists them".into(),
+            Self::NoSuchRun { .. } => "the journals are in `runs` of the operator's folder".into(),
             Self::ForeignCluster { .. } => "fetch the authorities back with `quorate recover`, or `quorate reset` the machines first".into(),
             Self::Io { .. } | Self::Pki(_) | Self::Journal { .. } => return None,
         })

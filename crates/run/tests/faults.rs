@@ -77,7 +77,7 @@ async fn trouble(seed: u64, first: &Sim, expected: &std::collections::BTreeMap<S
         // One machine may be without power, unless that alone ends a quorum that is not whole yet.
         let name = &names[dice.below(names.len() as u64) as usize];
         if dice.below(3) == 0 && (!formed.load(Ordering::Relaxed) || sim.world.has_quorum_without(name)) {
-            sim.machines[name].power_off();
+            sim.power_off(name);
         }
         if dice.below(2) == 0 {
             let _ = sim.apply_killed_after(dice.below(100) as usize).await;

@@ -90,12 +90,7 @@ impl Sim {
                     prefix: 24,
                 })
                 .collect();
-            for (name, value) in [
-                ("fs.inotify.max_user_instances", "128"),
-                ("fs.inotify.max_user_watches", "65536"),
-            ] {
-                fake.state().sysctls.insert(name.into(), value.into());
-            }
+            defaults(&fake);
             // The world knows the machines, so they may only know it weakly.
             let weak = Arc::downgrade(&world);
             fake.on_http(move |fake, request| weak.upgrade()?.http(fake, request));
@@ -111,6 +106,11 @@ impl Sim {
             operator,
             catalogue: catalogue(),
         }
+    }
+
+    pub fn power_off(&self, name: &str) {
+        self.machines[name].power_off();
+        defaults(&self.machines[name]);
     }
 
     /// Sessions as a new process of the operator would have: connected to what can be reached now.
@@ -775,6 +775,16 @@ impl World {
             }
             _ => None,
         }
+    }
+}
+
+/// Kernel parameters of every Linux, which a fake does not know.
+fn defaults(machine: &FakeMachine) {
+    for (name, value) in [
+        ("fs.inotify.max_user_instances", "128"),
+        ("fs.inotify.max_user_watches", "65536"),
+    ] {
+        machine.state().sysctls.insert(name.into(), value.into());
     }
 }
 
