@@ -99,6 +99,9 @@ fn show(findings: &[Finding], text: &str) {
 pub(crate) enum Purpose {
     /// Nothing is changed anywhere, not even in the operator's folder.
     Look,
+    /// The cluster is made what its file says.
+    Apply,
+    /// Something else is changed: it is taken off its machines, or broken on purpose.
     Change,
 }
 
@@ -107,11 +110,54 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
     let program = Program::current().context("read the running program")?;
     let catalogue = catalogue(loaded)?;
     let fleet = connect(loaded, args, &program).await?;
-    let operator = match purpose {
-        Purpose::Look => Operator::look(&loaded.folder, passphrase(), program.sha256())?,
-        Purpose::Change => Operator::open(&loaded.folder, passphrase(), program.sha256())?,
-    };
+    let mut operator = Operator::look(&loaded.folder, passphrase(), program.sha256())?;
+    if purpose == Purpose::Apply {
+        // Before new authorities are made: they would lock everybody out of a cluster that lives.
+        if let Some(machine) = operator.foreign(&fleet, &control_planes(loaded)).await {
+            let error = quorate_run::Error::ForeignCluster {
+                folder: loaded.folder.clone(),
+                machine,
+            };
+            return Err(crate::console::hinted(error));
+        }
+    }
+    if purpose != Purpose::Look {
+        operator = Operator::open(&loaded.folder, passphrase(), program.sha256())?;
+    }
     Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
+}
+
+/// Makes the operator's folder anew from what a control plane holds.
+pub(crate) async fn recover(loaded: &Loaded, args: &ConnectArgs) -> anyhow::Result<()> {
+    let program = Program::current().context("read the running program")?;
+    if Operator::look(&loaded.folder, passphrase(), program.sha256())?
+        .folder()
+        .is_some()
+    {
+        let message = format!("{} holds authorities already", loaded.folder.display());
+        return Err(UserError::new(message)
+            .hint("move it away first; nothing was changed")
+            .into());
+    }
+    let fleet = connect(loaded, args, &program).await?;
+    Operator::recover(
+        &loaded.folder,
+        passphrase(),
+        program.sha256(),
+        &fleet,
+        &control_planes(loaded),
+    )
+    .await?;
+    Ok(())
+}
+
+fn control_planes(loaded: &Loaded) -> Vec<String> {
+    loaded
+        .spec
+        .control_planes()
+        .iter()
+        .map(|machine| machine.name.clone())
+        .collect()
 }
 
 /// What is found now, and what follows from it.

@@ -36,6 +36,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// Print a kubeconfig of the cluster's administrator.
     Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Make a lost operator's folder anew from what a control plane holds.
+    Recover(recover::RecoverArgs),
     /// Take the cluster off its machines and leave them as they were.
     Reset(reset::ResetArgs),
     /// Build, verify and list bundles of upstream programs.
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Apply(args) => wait(apply::run(args)),
         Verb::Status(args) => wait(status::run(args)),
         Verb::Kubeconfig(args) => kubeconfig::run(args),
+        Verb::Recover(args) => wait(recover::run(args)),
         Verb::Reset(args) => wait(reset::run(args)),
         Verb::Bundle(args) => wait(bundle::run(args)),
         Verb::Lab(args) => wait(lab::run(args)),

@@ -42,7 +42,7 @@ pub(crate) struct ApplyArgs {
 pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let loaded = cluster::load(&args.cluster)?;
-    let session = cluster::session(&loaded, &args.connect, Purpose::Change).await?;
+    let session = cluster::session(&loaded, &args.connect, Purpose::Apply).await?;
     let (facts, plan) = cluster::plan(&session).await?;
     let preflight = quorate_verify::preflight(&session.spec, &facts);
     // A machine that is away is no reason to leave the others as they are.

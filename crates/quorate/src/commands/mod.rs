@@ -14,6 +14,7 @@ pub(crate) mod lab;
 pub(crate) mod pause;
 pub(crate) mod plan;
 pub(crate) mod probe;
+pub(crate) mod recover;
 pub(crate) mod remote;
 pub(crate) mod reset;
 pub(crate) mod schema;
