@@ -105,7 +105,7 @@ impl Outcome {
             Ended::Failed { .. } => {
                 Some("mend the cause and apply again: it looks at the machines anew and goes on from what is there")
             }
-            Ended::Stopped { .. } => Some("apply again to go on, or `quorate rollback` to take back what was done"),
+            Ended::Stopped { .. } => Some("apply again to go on: it looks at the machines anew"),
         }
     }
 }
