@@ -195,6 +195,8 @@ impl Drill {
             cluster: self.session.spec.name.clone(),
             scenarios: Vec::new(),
         };
+        // A drill that dies has a report all the same, if an empty one.
+        self.write(&report)?;
         for (number, run) in runs.enumerate() {
             if self.options.stop.is_stopped() {
                 break;

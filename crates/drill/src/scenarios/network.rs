@@ -7,7 +7,9 @@ const BOTH_WAYS: &str = "nft 'table inet quorate_drill {
   chain in { type filter hook prerouting priority -300; ip saddr { {others} } drop; }
   chain out { type filter hook postrouting priority 300; ip daddr { {others} } drop; }
 }'";
-const INBOUND: &str = "nft 'table inet quorate_drill { chain in { type filter hook prerouting priority -300; ip saddr { {others} } drop; } }'";
+const INBOUND: &str = "nft 'table inet quorate_drill {
+  chain in { type filter hook prerouting priority -300; ip saddr { {others} } drop; }
+}'";
 const BRIDGE: &str = "nft 'table inet quorate_drill {
   chain in { type filter hook prerouting priority -300; ip saddr { {other} } drop; }
   chain out { type filter hook postrouting priority 300; ip daddr { {other} } drop; }
@@ -16,7 +18,9 @@ const VRRP: &str = "nft 'table inet quorate_drill {
   chain in { type filter hook prerouting priority -300; meta l4proto 112 drop; }
   chain out { type filter hook postrouting priority 300; meta l4proto 112 drop; }
 }'";
-const API: &str = "nft 'table inet quorate_drill { chain in { type filter hook prerouting priority -300; tcp dport 6443 ip saddr { {others} } drop; } }'";
+const API: &str = "nft 'table inet quorate_drill {
+  chain in { type filter hook prerouting priority -300; tcp dport 6443 ip saddr { {others} } drop; }
+}'";
 const LOSS_5: &str = "nft 'table inet quorate_drill {
   chain in { type filter hook prerouting priority -300; ip saddr { {others} } numgen random mod 100 < 5 drop; }
   chain out { type filter hook postrouting priority 300; ip daddr { {others} } numgen random mod 100 < 5 drop; }

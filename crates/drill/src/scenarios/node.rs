@@ -3,6 +3,12 @@
 use super::*;
 use crate::scenario::Need;
 
+/// Until the other holders miss its advertisements, the machine is there and refuses connections to the VIP.
+const REFUSED: Limits = Limits {
+    new_failed: None,
+    ..UNSEEN
+};
+
 pub(super) const ALL: [Scenario; 7] = [
     one(
         "kubelet-killed",
@@ -44,7 +50,7 @@ pub(super) const ALL: [Scenario; 7] = [
                 "signal KILL quorate-agent",
                 "start quorate-agent",
             )],
-            UNSEEN,
+            REFUSED,
         )
     },
     Scenario {
@@ -59,7 +65,11 @@ pub(super) const ALL: [Scenario; 7] = [
                 "signal CONT quorate-agent; start quorate-agent",
             )],
             // Until the watchdog fires the frozen holder still answers ARP and accepts connections; whoever got one of those waits.
-            HUNG,
+            Limits {
+                new_failed: None,
+                new_worst_ms: None,
+                ..HUNG
+            },
         )
     },
     Scenario {
