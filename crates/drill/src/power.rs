@@ -79,19 +79,18 @@ impl Power for LabPower {
     }
 }
 
+const KUBECTL: &str = "/opt/quorate/bin/kubectl";
+
 /// What a dead man's timer does: the machine is on, and takes Pods again if it was drained.
 pub fn power_on(lab: &Lab, machine: &str) -> Result<(), String> {
     lab.on(machine).map_err(|error| error.to_string())?;
     // The node's own identity may uncordon it. Its API server needs a while.
     for _ in 0..60 {
         let mut ssh = lab.ssh(machine).map_err(|error| error.to_string())?;
-        ssh.args([
-            "/opt/quorate/bin/kubectl",
-            "--kubeconfig=/etc/kubernetes/kubelet.conf",
-            "--request-timeout=2s",
-            "uncordon",
-            machine,
-        ]);
+        // Only control planes have kubectl, and only they are drained.
+        ssh.arg(format!(
+            "test -x {KUBECTL} || exit 0; {KUBECTL} --kubeconfig=/etc/kubernetes/kubelet.conf --request-timeout=2s uncordon {machine}"
+        ));
         ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if ssh.status().is_ok_and(|status| status.success()) {
             return Ok(());
