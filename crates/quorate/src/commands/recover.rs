@@ -18,6 +18,6 @@ pub(crate) async fn run(args: RecoverArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     cluster::recover(&loaded, &args.connect).await?;
     crate::err!("{} holds the cluster's authorities again", loaded.folder.display());
-    crate::err!("hint: `quorate plan` shows what the other secrets, made anew, will change");
+    crate::err!("hint: `quorate plan` shows whether anything has to be made anew");
     Ok(ExitCode::SUCCESS)
 }
