@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use quorate_run::{Ended, Options, Outcome, Stop};
+use quorate_plan::Plan;
+use quorate_run::{Ended, Listener, Options, Outcome, Session, Stop};
 use quorate_verify::Check;
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
@@ -65,15 +66,8 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
                 .hint("--yes applies without asking")
                 .into());
         }
-        let options = Options {
-            steal: args.steal,
-            stop: stop_on_signal(),
-            ..Options::default()
-        };
-        let outcome = session
-            .execute(&plan, &options, &progress::listener(args.output, args.no_progress))
-            .await
-            .map_err(console::hinted)?;
+        let events = progress::listener(args.output, args.no_progress);
+        let outcome = carry_out(&session, &plan, args.steal, &events).await?;
         for (stage, took) in &outcome.stages {
             crate::err!("  {stage:14} {:>8}", seconds(*took));
         }
@@ -98,6 +92,21 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Executes a plan so that Ctrl-C stops it at a safe point.
+pub(crate) async fn carry_out(
+    session: &Session,
+    plan: &Plan,
+    steal: bool,
+    events: &Listener,
+) -> anyhow::Result<Outcome> {
+    let options = Options {
+        steal,
+        stop: stop_on_signal(),
+        ..Options::default()
+    };
+    session.execute(plan, &options, events).await.map_err(console::hinted)
 }
 
 /// The exit code of a run that did not get to its end, after saying why and how to go on.

@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use quorate_run::Options;
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
-use crate::commands::apply::{ended, stop_on_signal};
+use crate::commands::apply::{carry_out, ended};
 use crate::console::{self, UserError};
 use crate::progress::{self, Output};
 use crate::show::{self, Detail};
@@ -51,15 +50,8 @@ pub(crate) async fn run(args: ResetArgs) -> anyhow::Result<ExitCode> {
                 .into());
         }
     }
-    let options = Options {
-        steal: args.steal,
-        stop: stop_on_signal(),
-        ..Options::default()
-    };
-    let outcome = session
-        .execute(&plan, &options, &progress::listener(args.output, args.no_progress))
-        .await
-        .map_err(console::hinted)?;
+    let events = progress::listener(args.output, args.no_progress);
+    let outcome = carry_out(&session, &plan, args.steal, &events).await?;
     if let Some(code) = ended(&outcome) {
         return Ok(code);
     }
