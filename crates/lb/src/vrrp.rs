@@ -90,12 +90,8 @@ impl Routers {
     }
 
     pub fn handle(&mut self, now: Now, input: &Input) {
-        self.now = self.now.max(now);
-        let now = self.now;
+        let now = self.look_at_clock(now);
         let out = &mut self.actions;
-        for i in &mut self.instances {
-            i.on_time(now, out);
-        }
         match input {
             Input::Start if !self.started => {
                 self.started = true;
@@ -176,6 +172,7 @@ impl Routers {
             | Input::Dial { .. }
             | Input::Command { .. } => {}
         }
+        self.promise();
     }
 
     /// Whether `frontend` can pass connections on, as decided by the balancer.
@@ -184,11 +181,29 @@ impl Routers {
             return;
         }
         self.paths.insert(frontend.to_string(), usable);
+        let now = self.look_at_clock(now);
         let out = &mut self.actions;
         for i in &mut self.instances {
             if i.config().track.frontend.as_deref() == Some(frontend) {
                 i.on_path(now, usable, out);
             }
+        }
+        self.promise();
+    }
+
+    fn look_at_clock(&mut self, now: Now) -> Now {
+        self.now = self.now.max(now);
+        for i in &mut self.instances {
+            i.on_time(self.now, &mut self.actions);
+        }
+        self.now
+    }
+
+    /// Every instance remembers when it is to look at the clock again. After each input, not only before waiting: a
+    /// process may be stopped between two inputs of one wake-up, and must notice that as well.
+    fn promise(&mut self) {
+        for i in &mut self.instances {
+            i.wake_at(self.now);
         }
     }
 

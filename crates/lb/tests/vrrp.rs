@@ -380,6 +380,39 @@ fn a_late_backup_does_not_take_over_before_it_listened() {
 }
 
 #[test]
+fn a_backup_stopped_between_two_inputs_of_one_wake_up_listens_first() {
+    let mut b = Bench::new(config("priority: 100"));
+    b.hear("10.0.0.2", 200);
+    b.run(ms(300));
+    // Both are handled without the core being asked for its next timer in between.
+    b.hear("10.0.0.2", 200);
+    b.now += ms(2000);
+    b.input(link(true));
+    assert_eq!(b.state(), VrrpState::Backup);
+    b.run(ms(300));
+    assert_eq!(b.state(), VrrpState::Backup);
+    b.run(ms(70));
+    assert_eq!(b.state(), VrrpState::Master, "the master is really gone");
+}
+
+#[test]
+fn a_path_that_comes_late_is_no_lateness() {
+    let mut b = Bench::new(config("priority: 100, track: {frontend: api}"));
+    b.now += ms(1060);
+    b.routers.set_path(b.now, "api", true);
+    let seen = b.run(ms(330));
+    assert_eq!(b.state(), VrrpState::Backup);
+    b.run(ms(40));
+    assert_eq!(b.state(), VrrpState::Master);
+    assert!(!seen.iter().any(|a| matches!(
+        a,
+        Action::Report {
+            event: Event::Late { .. }
+        }
+    )));
+}
+
+#[test]
 fn a_backup_that_is_always_late_takes_over_in_the_end() {
     let mut b = Bench::new(config("priority: 100"));
     for _ in 0..40 {
