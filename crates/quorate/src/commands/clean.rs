@@ -1,9 +1,12 @@
 //! `quorate clean`: traces of Pods, runtime and proxies off this machine; run by `reset`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use quorate_agent::bpf;
+use quorate_agent::ipvs::Ipvs;
+use quorate_machine::clean::Cleaned;
 
 #[derive(Debug, Args)]
 pub(crate) struct CleanArgs {
@@ -16,12 +19,17 @@ pub(crate) struct CleanArgs {
 
 /// What the first apply found on this machine.
 const BEFORE: &str = "/var/lib/quorate/before.json";
+/// Where the agent pins its programs (`accessOptions.ebpf`).
+const PIN: &str = "/sys/fs/bpf/quorate";
+/// There as soon as the kernel's IPVS is.
+const IPVS_TABLE: &str = "/proc/net/ip_vs";
 
 pub(crate) fn run(args: CleanArgs) -> anyhow::Result<ExitCode> {
     let before = std::fs::read_to_string(BEFORE)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
-    let cleaned = quorate_machine::clean::clean(&args.data, &args.owned, before.as_ref());
+    let mut cleaned = quorate_machine::clean::clean(&args.data, &args.owned, before.as_ref());
+    balancing(&mut cleaned);
     for line in &cleaned.done {
         crate::out!("{line}");
     }
@@ -33,4 +41,25 @@ pub(crate) fn run(args: CleanArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(1)
     })
+}
+
+/// What the agent leaves in the kernel on purpose, so that a new agent takes over without a gap.
+fn balancing(cleaned: &mut Cleaned) {
+    match bpf::remove(Path::new(PIN)) {
+        Ok(true) => cleaned.done.push(format!("detached the programs pinned in {PIN}")),
+        Ok(false) => {}
+        Err(error) => cleaned.problems.push(error.to_string()),
+    }
+    // Opening it would load the module.
+    if !Path::new(IPVS_TABLE).exists() {
+        return;
+    }
+    match Ipvs::open() {
+        Ok(mut ipvs) => {
+            let report = ipvs.remove();
+            cleaned.done.extend(report.changes);
+            cleaned.problems.extend(report.errors);
+        }
+        Err(error) => cleaned.problems.push(error.to_string()),
+    }
 }
