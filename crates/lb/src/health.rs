@@ -10,6 +10,7 @@
 //! | etcd away | not ready for etcd's sake only | only if none is up | kept |
 //! | check not allowed, wrong CA | answers, but not as it should, `fall` times | only if none is up | kept |
 //! | none ready | the same everywhere | to all that are alive (fail open) | kept |
+//! | this machine cut off | no TCP answer but from its own, unready one | to that one; the VIP goes | kept |
 //! | this process late | its own clock | as before | kept |
 //!
 //! Nothing is reset on the word of this machine alone: it may be the one that is cut off. Another backend
@@ -369,7 +370,7 @@ impl BackendSet {
                 },
             }));
         }
-        let usable = up || alive > 0;
+        let usable = up || alive > 0 && !self.is_cut_off();
         // Before the first answers there is no telling.
         let decided = usable || self.members.iter().all(|m| m.reason != Reason::Unchecked);
         if decided && self.usable != Some(usable) {
@@ -395,6 +396,15 @@ impl BackendSet {
                 backends: views,
             }]);
         }
+    }
+
+    /// Nothing but this machine's own server is left, it is not ready, and no other machine can be reached: then it is
+    /// this machine that is cut off, and the others may well hold a quorum without it.
+    fn is_cut_off(&self) -> bool {
+        let mut others = self.members.iter().filter(|m| !m.config.local).peekable();
+        let unreachable = |m: &Member| matches!(m.reason, Reason::Silent | Reason::Unreachable);
+        let own_unready = |m: &Member| m.config.local && m.availability == Availability::LastResort;
+        others.peek().is_some() && others.all(unreachable) && self.members.iter().any(own_unready)
     }
 
     // --- what an answer means ---

@@ -44,7 +44,11 @@ impl Farm {
     }
 
     fn with(count: usize, health: &str, extra: &str) -> Self {
-        let agent = Agent::new(&config(count, health, extra), Default::default(), 1, 7);
+        Self::of(count, &config(count, health, extra))
+    }
+
+    fn of(count: usize, config: &AgentConfig) -> Self {
+        let agent = Agent::new(config, Default::default(), 1, 7);
         let servers = (1..=count).map(|n| (format!("m{n}"), Server::Ready)).collect();
         let mut farm = Self {
             agent,
@@ -368,6 +372,38 @@ fn trouble_everywhere_kills_nothing() {
         assert!(f.views.iter().all(|v| v.availability == Availability::Up), "{server:?}");
         assert_eq!(f.resets(), [], "{server:?}: nor on return");
     }
+}
+
+#[test]
+fn a_machine_that_is_cut_off_has_no_path() {
+    let mut config = config(3, "{kind: https, ca: /ca}", "");
+    config.frontends[0].backends[0].local = true;
+    for away in [Server::Cut, Server::Unreachable] {
+        let mut f = Farm::of(3, &config);
+        f.run(ms(3000));
+        f.set("m2", away);
+        f.set("m3", away);
+        f.run(ms(5000));
+        assert_eq!(f.path(), Some(true), "its own server is ready: etcd is elsewhere");
+        f.set("m1", Server::EtcdAway);
+        f.run(ms(2000));
+        assert_eq!(f.path(), Some(false), "{away:?}");
+        assert_eq!(
+            f.view("m1").0,
+            Availability::LastResort,
+            "who asks here is still answered"
+        );
+        f.set("m2", Server::EtcdAway);
+        f.run(ms(2000));
+        assert_eq!(f.path(), Some(true), "it was etcd, not this machine");
+    }
+    let mut f = Farm::of(3, &config);
+    f.run(ms(3000));
+    f.set("m2", Server::Refuses);
+    f.set("m3", Server::Cut);
+    f.set("m1", Server::EtcdAway);
+    f.run(ms(5000));
+    assert_eq!(f.path(), Some(true), "another machine answers, if only with a refusal");
 }
 
 #[test]
