@@ -14,6 +14,9 @@ use std::process::Command;
 use crate::command;
 use crate::{Error, Result};
 
+/// Microseconds of each second for real-time threads of one machine: ten times what a VRRP thread takes, and small
+/// enough for thirty machines, since the shares of all groups may not exceed the kernel's 95 %.
+const REALTIME_SHARE: &str = "25000";
 /// Controllers a machine's systemd and container runtime expect to be handed (cgroup v2 only).
 const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
@@ -124,6 +127,9 @@ impl Host {
                     fs::write(group.join(file), value).map_err(Error::file("writing", group.join(file)))?;
                 }
             }
+            // With CONFIG_RT_GROUP_SCHED a v1 group has no real-time share unless given one, and the agent's VRRP
+            // thread would be at the mercy of whatever else runs here. Other kernels have no such file.
+            let _ = fs::write(group.join("cpu.rt_runtime_us"), REALTIME_SHARE);
         }
         Ok(())
     }

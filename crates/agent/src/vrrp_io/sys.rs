@@ -16,6 +16,8 @@ const TOS_NETWORK_CONTROL: libc::c_int = 0xc0;
 const SOCKET_PRIORITY: libc::c_int = 6;
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
 const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12);
+/// The best ordinary priority there is.
+const BEST_NICE: i32 = -20;
 /// Low in the real-time range: above every ordinary process, below the kernel's own threads (50).
 const REALTIME_PRIORITY: libc::c_int = 40;
 /// Room for IPV6_PKTINFO and IPV6_HOPLIMIT.
@@ -290,7 +292,8 @@ pub(super) fn wait(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) ->
     }
 }
 
-/// Gives the calling thread a real-time priority, not inherited by children.
+/// Gives the calling thread a real-time priority, not inherited by children. Where that is not to be had (a container
+/// without the right, a control group without a share of real time) it gets the best ordinary one, and the error tells.
 pub(crate) fn realtime() -> io::Result<()> {
     let parameter = libc::sched_param {
         sched_priority: REALTIME_PRIORITY,
@@ -298,7 +301,10 @@ pub(crate) fn realtime() -> io::Result<()> {
     // SAFETY: reads one sched_param from a local; pid 0 is the calling thread.
     let done =
         unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
-    check(done as isize).map(drop)
+    check(done as isize).map(drop).inspect_err(|_| {
+        // SAFETY: takes no pointers; 0 is the calling thread, since Linux keeps nice values per thread.
+        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BEST_NICE) };
+    })
 }
 
 /// Keeps pages of the process in memory once they were touched (untouched ones stay free, so stacks cost nothing).
