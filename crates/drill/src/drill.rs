@@ -1,12 +1,15 @@
 //! One scenario after the other: measure, break, take back, wait until all is green, judge.
 
+mod breaking;
+mod judge;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_machine::MachineRef;
 use quorate_machine::proto::Exec;
-use quorate_run::{Api, Identity, Session, Stop};
+use quorate_run::{Api, Identity, Lock, RunId, Session, Stop};
 use quorate_spec::Spec;
 use serde::Serialize;
 use serde_json::json;
@@ -42,6 +45,8 @@ pub struct Options {
     pub operator: Vec<String>,
     /// Ends the drill: what is broken is taken back, nothing more is broken.
     pub stop: Stop,
+    /// Take the cluster's lock from a run that still holds it.
+    pub steal: bool,
 }
 
 /// A scenario, and for those that go through all control planes the one it is on.
@@ -129,20 +134,6 @@ pub fn expand(spec: &Spec, scenarios: &[&'static Scenario]) -> Vec<Run> {
     runs
 }
 
-/// A part of a scenario on one machine.
-enum Broken {
-    Script(Injection),
-    Power {
-        machine: String,
-        _deadman: Deadman,
-    },
-    Planned {
-        machine: String,
-        stopped: Injection,
-        _deadman: Deadman,
-    },
-}
-
 impl Drill {
     /// Why this cluster must not be broken now.
     pub async fn refuse(&self, runs: &[Run], around: Around) -> Result<(), Error> {
@@ -190,12 +181,31 @@ impl Drill {
             .operator
             .identity()?
             .ok_or_else(|| Error::Refused("the operator's folder holds no authorities: apply first".into()))?;
+        // An apply would mend what is broken here, or plan for it.
+        let lock = Lock::take(
+            &self.session.spec,
+            &self.session.fleet,
+            &RunId::new(),
+            self.options.steal,
+        )
+        .await?;
+        let (lost, stop) = (lock.lost().clone(), self.options.stop.clone());
+        let watching = tokio::spawn(async move {
+            lost.stopped().await;
+            stop.stop();
+        });
+        let report = self.locked(runs, of, &identity).await;
+        watching.abort();
+        lock.give_back().await;
+        report
+    }
+
+    async fn locked(&self, runs: impl Iterator<Item = Run>, of: usize, identity: &Identity) -> Result<Report, Error> {
         self.prepare().await?;
         let mut report = Report {
             cluster: self.session.spec.name.clone(),
             scenarios: Vec::new(),
         };
-        // A drill that dies has a report all the same, if an empty one.
         self.write(&report)?;
         for (number, run) in runs.enumerate() {
             if self.options.stop.is_stopped() {
@@ -207,11 +217,15 @@ impl Drill {
                 number: number + 1,
                 of,
             });
-            let outcome = self.one(&run, &identity).await;
+            // What a drill that dies now leaves behind.
+            report.scenarios.push(Outcome::begun(&run.name(), run.scenario));
+            self.write(&report)?;
+            let outcome = self.one(&run, identity).await;
             let green = outcome.details.recovery_ms.is_some();
             self.tell(Event::Done {
                 outcome: Box::new(outcome.clone()),
             });
+            report.scenarios.pop();
             report.scenarios.push(outcome);
             self.write(&report)?;
             if !green {
@@ -229,16 +243,12 @@ impl Drill {
     }
 
     async fn one(&self, run: &Run, identity: &Identity) -> Outcome {
-        let mut outcome = Outcome {
-            name: run.name(),
-            row: run.scenario.row,
-            ..Outcome::default()
-        };
-        outcome.details.what = run.scenario.what.into();
+        let mut outcome = Outcome::begun(&run.name(), run.scenario);
         let mut why = Vec::new();
         if let Err(error) = self.measured(run, identity, &mut outcome, &mut why).await {
             why.push(error.to_string());
         }
+        outcome.load[1] = report::load();
         outcome.ok = why.is_empty();
         outcome.why = why.join("; ");
         outcome
@@ -337,192 +347,6 @@ impl Drill {
         Ok(())
     }
 
-    /// Timers for all parts, before the first is broken. `broken` holds what was armed even if a later one could not be.
-    async fn arm(&self, parts: &[(String, Fault)], after: Duration, broken: &mut Vec<Broken>) -> Result<(), Error> {
-        for (number, (name, fault)) in parts.iter().enumerate() {
-            match fault {
-                Fault::Script { inject, revert } => {
-                    let injection = self.injection(name, number, inject, revert).await?;
-                    injection.arm(after).await?;
-                    broken.push(Broken::Script(injection));
-                }
-                Fault::PowerCut => {
-                    let deadman = self.power_deadman(name, after)?;
-                    broken.push(Broken::Power {
-                        machine: name.clone(),
-                        _deadman: deadman,
-                    });
-                }
-                Fault::PlannedRestart => {
-                    let deadman = self.power_deadman(name, after + Duration::from_millis(DRAIN_TIMEOUT_MS))?;
-                    let stopped = self
-                        .injection(
-                            name,
-                            number,
-                            PLANNED_STOP,
-                            "start etcd; start kube-apiserver; start kubelet",
-                        )
-                        .await?;
-                    broken.push(Broken::Planned {
-                        machine: name.clone(),
-                        stopped,
-                        _deadman: deadman,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn injection(&self, name: &str, number: usize, inject: &str, revert: &str) -> Result<Injection, Error> {
-        let spec = &self.session.spec;
-        let on = spec
-            .machine(name)
-            .ok_or_else(|| Error::Refused(format!("{name} is not in the cluster file")))?;
-        let machine = self.machine(name)?.clone();
-        let interface = match machine.call(quorate_machine::Request::Network).await? {
-            quorate_machine::Response::Network(network) => {
-                network.interface_of(on.address).unwrap_or("eth0").to_owned()
-            }
-            _ => "eth0".into(),
-        };
-        // The program that connected, whatever build the cluster runs.
-        let program = format!(
-            "{}/{}/quorate",
-            quorate_plan::paths::PROGRAMS,
-            self.session.operator.facts().program_sha256
-        );
-        Ok(Injection::new(
-            spec,
-            on,
-            machine,
-            format!("{}-{number}", unique()),
-            inject,
-            revert,
-            &interface,
-            &program,
-        ))
-    }
-
-    fn power_deadman(&self, machine: &str, after: Duration) -> Result<Deadman, Error> {
-        let power = self
-            .power
-            .as_ref()
-            .ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
-        power.deadman(machine, after).map_err(|message| Error::Power {
-            machine: machine.into(),
-            message,
-        })
-    }
-
-    /// All at once.
-    async fn inject(&self, broken: &[Broken], observer: &Observer) -> Result<(), Error> {
-        let results = futures_util::future::join_all(broken.iter().map(|part| async move {
-            match part {
-                Broken::Script(injection) => injection.inject().await.map_err(Error::from),
-                Broken::Power { machine, .. } => self.off(machine, observer).await,
-                Broken::Planned { machine, stopped, .. } => {
-                    self.kubectl(
-                        machine,
-                        &[
-                            "drain",
-                            machine,
-                            "--ignore-daemonsets",
-                            "--delete-emptydir-data",
-                            "--force",
-                            "--timeout=50s",
-                        ],
-                    )
-                    .await?;
-                    stopped.inject().await?;
-                    self.off(machine, observer).await
-                }
-            }
-        }))
-        .await;
-        results.into_iter().collect()
-    }
-
-    async fn off(&self, name: &str, observer: &Observer) -> Result<(), Error> {
-        let cut_us = monotonic_us();
-        let took = self.switch(name, |power, name| power.off(name)).await?;
-        observer.gone(name, cut_us + i64::try_from(took.as_micros()).unwrap_or(0));
-        if let Some(machine) = self.session.fleet.get(name) {
-            machine.forget().await;
-        }
-        Ok(())
-    }
-
-    /// As often as needed, for as long as it may take; what cannot be taken back is said. The timers on the machines do it
-    /// all the same.
-    async fn take_back(&self, broken: &[Broken], limit: Duration) -> Vec<String> {
-        let ends = Instant::now() + limit;
-        let results = futures_util::future::join_all(broken.iter().rev().map(|part| async move {
-            loop {
-                let result = match part {
-                    Broken::Script(injection) => injection.revert().await.map_err(Error::from),
-                    Broken::Power { machine, .. } => self.on(machine).await,
-                    Broken::Planned { machine, .. } => self.on_and_uncordoned(machine).await,
-                };
-                match result {
-                    Ok(()) => return None,
-                    Err(error) if Instant::now() > ends => return Some(format!("could not be taken back: {error}")),
-                    Err(_) => sleep(Duration::from_millis(500)).await,
-                }
-            }
-        }))
-        .await;
-        results.into_iter().flatten().collect()
-    }
-
-    async fn on(&self, name: &str) -> Result<(), Error> {
-        self.switch(name, |power, name| power.on(name)).await?;
-        if let Some(machine) = self.session.fleet.get(name) {
-            machine.forget().await;
-        }
-        Ok(())
-    }
-
-    async fn on_and_uncordoned(&self, name: &str) -> Result<(), Error> {
-        self.on(name).await?;
-        self.kubectl(name, &["uncordon", name]).await
-    }
-
-    async fn switch<T: Send + 'static>(
-        &self,
-        name: &str,
-        turn: impl FnOnce(&dyn Power, &str) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, Error> {
-        let power = self
-            .power
-            .clone()
-            .ok_or_else(|| Error::Refused("nobody can switch the machines off and on".into()))?;
-        let machine = name.to_owned();
-        let turned = tokio::task::spawn_blocking(move || turn(power.as_ref(), &machine)).await;
-        let failed = |message: String| Error::Power {
-            machine: name.into(),
-            message,
-        };
-        turned.map_err(|error| failed(error.to_string()))?.map_err(failed)
-    }
-
-    /// On another control plane, as the administrator, who is never written there.
-    async fn kubectl(&self, not_on: &str, arguments: &[&str]) -> Result<(), Error> {
-        let spec = &self.session.spec;
-        let kubeconfig = self.session.operator.memory_kubeconfig(spec)?;
-        let via = spec
-            .control_planes()
-            .iter()
-            .filter(|machine| machine.name != not_on)
-            .find_map(|machine| self.session.fleet.get(&machine.name))
-            .ok_or_else(|| Error::Refused("no other control plane".into()))?
-            .clone();
-        let argv = [KUBECTL, "--kubeconfig=/dev/stdin"].iter().chain(arguments).copied();
-        via.exec_ok(Exec::new(argv).stdin(kubeconfig).timeout_ms(DRAIN_TIMEOUT_MS))
-            .await?;
-        Ok(())
-    }
-
     /// Looks until every check holds; ms it took.
     async fn green(&self, run: &Run, why: &mut Vec<String>) -> Result<Option<u64>, Error> {
         let begun = Instant::now();
@@ -530,6 +354,7 @@ impl Drill {
         loop {
             let report = self.verify().await?;
             let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let interrupted = self.options.stop.is_stopped();
             if report.ok() {
                 self.tell(Event::Green {
                     name: run.name(),
@@ -537,12 +362,16 @@ impl Drill {
                 });
                 return Ok(Some(took));
             }
-            if begun.elapsed() > limit {
+            if begun.elapsed() > limit || interrupted {
                 let failed: Vec<String> = report
                     .failed()
                     .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
                     .collect();
-                why.push(format!("not green within {} s: {}", limit.as_secs(), failed.join(", ")));
+                why.push(format!(
+                    "not green within {} s: {}",
+                    begun.elapsed().as_secs(),
+                    failed.join(", ")
+                ));
                 self.tell(Event::NotGreen {
                     name: run.name(),
                     failed,
@@ -565,102 +394,6 @@ impl Drill {
             now_unix,
         };
         Ok(quorate_verify::verify(&cluster).await)
-    }
-
-    fn judge(&self, scenario: &Scenario, outcome: &mut Outcome, seen: &Seen, reverted_us: i64, why: &mut Vec<String>) {
-        let (vantages, fault_us) = (&outcome.details.vantages, outcome.details.fault_us);
-        let since = |at_us: i64| (at_us - fault_us) / 1_000;
-        outcome.new = Series::of(Kind::New, vantages, fault_us);
-        outcome.reused = Series::of(Kind::Reused, vantages, fault_us);
-        outcome.watch = Series::of(Kind::Watch, vantages, fault_us);
-        let writes = Series::of(Kind::Write, vantages, fault_us);
-        outcome.writes = Writes {
-            acknowledged: writes.sent - writes.failed,
-            lost: 0,
-            failed: writes.failed,
-            worst_ms: writes.worst_ms,
-        };
-
-        let vip = reigns(seen.vip.clone());
-        outcome.vip_owner = vip
-            .iter()
-            .map(|reign| Owner {
-                at_ms: since(reign.at_us),
-                owner: reign.holders.join("+"),
-            })
-            .collect();
-        outcome.leader = reigns(seen.etcd.clone())
-            .iter()
-            .map(|reign| Leader {
-                of: "etcd".into(),
-                at_ms: since(reign.at_us),
-                leader: reign.holders.join("+"),
-            })
-            .collect();
-        for name in LEASES {
-            let held = seen.leases.get(name).into_iter().flatten();
-            outcome.leader.extend(held.map(|(at_us, holder)| Leader {
-                of: name.into(),
-                at_ms: since(*at_us),
-                leader: holder.clone(),
-            }));
-        }
-
-        let limits = scenario.limits;
-        let mut exceeds = |what: &str, found: u64, limit: Option<u64>, unit: &str| {
-            if let Some(limit) = limit.filter(|limit| found > *limit) {
-                why.push(format!("{what}: {found}{unit}, the limit is {limit}{unit}"));
-            }
-        };
-        exceeds("new connections failed", outcome.new.failed, limits.new_failed, "");
-        exceeds(
-            "slowest new connection",
-            outcome.new.worst_ms,
-            limits.new_worst_ms,
-            " ms",
-        );
-        exceeds(
-            "longest time without a new connection",
-            outcome.new.outage_ms,
-            limits.new_outage_ms,
-            " ms",
-        );
-        exceeds(
-            "VIP held by two machines after the fault",
-            contested_ms(&vip, reverted_us, monotonic_us()),
-            Some(CONTESTED_MS),
-            " ms",
-        );
-        if outcome.new.sent == 0 {
-            why.push("nothing was measured: no probe answered".into());
-        }
-    }
-
-    /// Names that were acknowledged and are not there; `None` if all are. What was written is removed.
-    async fn read_back(&self, outcome: &Outcome) -> Result<Option<Vec<String>>, Error> {
-        let Some(api) = self.session.api().await? else {
-            return Ok(None);
-        };
-        let collection = format!("/api/v1/namespaces/{}/configmaps", probe::NAMESPACE);
-        // Without a resource version: what a quorum has.
-        let list = api.get(&collection).await?.unwrap_or_default();
-        let found: std::collections::BTreeSet<&str> = list
-            .get("items")
-            .and_then(serde_json::Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|item| item.pointer("/metadata/name")?.as_str())
-            .collect();
-        let mut lost = Vec::new();
-        for vantage in &outcome.details.vantages {
-            for (key, acknowledged) in probe::written(&vantage.samples) {
-                if acknowledged && !found.contains(key) {
-                    lost.push(key.to_owned());
-                }
-            }
-        }
-        api.delete(&collection).await?;
-        Ok((!lost.is_empty()).then_some(lost))
     }
 
     async fn prepare(&self) -> Result<(), Error> {

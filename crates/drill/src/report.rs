@@ -12,6 +12,7 @@ use serde::Serialize;
 pub use table::table;
 
 use crate::measure::{Series, Vantage};
+use crate::scenario::Scenario;
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -40,8 +41,39 @@ pub struct Outcome {
     pub writes: Writes,
     pub vip_owner: Vec<Owner>,
     pub leader: Vec<Leader>,
+    /// Seconds since 1970.
+    pub began_unix: i64,
+    /// The operator's computer's load average (1 min), before and after; what a lab's measurements are worth.
+    pub load: [f64; 2],
     #[serde(skip)]
     pub details: Details,
+}
+
+impl Outcome {
+    /// Of a scenario that has not ended.
+    pub(crate) fn begun(name: &str, scenario: &Scenario) -> Self {
+        Self {
+            name: name.into(),
+            row: scenario.row,
+            why: "the drill ended before this scenario did".into(),
+            began_unix: jiff::Timestamp::now().as_second(),
+            load: [load(); 2],
+            details: Details {
+                what: scenario.what.into(),
+                ..Details::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
+/// Of this computer, over the last minute; 0 if it is not known.
+pub(crate) fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or_default()
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -134,7 +134,7 @@ impl Lock {
     }
 
     /// Set when another run has taken the lock over.
-    pub(crate) fn lost(&self) -> &Stop {
+    pub fn lost(&self) -> &Stop {
         &self.lost
     }
 

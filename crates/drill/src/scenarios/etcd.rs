@@ -7,19 +7,13 @@ const CUT: &str = "nft 'table inet quorate_drill {
   chain out { type filter hook postrouting priority 300; tcp dport 2380 ip daddr { {others} } drop; tcp sport 2380 ip daddr { {others} } drop; }
 }'";
 
-/// The API server beside the member answers `/readyz` with 500 until health checks send clients elsewhere.
-const SENT_ELSEWHERE: Limits = Limits {
-    new_failed: None,
-    ..HUNG
-};
-
 pub(super) const ALL: [Scenario; 7] = [
     one(
         "etcd-follower-killed",
         2,
         "a following etcd member gets SIGKILL",
         &[script(Target::EtcdFollower, "signal KILL etcd", "start etcd")],
-        SENT_ELSEWHERE,
+        UNSEEN,
     ),
     one(
         "etcd-leader-killed",

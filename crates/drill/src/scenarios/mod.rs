@@ -26,9 +26,9 @@ pub(crate) const FAMILIES: [&[Scenario]; 8] = [
 
 /// For a client that does not give up for five seconds a single machine's or program's death is a slow answer, never an
 /// error. Not below one second: a client whose first packet is lost sends it again after one second (RFC 6298 §2.1),
-/// whatever servers do; the outage is what they can be blamed for.
+/// whatever servers do.
 const UNSEEN: Limits = Limits {
-    new_worst_ms: Some(1_250),
+    new_worst_ms: Some(1_000),
     new_failed: Some(0),
     new_outage_ms: Some(1_000),
     recovery_s: 120,

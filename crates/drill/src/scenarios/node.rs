@@ -3,12 +3,6 @@
 use super::*;
 use crate::scenario::Need;
 
-/// Until the other holders miss its advertisements, the machine is there and refuses connections to the VIP.
-const REFUSED: Limits = Limits {
-    new_failed: None,
-    ..UNSEEN
-};
-
 pub(super) const ALL: [Scenario; 7] = [
     one(
         "kubelet-killed",
@@ -50,7 +44,7 @@ pub(super) const ALL: [Scenario; 7] = [
                 "signal KILL quorate-agent",
                 "start quorate-agent",
             )],
-            REFUSED,
+            UNSEEN,
         )
     },
     Scenario {
@@ -64,12 +58,7 @@ pub(super) const ALL: [Scenario; 7] = [
                 "signal STOP quorate-agent",
                 "signal CONT quorate-agent; start quorate-agent",
             )],
-            // Until the watchdog fires the frozen holder still answers ARP and accepts connections; whoever got one of those waits.
-            Limits {
-                new_failed: None,
-                new_worst_ms: None,
-                ..HUNG
-            },
+            HUNG,
         )
     },
     Scenario {

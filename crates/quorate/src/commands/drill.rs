@@ -90,6 +90,9 @@ struct RunArgs {
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
+    /// Take the cluster's lock from a run that is certainly dead.
+    #[arg(long)]
+    steal: bool,
     /// Write report.json, report.md, report.html and raw samples there.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -164,6 +167,7 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
         dir: args.report.clone(),
         allow_outage: args.allow_outage,
         operator,
+        steal: args.steal,
         ..Options::default()
     };
     let mut drill = Drill {
@@ -357,6 +361,7 @@ async fn operator(session: &quorate_run::Session, lab: Option<&quorate_lab::Lab>
 fn refused(error: Error) -> anyhow::Error {
     match error {
         Error::Refused(message) => UserError::new(message).into(),
+        Error::Run(error) => console::hinted(error),
         other => other.into(),
     }
 }
