@@ -481,6 +481,20 @@ fn killed_and_stopped_processes_leave_no_vip() {
     );
     assert!(until(Duration::from_secs(3), || holders(&lab, VIP4) == [2]));
 
+    // Both are stopped, so that nobody is left to remove the VIP: the kernel ends its lease.
+    for pid in [nodes[1].process.pid(), agent] {
+        signal_pid(pid, "STOP");
+    }
+    assert!(
+        until(Duration::from_secs(4), || holders(&lab, VIP4) == [1]
+            && holders(&lab, VIP6) == [1]),
+        "a VIP outlives its stopped supervisor"
+    );
+    for pid in [agent, nodes[1].process.pid()] {
+        signal_pid(pid, "CONT");
+    }
+    assert!(until(Duration::from_secs(3), || holders(&lab, VIP4) == [2]));
+
     // The supervisor dies: the agent hands over in order.
     nodes[1].process.signal("KILL");
     assert!(

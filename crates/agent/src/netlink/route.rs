@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::codec::{self, Message, MessageBuilder, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use super::{Error, Netlink, Protocol, RECEIVE_BUFFER, RawSocket};
+use crate::vrrp_io::LEASE;
 
 /// Origin marker of addresses that Quorate added (`IFA_PROTO`, kernel ≥ 5.18; `ip address` prints it as `proto 0x51`).
 /// Values below 4 belong to the kernel; 0x51 is "Q" and unused by iproute2's rt_addrprotos.
@@ -42,7 +43,6 @@ const IFA_PROTO: u16 = 11;
 const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
-const LIFETIME_FOREVER: u32 = u32::MAX;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -139,7 +139,7 @@ impl Routes {
         self.0.dump("listing addresses", request, read_address)
     }
 
-    /// Adds a VIP. Idempotent for addresses that carry our mark; one that the machine has from elsewhere is refused with
+    /// Adds a VIP for the time of [`LEASE`]. Idempotent for addresses that carry our mark; one that the machine has from elsewhere is refused with
     /// EEXIST, since taking it away later could cut the machine off.
     ///
     /// It gets no prefix route (the subnet belongs to the interface's own address) and is not preferred as a source for
@@ -161,6 +161,13 @@ impl Routes {
             Some(found) if found.ours || (found.address.is_ipv6() && found.deprecated) => Ok(()),
             _ => Err(refused),
         }
+    }
+
+    /// Lets a VIP that is there live on for another [`LEASE`].
+    pub(crate) fn renew_vip(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<(), Error> {
+        let message = vip_message(RTM_NEWADDR, NLM_F_REPLACE, link, address, prefix);
+        self.0
+            .request(&format!("renewing {address}/{prefix} on {}", link.name), message)
     }
 
     /// Adds the address of a virtual server, with a host prefix. Idempotent.
@@ -262,14 +269,15 @@ impl AsFd for Monitor {
 
 fn vip_message(kind: u16, flags: u16, link: &Link, address: IpAddr, prefix: u8) -> MessageBuilder {
     let mut address_flags = IFA_F_NOPREFIXROUTE;
-    let mut preferred = LIFETIME_FOREVER;
+    let lease = LEASE.as_secs() as u32;
+    let mut preferred = lease;
     if address.is_ipv6() {
         address_flags |= IFA_F_NODAD;
         preferred = 0;
     }
     let mut lifetimes = [0; 16];
     lifetimes[0..4].copy_from_slice(&preferred.to_ne_bytes());
-    lifetimes[4..8].copy_from_slice(&LIFETIME_FOREVER.to_ne_bytes());
+    lifetimes[4..8].copy_from_slice(&lease.to_ne_bytes());
     let mut message = address_message(kind, flags, link.index, address, prefix)
         .attr_u32(IFA_FLAGS, address_flags)
         .attr(IFA_CACHEINFO, &lifetimes)

@@ -11,6 +11,7 @@ use std::time::Duration;
 use quorate_lb::config::Vip;
 use quorate_lb::{AgentConfig, Input, VipChange};
 
+use super::lease::Lease;
 use super::sys::{self, Pair, Waker};
 use super::{Counters, Error};
 use crate::arp::{Announcer, Watcher};
@@ -60,6 +61,7 @@ pub(super) struct Kernel {
     interfaces: Vec<Interface>,
     /// VIPs we added and have not removed.
     held: HashMap<IpAddr, Vip>,
+    lease: Lease,
     counters: Arc<Counters>,
     /// Kept between wake-ups so that no memory is allocated in the common case.
     seen: Vec<Seen>,
@@ -78,6 +80,7 @@ impl Kernel {
             announcer,
             interfaces: Vec::new(),
             held: HashMap::new(),
+            lease: Lease::start()?,
             counters,
             seen: Vec::new(),
             buffer: vec![0; DATAGRAM_MAX],
@@ -113,6 +116,11 @@ impl Kernel {
             self.interfaces.push(interface);
         }
         Ok(())
+    }
+
+    /// The thread runs: VIPs stay.
+    pub(super) fn seen(&self) {
+        self.lease.seen();
     }
 
     /// Waits for anything to read, a wake-up, or the end of `timeout`.
@@ -182,7 +190,11 @@ impl Kernel {
             None => Err(format!("interface {interface} does not exist")),
             Some(link) => {
                 let link = link.clone();
-                self.routes.add_vip(&link, vip.address, vip.prefix).map_err(|error| match error.errno() {
+                let added = self.routes.add_vip(&link, vip.address, vip.prefix);
+                if added.is_ok() {
+                    self.lease.hold(link, vip.address, vip.prefix);
+                }
+                added.map_err(|error| match error.errno() {
                     Some(libc::EEXIST) => format!(
                         "{} is already an address of {interface} that Quorate did not add; remove it from the network \
                          configuration, or choose another VIP",
@@ -214,6 +226,7 @@ impl Kernel {
             // A kernel that cannot do it was reported at start.
             let _ = crate::sockdiag::destroy_local(&[vip.address]);
         }
+        self.lease.let_go(vip.address);
         let result = self.remove(interface, vip, held).map_err(|error| error.to_string());
         if result.is_err() && held {
             self.held.insert(vip.address, vip);
@@ -366,6 +379,7 @@ impl Drop for Kernel {
     /// Whatever ends the thread, its VIPs end with it.
     fn drop(&mut self) {
         for address in std::mem::take(&mut self.held).into_keys() {
+            self.lease.let_go(address);
             for found in self.routes.addresses().unwrap_or_default() {
                 if found.address == address && found.ours {
                     // Nobody is left to tell; the supervisor and the next start try again.

@@ -5,6 +5,7 @@
 //! itself (backend sets, probes, reports) goes to a sink that must not block.
 
 mod io;
+mod lease;
 mod sys;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use quorate_lb::vrrp::Routers;
 use quorate_lb::{Action, Agent, AgentConfig, Event, Input, Now};
 
 use io::Kernel;
+pub(crate) use lease::LEASE;
 use sys::Waker;
 pub(crate) use sys::realtime;
 
@@ -347,6 +349,7 @@ struct Worker<E> {
 
 impl<E: Engine> Worker<E> {
     fn run(&mut self) {
+        self.kernel.seen();
         self.input(Input::Start);
         self.tell_links();
         while !self.stopped && !self.engine.is_stopped() {
@@ -358,6 +361,7 @@ impl<E: Engine> Worker<E> {
                 return;
             }
             self.counters.wakeups.fetch_add(1, Ordering::Relaxed);
+            self.kernel.seen();
             self.note_lateness(deadline);
             // Packets before time: an advertisement that waited in the socket while we were not running must count
             // before its absence does.
