@@ -164,7 +164,7 @@ pub(crate) struct EndpointFile {
     /// VRRP router id, 1–255 (RFC 9568, section 5.2.3); must be unused in the holders' network.
     #[schemars(range(min = 1, max = 255), extend("default" = 51))]
     pub(crate) vrid: Option<u8>,
-    /// VRRP priorities by machine name, 1–254; the highest one holds the VIP when all are well. Default: 100, 99, 98 …
+    /// VRRP priorities by machine name, 1–254; the highest one holds the VIP when all are well. Default: 240, 230, 220 …
     /// in the file's order.
     #[schemars(extend("additionalProperties" = {
         "type": "integer", "minimum": 1, "maximum": 254,
@@ -258,7 +258,7 @@ pub(crate) struct EtcdFile {
     /// VRRP router id of etcd's VIP, another one than the endpoint's.
     #[schemars(range(min = 1, max = 255), extend("default" = 52))]
     pub(crate) vrid: Option<u8>,
-    /// VRRP priorities of etcd's VIP by machine name, 1–254. Default: 100, 99, 98 … in the file's order.
+    /// VRRP priorities of etcd's VIP by machine name, 1–254. Default: 240, 230, 220 … in the file's order.
     #[schemars(extend("additionalProperties" = {
         "type": "integer", "minimum": 1, "maximum": 254,
         "description": "VRRP priorities of backups are 1–254; 0 and 255 have meanings of their own (RFC 9568, section 5.2.4)."
