@@ -4,6 +4,7 @@
 
 mod components;
 mod diff;
+pub mod firewall;
 mod json;
 pub mod lint;
 pub mod model;
@@ -13,6 +14,7 @@ mod profile;
 pub mod queries;
 mod reset;
 pub mod secrets;
+pub mod sizing;
 mod stages;
 mod want;
 mod yaml;

@@ -3,6 +3,7 @@
 mod cluster;
 mod commands;
 mod console;
+mod paper;
 mod progress;
 mod show;
 
