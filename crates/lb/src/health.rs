@@ -12,12 +12,14 @@
 //! | none ready | the same everywhere | to all that are alive (fail open) | kept |
 //! | this machine cut off | no TCP answer but from its own, unready one | to that one; the VIP goes | kept |
 //! | this process late | its own clock | as before | kept |
+//! | all servers slow | answers take longer than usual | as before: checks wait longer | kept |
 //!
 //! Nothing is reset on the word of this machine alone: it may be the one that is cut off. Another backend
 //! must have answered since the trouble began. When none had by the time of `fall`, the cause is a common
 //! one; then a backend must fail `fall` checks more after another came back.
 
 mod member;
+mod pace;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use member::Member;
+use pace::Pace;
 
 use crate::config::{BackendSetRef, Health, HealthKind, SetKind};
 use crate::io::{
@@ -103,6 +106,8 @@ pub(crate) struct BackendSet {
     next_id: u64,
     /// Time-outs of checks older than this prove nothing: this process was late meanwhile.
     trusted_from: u64,
+    /// How fast this set's servers answer these days.
+    pace: Pace,
     published: Option<Vec<BackendView>>,
     usable: Option<bool>,
     fail_open: bool,
@@ -120,6 +125,7 @@ impl BackendSet {
             members: Vec::new(),
             next_id: 1,
             trusted_from: 0,
+            pace: Pace::default(),
             published: None,
             usable: None,
             fail_open: false,
@@ -203,7 +209,8 @@ impl BackendSet {
     }
 
     fn member_on_time(&mut self, now: Now, at: usize, out: &mut impl Extend<Action>) {
-        let (fast, timeout) = (self.health.fast_interval.get(), self.health.timeout.get());
+        let fast = self.health.fast_interval.get();
+        let longest = Pace::longest(self.health.timeout.get());
         let m = &mut self.members[at];
         if m.admin == AdminState::Maintenance {
             return;
@@ -219,7 +226,7 @@ impl BackendSet {
             }
             return;
         }
-        m.pending.retain(|(_, sent)| now < *sent + timeout + LOST_AFTER);
+        m.pending.retain(|(_, sent)| now < *sent + longest + LOST_AFTER);
         // A check unanswered for so long is a doubt of its own.
         if m.oldest_pending().is_some_and(|t| now >= t + fast) {
             let soonest = m.last_probe.map_or(now, |t| t + fast);
@@ -275,6 +282,9 @@ impl BackendSet {
         m.checks += 1;
         if *outcome != ProbeOutcome::Ready {
             m.failed_checks += 1;
+        }
+        if matches!(outcome, ProbeOutcome::Ready | ProbeOutcome::Unready { .. }) {
+            self.pace.hear(now, now.saturating_sub(sent));
         }
         match outcome {
             ProbeOutcome::Ready => self.ready(now, at, out),
@@ -580,7 +590,7 @@ impl BackendSet {
             frontend: self.name.clone(),
             backend: m.config.name.clone(),
             id,
-            timeout: self.health.timeout.get(),
+            timeout: self.pace.patience(now, self.health.timeout.get()),
         }]);
     }
 

@@ -17,6 +17,8 @@ fn ms(n: u64) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Server {
     Ready,
+    /// Ready, but says so only after that many milliseconds.
+    Slow(u64),
     Refuses,
     Cut,
     Unreachable,
@@ -200,6 +202,8 @@ fn answer(server: Server, timeout: Duration) -> (Duration, ProbeOutcome) {
     let ran_out = |stage| (timeout, ProbeOutcome::Timeout { stage });
     match server {
         Server::Ready => (ms(3), ProbeOutcome::Ready),
+        Server::Slow(after) if ms(after) <= timeout => (ms(after), ProbeOutcome::Ready),
+        Server::Slow(_) => ran_out(ProbeStage::Http),
         Server::Refuses => (ms(1), ProbeOutcome::Refused),
         Server::Cut => ran_out(ProbeStage::Connect),
         Server::Unreachable => (ms(1), ProbeOutcome::Unreachable),
@@ -372,6 +376,20 @@ fn trouble_everywhere_kills_nothing() {
         assert!(f.views.iter().all(|v| v.availability == Availability::Up), "{server:?}");
         assert_eq!(f.resets(), [], "{server:?}: nor on return");
     }
+}
+
+#[test]
+fn overloaded_servers_are_waited_for() {
+    let mut f = Farm::settled(3);
+    f.set_all(Server::Slow(400));
+    f.run(ms(6000));
+    f.set("m1", Server::Slow(1200));
+    f.run(ms(10_000));
+    assert_eq!(f.resets(), [], "slow like the others, only more so");
+    assert_eq!(f.view("m1").0, Availability::Up);
+    f.set("m1", Server::Stalls);
+    f.run(ms(12_000));
+    assert_eq!(f.view("m1"), (Availability::Down, Reason::Hung), "patience has an end");
 }
 
 #[test]
