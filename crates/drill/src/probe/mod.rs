@@ -5,7 +5,7 @@
 //!
 //! | kind | what is done | limit |
 //! |---|---|---|
-//! | `new` | a TCP and TLS connection of its own, `GET /readyz` | 5 s |
+//! | `new` | `GET` of a namespace over a TCP and TLS connection of its own | 5 s |
 //! | `reused` | `GET` of a namespace over one HTTP/2 connection | 5 s |
 //! | `write` | `POST` of a ConfigMap with a name never used before | 5 s |
 //! | `watch` | an acknowledged write arrives on a stream that shares the HTTP/2 connection | 5 s after it was acknowledged |

@@ -14,9 +14,12 @@ use super::watch::Watched;
 use super::{Clock, Kind, NAMESPACE, Sample};
 
 pub(crate) async fn new(client: Arc<Client>, clock: Clock, intended: Instant, samples: UnboundedSender<Sample>) {
+    // A request as clients make them. `/readyz` would not do: a server that shuts down says no there at once, so that
+    // balancers look elsewhere, and goes on serving meanwhile.
+    let path = format!("/api/v1/namespaces/{NAMESPACE}");
     let late_us = late(clock, intended);
     let (tries, answer) = within(client.timeout, intended, |_| async {
-        ok(client.once("/readyz").await?)
+        ok(client.once(&path).await?)
     })
     .await;
     tell(
