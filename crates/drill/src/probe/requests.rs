@@ -18,10 +18,7 @@ pub(crate) async fn new(client: Arc<Client>, clock: Clock, intended: Instant, sa
     // balancers look elsewhere, and goes on serving meanwhile.
     let path = format!("/api/v1/namespaces/{NAMESPACE}");
     let late_us = late(clock, intended);
-    let (tries, answer) = within(client.timeout, intended, |_| async {
-        ok(client.once(&path).await?)
-    })
-    .await;
+    let (tries, answer) = within(client.timeout, intended, |_| async { ok(client.once(&path).await?) }).await;
     tell(
         &samples,
         clock,
