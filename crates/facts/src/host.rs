@@ -156,6 +156,8 @@ pub struct FirewallFacts {
     pub ufw_active: bool,
     /// `family name`, e.g. `inet filter`, of every nftables table.
     pub nft_tables: Vec<String>,
+    /// Chains at the input hook that drop by default, e.g. `inet filter input`.
+    pub dropping: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

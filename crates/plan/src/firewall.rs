@@ -2,6 +2,7 @@
 //! tries out and the prepare stage opens.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use quorate_spec::{Access, Cni, EndpointOn, EtcdTopology, FlannelBackend, Machine, Role, Spec};
 use serde::Serialize;
@@ -324,6 +325,25 @@ pub fn nftables(spec: &Spec, machine: &Machine) -> String {
     }
     text.push_str("\t}\n}\n");
     text
+}
+
+/// Ports and protocols that anyone may reach on a machine, SSH left out: it is open, or we would not be there.
+pub(crate) fn public(spec: &Spec, machine: &Machine) -> Vec<(Protocol, u16, u16)> {
+    let flows = matrix(spec).into_iter().filter(|flow| flow.from == Side::Anyone);
+    flows
+        .filter(|flow| flow.to.contains(spec, machine))
+        .filter_map(|flow| flow.ports.map(|(first, last)| (flow.protocol, first, last)))
+        .collect()
+}
+
+/// Whom a machine trusts: the other machines' addresses, and the Pods'.
+pub(crate) fn trusted(spec: &Spec) -> Vec<String> {
+    let machines = spec.machines.iter().flat_map(Machine::all_addresses);
+    let pods = spec.network.pods.iter().map(ToString::to_string);
+    machines
+        .map(|address: IpAddr| address.to_string())
+        .chain(pods)
+        .collect()
 }
 
 fn ssh_ports(spec: &Spec) -> Vec<u16> {

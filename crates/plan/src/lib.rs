@@ -29,7 +29,7 @@ pub use components::probe::PORT as PROBE_PORT;
 pub use diff::file_diff;
 pub use model::*;
 pub use names::host_port;
-pub use reset::reset;
+pub use reset::{SWAP_MARK, reset};
 pub use stages::imported_name;
 
 use crate::profile::Profile;

@@ -100,6 +100,10 @@ pub enum Action {
         names: Vec<String>,
     },
     SwapOff,
+    /// Uncomments what `SwapOff` took out of /etc/fstab and turns swap on again, there and on these paths.
+    SwapOn {
+        paths: Vec<String>,
+    },
     /// Archives imported into the container runtime.
     Images {
         images: Vec<BlobRef>,

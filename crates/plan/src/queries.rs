@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use quorate_facts::HostFacts;
 use quorate_pki::inventory::{Inventory, Place};
 use quorate_spec::{Machine, Spec};
 
@@ -28,7 +29,7 @@ pub struct MachineQuery {
 pub const BEFORE: &str = "/var/lib/quorate/before.json";
 
 /// Directories Quorate makes, and removes again.
-pub(crate) const DIRECTORIES: [&str; 13] = [
+pub(crate) const DIRECTORIES: [&str; 14] = [
     paths::BIN,
     "/opt/quorate",
     "/opt/cni",
@@ -42,6 +43,7 @@ pub(crate) const DIRECTORIES: [&str; 13] = [
     paths::CONTAINERD,
     paths::QUORATE,
     paths::KUBELET,
+    "/etc/systemd/journald.conf.d",
 ];
 
 /// `inventory`: [`crate::certificates`], made once for all machines.
@@ -90,6 +92,9 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     texts.insert("/etc/sysctl.d/90-quorate.conf".into());
     texts.insert("/etc/modules-load.d/quorate.conf".into());
     texts.insert(BEFORE.into());
+    for settings in crate::stages::own_settings(spec, machine, &HostFacts::default()) {
+        texts.extend(settings.paths());
+    }
     paths_.insert(agent::VRRP_KEY.into());
     paths_.insert(agent::STATISTICS_PASSWORD.into());
     texts.insert(format!("{}/bootstrap.env", paths::ETCD));

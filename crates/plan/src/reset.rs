@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorate_facts::{Facts, HostFacts};
-use quorate_spec::Spec;
+use quorate_spec::{Machine, Spec};
 use serde_json::Value;
 
 use crate::model::*;
@@ -29,6 +29,9 @@ const OWNED: [&str; 15] = [
     paths::QUORATE,
 ];
 
+/// Prefix of lines taken out of /etc/fstab.
+pub const SWAP_MARK: &str = "#quorate ";
+
 /// Everything Quorate put on the machines that were reached, and the data of the cluster.
 pub fn reset(spec: &Spec, facts: &Facts) -> Plan {
     let mut stage = Stage {
@@ -48,7 +51,7 @@ pub fn reset(spec: &Spec, facts: &Facts) -> Plan {
             }
             continue;
         };
-        steps(spec, &machine.name, host, &mut stage.steps);
+        steps(spec, machine, host, &mut stage.steps);
     }
     let stages = if stage.steps.is_empty() {
         Vec::new()
@@ -63,7 +66,8 @@ pub fn reset(spec: &Spec, facts: &Facts) -> Plan {
     }
 }
 
-fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
+fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
+    let machine = of.name.as_str();
     let mut last: Vec<String> = Vec::new();
     let mut push = |what: &str, title: &str, why: Vec<String>, action: Action| {
         let id = format!("reset/{machine}/{what}");
@@ -209,6 +213,45 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
         let why = values.iter().map(|(key, value)| format!("{key} was {value}")).collect();
         push("sysctls", "set kernel parameters back", why, Action::Sysctls { values });
     }
+    for settings in crate::stages::own_settings(spec, of, host) {
+        for (what, title, why, action, _) in settings.removed().changes(host) {
+            push(&what, &title, why, action);
+        }
+    }
+    let fstab = host
+        .files
+        .get("/etc/fstab")
+        .and_then(|file| file.text.as_deref())
+        .unwrap_or_default();
+    let swaps = strings(before.as_ref(), "swaps");
+    let off = swaps
+        .iter()
+        .any(|path| !host.swaps.iter().any(|swap| swap.path == *path));
+    let commented = fstab.lines().any(|line| line.starts_with(SWAP_MARK));
+    if host.container.is_none() && (commented || off) {
+        push(
+            "swap",
+            "turn swap on again",
+            vec!["the first apply turned it off".into()],
+            Action::SwapOn { paths: swaps },
+        );
+    }
+    let name = before
+        .as_ref()
+        .and_then(|before| before.get("hostname"))
+        .and_then(Value::as_str);
+    if let Some(name) = name.filter(|name| spec.host.hostname && !name.is_empty() && *name != host.hostname) {
+        push(
+            "hostname",
+            "set the hostname back",
+            vec![format!("the hostname was {name}")],
+            Action::Run {
+                argv: vec!["hostnamectl".into(), "set-hostname".into(), name.into()],
+                stdin: None,
+                timeout_ms: 10_000,
+            },
+        );
+    }
     // Made by the first apply if `before.json` says it was not there.
     let made_user = before
         .as_ref()
@@ -225,15 +268,7 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
             },
         );
     }
-    let made = before
-        .as_ref()
-        .and_then(|before| before.get("directories"))
-        .and_then(Value::as_array);
-    let mut directories: Vec<String> = made
-        .into_iter()
-        .flatten()
-        .filter_map(|path| path.as_str().map(str::to_owned))
-        .collect();
+    let mut directories = strings(before.as_ref(), "directories");
     directories.sort_by_key(|path| std::cmp::Reverse(path.len()));
     push(
         "store",
@@ -246,4 +281,12 @@ fn steps(spec: &Spec, machine: &str, host: &HostFacts, out: &mut Vec<Step>) {
 /// What the first apply found.
 fn before(host: &HostFacts) -> Option<Value> {
     serde_json::from_str(host.files.get(queries::BEFORE)?.text.as_deref()?).ok()
+}
+
+fn strings(before: Option<&Value>, key: &str) -> Vec<String> {
+    let list = before.and_then(|before| before.get(key)).and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(|text| text.as_str().map(str::to_owned))
+        .collect()
 }

@@ -13,7 +13,7 @@ mod runtime;
 
 pub(crate) use control_plane::level;
 pub(crate) use nodes::node_path;
-pub(crate) use prepare::{AT_LEAST, block_of};
+pub(crate) use prepare::{AT_LEAST, block_of, own_settings};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;
@@ -30,7 +30,7 @@ pub(crate) struct Planned {
 type StagePlanner = fn(&Context<'_>) -> Planned;
 
 pub(crate) const STAGES: [StagePlanner; 10] = [
-    prepare::plan,       // users, folders, kernel modules, sysctls, swap, hosts file
+    prepare::plan,       // users, folders, kernel modules, sysctls, swap, hosts file, firewall
     programs::plan,      // the bundle's blobs, once per machine
     runtime::plan,       // containerd, images
     etcd::plan,          // members, one change at a time

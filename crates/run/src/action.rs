@@ -7,7 +7,7 @@ use quorate_machine::proto::{Bytes, DirSpec, Exec, FileWrite, ManagedBlock, Owne
 use quorate_machine::{ErrorKind, MachineRef, Request};
 use quorate_pki::inventory::{Ca, CertificateWanted};
 use quorate_pki::issue::Issued;
-use quorate_plan::{Action, ApiObject, Before, BlobRef, Content, FileChange, Step, paths, secrets};
+use quorate_plan::{Action, ApiObject, Before, BlobRef, Content, FileChange, SWAP_MARK, Step, paths, secrets};
 
 use crate::etcd;
 use crate::execute::{Ask, Run, StepError};
@@ -21,8 +21,6 @@ const IMPORT_TIMEOUT_MS: u64 = 180_000;
 /// Ending Pods and emptying a runtime's folders.
 const CLEAN_TIMEOUT_MS: u64 = 180_000;
 const SERVING_TIMEOUT_MS: u64 = 20_000;
-/// Prefix of lines taken out of /etc/fstab.
-const SWAP_MARK: &str = "#quorate ";
 
 type Done = Result<(), StepError>;
 
@@ -98,6 +96,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
         Action::Sysctls { values } => items(machine, Request::Sysctl { values: values.clone() }).await,
         Action::Modules { names } => items(machine, Request::Modules { names: names.clone() }).await,
         Action::SwapOff => swap_off(machine, id).await,
+        Action::SwapOn { paths } => swap_on(machine, id, paths).await,
         Action::Images { images } => {
             for image in images {
                 import(machine, image).await?;
@@ -351,17 +350,39 @@ async fn import(machine: &MachineRef, image: &BlobRef) -> Done {
 }
 
 async fn swap_off(machine: &MachineRef, run: &str) -> Done {
+    edit_fstab(machine, run, without_swap).await?;
+    items(machine, Request::Swap { on: false }).await
+}
+
+async fn swap_on(machine: &MachineRef, run: &str, paths: &[String]) -> Done {
+    edit_fstab(machine, run, with_swap).await?;
+    items(machine, Request::Swap { on: true }).await?;
+    for path in paths {
+        // One that is on already, or is gone (zram), says so by its exit status; neither is ours to mend.
+        machine.exec(Exec::new(["swapon", "--", path])).await?;
+    }
+    Ok(())
+}
+
+async fn edit_fstab(machine: &MachineRef, run: &str, edit: fn(&str) -> String) -> Done {
     const FSTAB: &str = "/etc/fstab";
     let text = match machine.read(FSTAB, 1 << 20).await {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(error) if error.kind == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error.into()),
     };
-    let edited = without_swap(&text);
+    let edited = edit(&text);
     if edited != text {
         machine.write(vec![FileWrite::new(FSTAB, edited, 0o644)], run).await?;
     }
-    items(machine, Request::Swap { on: false }).await
+    Ok(())
+}
+
+fn with_swap(fstab: &str) -> String {
+    fstab
+        .split_inclusive('\n')
+        .map(|line| line.strip_prefix(SWAP_MARK).unwrap_or(line))
+        .collect()
 }
 
 /// Lines of file system type `swap` become comments.

@@ -1,9 +1,13 @@
 //! Hosts: what every machine needs before any program of the cluster is on it.
 
+pub(crate) mod firewall;
+pub(crate) mod journal;
+pub(crate) mod settings;
+
 use std::collections::BTreeMap;
 
-use quorate_facts::Feature;
-use quorate_spec::{Firewall, Swap};
+use quorate_facts::{Feature, HostFacts};
+use quorate_spec::{Machine, Spec, Swap};
 
 use crate::model::*;
 use crate::stages::Planned;
@@ -46,7 +50,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 .map(|(key, value)| format!("{key} = {value}\n"))
                 .collect::<String>(),
         );
-        firewall_note(&wanted, &mut notes);
+        notes.extend(firewall::note(context.spec, machine, wanted.host));
         let loadable: Vec<String> = modules
             .iter()
             .filter(|module| wanted.host.kernel_features.get(module.as_str()) == Some(&Feature::Loadable))
@@ -119,7 +123,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 why,
                 Action::SwapOff,
                 Undo::Manual {
-                    hint: "the lines kept in /etc/fstab start with '#quorate '; remove that and run `swapon -a`".into(),
+                    hint: "the lines kept in /etc/fstab start with '#quorate '; remove that and run `swapon -a`; `reset` does so".into(),
                 },
             ));
         }
@@ -158,6 +162,14 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     hint: format!("hostnamectl set-hostname {}", host.hostname),
                 },
             ));
+        }
+        for settings in own_settings(context.spec, machine, host) {
+            let mut needs = needs.clone();
+            for (what, title, why, action, undo) in settings.changes(host) {
+                let mut next = step(&what, &title, why, action, undo);
+                next.needs = std::mem::replace(&mut needs, vec![next.id.clone()]);
+                draft.push(next);
+            }
         }
     }
     Planned {
@@ -265,7 +277,8 @@ fn remember(wanted: &Wanted<'_>, values: &BTreeMap<String, String>) -> Option<St
         .chain([wanted.context.spec.etcd.data_dir.as_str()])
         .filter(|path| !host.files.get(*path).is_some_and(|file| file.exists()))
         .collect();
-    let before = serde_json::json!({"hostname": host.hostname, "sysctls": sysctls, "users": users, "directories": directories, "nftTables": host.firewall.nft_tables});
+    let swaps: Vec<&str> = host.swaps.iter().map(|swap| swap.path.as_str()).collect();
+    let before = serde_json::json!({"hostname": host.hostname, "swaps": swaps, "sysctls": sysctls, "users": users, "directories": directories, "nftTables": host.firewall.nft_tables});
     let file = FileChange {
         path: queries::BEFORE.into(),
         owner: "root".into(),
@@ -318,22 +331,11 @@ pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
         .map(|(block, _)| block.to_owned())
 }
 
-fn firewall_note(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
-    let firewall = &wanted.host.firewall;
-    let running = [("firewalld", firewall.firewalld_active), ("ufw", firewall.ufw_active)];
-    for (name, _) in running.into_iter().filter(|(_, active)| *active) {
-        let fix = "`quorate plan --firewall` prints the ports each machine needs open";
-        let what = if wanted.context.spec.host.firewall == Firewall::Explain {
-            "nothing is opened"
-        } else {
-            "check that the cluster's ports are open"
-        };
-        notes.push(Note {
-            machine: Some(wanted.machine.name.clone()),
-            message: format!("{name} is running; {what}"),
-            hint: Some(fix.into()),
-        });
-    }
+/// Settings of the machine's own programs.
+pub(crate) fn own_settings(spec: &Spec, machine: &Machine, host: &HostFacts) -> Vec<settings::Settings> {
+    let mut all = vec![journal::settings(spec)];
+    all.extend(firewall::settings(spec, machine, host));
+    all
 }
 
 /// A higher limit than ours is as good.

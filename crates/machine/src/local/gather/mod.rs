@@ -49,7 +49,7 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
             b"",
             TOOL_TIMEOUT_MS
         ),
-        tool(&["nft", "list", "tables"], b"", TOOL_TIMEOUT_MS),
+        tool(&["nft", "list", "chains"], b"", TOOL_TIMEOUT_MS),
         tool(&["iptables", "--version"], b"", TOOL_TIMEOUT_MS),
     );
     let (mut facts, found) = (host?, files?);
@@ -76,11 +76,7 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
     }
     match tables {
         Ok(text) => {
-            facts.firewall.nft_tables = text
-                .lines()
-                .filter_map(|line| line.strip_prefix("table "))
-                .map(str::to_owned)
-                .collect()
+            (facts.firewall.nft_tables, facts.firewall.dropping) = tables_and_dropping_chains(&text);
         }
         Err(error) if facts.firewall.nft.is_some() => facts.problems.push(format!("nftables: {error}")),
         Err(_) => {}
@@ -145,6 +141,25 @@ fn of_host(session: &Session, query: &GatherQuery) -> HostFacts {
     facts
 }
 
+/// Of `nft list chains`: every table, and the chains at the input hook whose policy is to drop.
+fn tables_and_dropping_chains(listed: &str) -> (Vec<String>, Vec<String>) {
+    let (mut tables, mut dropping) = (Vec::new(), Vec::new());
+    let mut chain = "";
+    for line in listed.lines().map(str::trim) {
+        if let Some(table) = line.strip_prefix("table ") {
+            tables.push(table.trim_end_matches(" {").to_owned());
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {").trim_end_matches(" }");
+        } else if line.contains("hook input ")
+            && line.contains("policy drop")
+            && let Some(table) = tables.last()
+        {
+            dropping.push(format!("{table} {chain}"));
+        }
+    }
+    (tables, dropping)
+}
+
 /// Where a program is on root's usual path.
 fn program(name: &str) -> Option<String> {
     PATH.split(':')
@@ -170,6 +185,14 @@ fn systemd(shown: &str) -> SystemdFacts {
 mod tests {
     use super::*;
     use crate::{LocalMachine, Machine};
+
+    #[test]
+    fn chains_that_drop() {
+        let text = "table inet filter {\n\tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n\tchain other {\n\t}\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\ntable ip nat {\n}\n";
+        let (tables, dropping) = tables_and_dropping_chains(text);
+        assert_eq!(tables, ["inet filter", "ip nat"]);
+        assert_eq!(dropping, ["inet filter input"]);
+    }
 
     #[test]
     fn versions_of_systemd() {
