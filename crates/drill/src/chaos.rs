@@ -57,6 +57,7 @@ mod tests {
         let around = Around {
             power: true,
             shared_clock: true,
+            foreign_vip: false,
         };
         let names = |seed| {
             Walk::new(&spec, around, seed)

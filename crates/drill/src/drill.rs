@@ -21,7 +21,7 @@ use crate::measure::{Series, contested_ms, reigns};
 use crate::observe::{LEASES, Observer, Seen};
 use crate::power::{Deadman, Power};
 use crate::probe::{self, Kind, monotonic_us};
-use crate::probes::{Probes, Rates};
+use crate::probes::{Place, Probes, Rates};
 use crate::report::{self, Leader, Outcome, Owner, Report, Writes};
 use crate::scenario::{Around, Fault, Scenario, Target};
 use crate::target;
@@ -33,11 +33,23 @@ const CONTESTED_MS: u64 = 500;
 const DRAIN_TIMEOUT_MS: u64 = 60_000;
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
 /// In the order in which an administrator stops them: nobody is sent where nothing is any more.
+const PLANNED_START: &str = "start etcd; start kube-apiserver; start kube-controller-manager; start kube-scheduler; start kubelet; start quorate-agent";
 const PLANNED_STOP: &str = "stop quorate-agent; stop kube-scheduler; stop kube-controller-manager; stop kube-apiserver; stop etcd; stop kubelet; sync";
+
+/// Where clients go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clients {
+    /// The VIP, or without one what nodes have of their own.
+    #[default]
+    Endpoint,
+    /// The balancer every node has of its own.
+    Access,
+}
 
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub rates: Rates,
+    pub clients: Clients,
     /// Reports are written here as the drill goes on.
     pub dir: Option<PathBuf>,
     pub allow_outage: bool,
@@ -100,6 +112,12 @@ pub enum Event {
     Done {
         outcome: Box<Outcome>,
     },
+}
+
+/// What a drill has while it goes on.
+struct Held<'a> {
+    identity: &'a Identity,
+    lock: &'a Lock,
 }
 
 pub struct Drill {
@@ -194,13 +212,17 @@ impl Drill {
             lost.stopped().await;
             stop.stop();
         });
-        let report = self.locked(runs, of, &identity).await;
+        let held = Held {
+            identity: &identity,
+            lock: &lock,
+        };
+        let report = self.locked(runs, of, &held).await;
         watching.abort();
         lock.give_back().await;
         report
     }
 
-    async fn locked(&self, runs: impl Iterator<Item = Run>, of: usize, identity: &Identity) -> Result<Report, Error> {
+    async fn locked(&self, runs: impl Iterator<Item = Run>, of: usize, held: &Held<'_>) -> Result<Report, Error> {
         self.prepare().await?;
         let mut report = Report {
             cluster: self.session.spec.name.clone(),
@@ -220,7 +242,7 @@ impl Drill {
             // What a drill that dies now leaves behind.
             report.scenarios.push(Outcome::begun(&run.name(), run.scenario));
             self.write(&report)?;
-            let outcome = self.one(&run, identity).await;
+            let outcome = self.one(&run, held).await;
             let green = outcome.details.recovery_ms.is_some();
             self.tell(Event::Done {
                 outcome: Box::new(outcome.clone()),
@@ -242,10 +264,10 @@ impl Drill {
         self.go(walk.take_while(|_| begun.elapsed() < length), 0).await
     }
 
-    async fn one(&self, run: &Run, identity: &Identity) -> Outcome {
+    async fn one(&self, run: &Run, held: &Held<'_>) -> Outcome {
         let mut outcome = Outcome::begun(&run.name(), run.scenario);
         let mut why = Vec::new();
-        if let Err(error) = self.measured(run, identity, &mut outcome, &mut why).await {
+        if let Err(error) = self.measured(run, held, &mut outcome, &mut why).await {
             why.push(error.to_string());
         }
         outcome.load[1] = report::load();
@@ -257,7 +279,7 @@ impl Drill {
     async fn measured(
         &self,
         run: &Run,
-        identity: &Identity,
+        held: &Held<'_>,
         outcome: &mut Outcome,
         why: &mut Vec<String>,
     ) -> Result<(), Error> {
@@ -276,14 +298,18 @@ impl Drill {
         outcome.details.targets.clone_from(&targets);
         let probes = Probes::start(
             session,
-            identity,
+            held.identity,
             &targets,
-            &self.options.operator,
             &unique(),
-            self.options.rates,
+            &Place {
+                operator: &self.options.operator,
+                clients: self.options.clients,
+                there: scenario.clients_there,
+                rates: self.options.rates,
+            },
         )
         .await;
-        let observer = Observer::start(session, self.apis(identity, &targets));
+        let observer = Observer::start(session, self.apis(held.identity, &targets));
         sleep(CALM).await;
 
         let hold = run.hold.unwrap_or(scenario.hold);
@@ -309,10 +335,11 @@ impl Drill {
                     () = self.options.stop.stopped() => why.push("interrupted".into()),
                 }
             }
+            Err(Error::Cannot(reason)) => outcome.skipped = reason,
             Err(error) => why.push(format!("could not be broken: {error}")),
         }
         why.extend(
-            self.take_back(&broken, Duration::from_secs(scenario.limits.recovery_s))
+            self.take_back(&broken, held, Duration::from_secs(scenario.limits.recovery_s))
                 .await,
         );
         drop(broken);
@@ -335,7 +362,10 @@ impl Drill {
         outcome.details.vantages = vantages;
         let seen = observer.seen();
         drop(observer);
-        self.judge(scenario, outcome, &seen, reverted_us, why);
+        // Nothing happened, so nothing was shown.
+        if outcome.skipped.is_empty() {
+            self.judge(scenario, outcome, &seen, reverted_us, why);
+        }
         if let Some(lost) = self.read_back(outcome).await? {
             why.push(format!(
                 "{} acknowledged writes are lost: {}",

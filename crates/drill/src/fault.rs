@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use quorate_machine::proto::Exec;
-use quorate_machine::{MachineError, MachineRef};
+use quorate_machine::{ErrorKind, MachineError, MachineRef};
 use quorate_spec::{Machine, Spec};
 
-use crate::scenario::PRELUDE;
+use crate::scenario::{CANNOT, PRELUDE};
 
 /// Beyond the time a fault is meant to stay: what taking it back may take on a slow machine.
 pub(crate) const DEADMAN_MARGIN: Duration = Duration::from_secs(30);
@@ -19,6 +19,8 @@ exec systemd-run --quiet --collect --unit="quorate-drill-$1" --on-active="$2" --
 /// Taken back now, the timer is needed no more.
 const REVERT: &str = r#"sh "/run/quorate-drill/$1.sh"; systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true; rm -f "/run/quorate-drill/$1.sh""#;
 
+const DISARM: &str = r#"systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true"#;
+
 /// A script for one machine.
 pub(crate) struct Injection {
     pub(crate) machine: MachineRef,
@@ -26,6 +28,8 @@ pub(crate) struct Injection {
     pub(crate) id: String,
     inject: String,
     revert: String,
+    /// For the inject script; may be secret.
+    input: String,
 }
 
 impl Injection {
@@ -46,7 +50,12 @@ impl Injection {
             id,
             inject: fill(inject),
             revert: fill(revert),
+            input: String::new(),
         }
+    }
+
+    pub(crate) fn input(self, input: String) -> Self {
+        Self { input, ..self }
     }
 
     /// Sets the timer.
@@ -58,9 +67,26 @@ impl Injection {
             .map(drop)
     }
 
-    pub(crate) async fn inject(&self) -> Result<(), MachineError> {
+    /// `Err` of the inner: why this machine cannot have such a fault; nothing was broken.
+    pub(crate) async fn inject(&self) -> Result<Result<(), String>, MachineError> {
+        let exec = Exec::new(["/bin/sh", "-euc", &self.inject]).stdin(self.input.as_str());
+        let output = self.machine.exec(exec).await?;
+        match output.status {
+            Some(0) => Ok(Ok(())),
+            Some(CANNOT) => Ok(Err(output.stderr.lossy().trim().to_owned())),
+            _ => Err(MachineError::new(
+                self.machine.name(),
+                "inject a fault",
+                ErrorKind::Failed,
+                format!("exit status {:?}: {}", output.status, output.stderr.lossy().trim()),
+            )),
+        }
+    }
+
+    /// Somebody else takes it back: no timer any more.
+    pub(crate) async fn disarm(&self) -> Result<(), MachineError> {
         self.machine
-            .exec_ok(Exec::new(["/bin/sh", "-euc", &self.inject]))
+            .exec_ok(Exec::new(["/bin/sh", "-c", DISARM, "sh", &self.id]))
             .await
             .map(drop)
     }
@@ -93,7 +119,10 @@ pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, pro
         .replace("{holders}", &holders.join(","))
         .replace("{data}", &spec.etcd.data_dir)
         .replace("{interface}", interface)
-        .replace("{program}", program);
+        .replace("{program}", program)
+        .replace("{machine}", &on.name)
+        .replace("{peers}", &others.join(" "))
+        .replace("{address}", &on.address.to_string());
     if let Some(endpoint) = &spec.endpoint {
         text = text
             .replace("{vip}", &endpoint.vip.to_string())

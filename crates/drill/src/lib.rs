@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod coverage;
 mod drill;
 mod fault;
+pub mod late;
 pub mod measure;
 mod observe;
 pub mod power;
@@ -21,8 +22,9 @@ pub mod report;
 pub mod scenario;
 mod scenarios;
 mod target;
+mod tun;
 
-pub use drill::{Drill, Event, Options, Run, expand};
+pub use drill::{Clients, Drill, Event, Options, Run, expand};
 pub use report::{Outcome, Report};
 pub use scenario::Scenario;
 
@@ -32,6 +34,11 @@ pub enum Error {
     /// Nothing was touched.
     #[error("{0}")]
     Refused(String),
+    /// A machine that cannot have such a fault, and why.
+    #[error("{0}")]
+    Cannot(String),
+    #[error("what `quorate apply` does did not help: {0}")]
+    NotApplied(String),
     #[error(transparent)]
     Run(#[from] quorate_run::Error),
     #[error(transparent)]

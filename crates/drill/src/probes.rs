@@ -1,5 +1,6 @@
 //! Probes where they run: on machines that are not broken, and beside the operator.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,9 +8,11 @@ use std::time::Duration;
 use quorate_machine::proto::Exec;
 use quorate_machine::{MachineError, MachineRef};
 use quorate_run::{Identity, Session};
+use quorate_spec::{Access, Machine, Spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
+use crate::drill::Clients;
 use crate::measure::Vantage;
 use crate::probe::{self, Config, monotonic_us};
 
@@ -38,6 +41,16 @@ impl Default for Rates {
     }
 }
 
+/// Where clients are, and where they go.
+pub(crate) struct Place<'a> {
+    /// A command that runs this program where the operator reaches the API; empty if nowhere.
+    pub(crate) operator: &'a [String],
+    pub(crate) clients: Clients,
+    /// On the machines the fault is on, instead of on others.
+    pub(crate) there: bool,
+    pub(crate) rates: Rates,
+}
+
 pub(crate) struct Probes(Vec<Running>);
 
 struct Running {
@@ -54,46 +67,42 @@ enum Stop {
 }
 
 impl Probes {
-    /// `operator`: a command that runs this program where the operator reaches the API; empty if nowhere.
+    /// `run`: unique, in the names of what is written.
     pub(crate) async fn start(
         session: &Session,
         identity: &Identity,
         broken: &[String],
-        operator: &[String],
         run: &str,
-        rates: Rates,
+        place: &Place<'_>,
     ) -> Self {
         let spec = &session.spec;
-        let Some(endpoint) = endpoint(session) else {
-            return Self(Vec::new());
-        };
         let mut candidates: Vec<_> = spec
             .machines
             .iter()
-            .filter(|machine| !broken.contains(&machine.name))
+            .filter(|machine| broken.contains(&machine.name) == place.there)
+            .filter_map(|machine| {
+                let endpoint = endpoint(spec, Some(machine), place.clients)?;
+                Some((machine, endpoint, session.fleet.get(&machine.name)?))
+            })
             .collect();
         // Workers first: they are clients of the endpoint and of nothing else here.
-        candidates.sort_by_key(|machine| (machine.is_control_plane(), !machine.is_node()));
-        let machines = candidates
-            .iter()
-            .filter_map(|machine| session.fleet.get(&machine.name))
-            .take(VANTAGES);
+        candidates.sort_by_key(|(machine, ..)| (machine.is_control_plane(), !machine.is_node()));
         let mut running = Vec::new();
-        for machine in machines {
-            let writes = if running.is_empty() { rates.writes } else { 0 };
-            let config = config(
-                endpoint,
-                identity,
-                format!("{run}-{}", machine.name()),
-                Rates { writes, ..rates },
-            );
+        let mut rates = place.rates;
+        for (_, endpoint, machine) in candidates.into_iter().take(VANTAGES) {
+            let config = config(endpoint, identity, format!("{run}-{}", machine.name()), rates);
             if let Ok(probe) = on(machine.clone(), config).await {
                 running.push(probe);
+                // One writer.
+                rates.writes = 0;
             }
         }
-        if let Some((program, arguments)) = operator.split_first() {
-            let writes = if running.is_empty() { rates.writes } else { 0 };
-            let config = config(endpoint, identity, format!("{run}-operator"), Rates { writes, ..rates });
+        if let (Some((program, arguments)), Some(endpoint), false) = (
+            place.operator.split_first(),
+            endpoint(spec, None, place.clients),
+            place.there,
+        ) {
+            let config = config(endpoint, identity, format!("{run}-operator"), rates);
             running.push(here(program.clone(), arguments.to_vec(), config));
         }
         Self(running)
@@ -134,16 +143,26 @@ impl Probes {
     }
 }
 
-/// Where clients go: the VIP, or without one the first API server.
-pub(crate) fn endpoint(session: &Session) -> Option<std::net::SocketAddr> {
-    let spec = &session.spec;
-    match &spec.endpoint {
-        Some(endpoint) => Some((endpoint.vip, endpoint.port).into()),
-        None => spec.control_planes().first().map(|machine| spec.api_server_of(machine)),
+/// Where clients on `machine` go; on none, the operator's.
+fn endpoint(spec: &Spec, machine: Option<&Machine>, clients: Clients) -> Option<SocketAddr> {
+    if let (Some(endpoint), Clients::Endpoint) = (&spec.endpoint, clients) {
+        return Some((endpoint.vip, endpoint.port).into());
+    }
+    let node = machine.filter(|machine| machine.is_node());
+    match (&spec.access, node) {
+        (Access::Proxy { listen }, Some(_)) => Some(*listen),
+        // A control plane's own node goes to its own API server.
+        (Access::Ipvs { virtual_address, .. } | Access::Ebpf { virtual_address }, Some(node))
+            if !node.is_control_plane() =>
+        {
+            Some(*virtual_address)
+        }
+        (Access::Endpoint, _) => spec.control_planes().first().map(|machine| spec.api_server_of(machine)),
+        _ => None,
     }
 }
 
-fn config(endpoint: std::net::SocketAddr, identity: &Identity, prefix: String, rates: Rates) -> Config {
+fn config(endpoint: SocketAddr, identity: &Identity, prefix: String, rates: Rates) -> Config {
     Config {
         endpoint,
         server_name: "kubernetes".into(),

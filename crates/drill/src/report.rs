@@ -35,6 +35,9 @@ pub struct Outcome {
     pub ok: bool,
     /// What did not hold; empty if `ok`.
     pub why: String,
+    /// Why this could not be done here; empty if it was.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub skipped: String,
     pub new: Series,
     pub reused: Series,
     pub watch: Series,

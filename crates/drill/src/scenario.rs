@@ -3,7 +3,7 @@
 //! Faults are shell scripts for the machine they happen on, so that what is done can be read, shown before it is done,
 //! and reverted by a timer there when nobody else does. In a script `{vip}` is the VIP, `{others}` the addresses of the
 //! other control planes, `{other}` the first of them and `{data}` etcd's data directory, nft sets being what a list of
-//! addresses is for; `signal NAME UNIT` is defined (see [`PRELUDE`]).
+//! addresses is for; `signal NAME UNIT` and a few more are defined (see [`PRELUDE`]).
 
 use std::time::Duration;
 
@@ -12,14 +12,20 @@ use serde::Serialize;
 
 use crate::scenarios;
 
+/// Ends an inject script that cannot be carried out on this machine, its last word on standard error saying why.
+pub(crate) const CANNOT: i32 = 77;
+
 /// Begins every script. Kubernetes' programs are units, or (kubeadm) processes in static Pods.
 pub(crate) const PRELUDE: &str = r#"PATH=/opt/quorate/bin:/usr/sbin:/usr/bin:/sbin:/bin
 signal() {
   if systemctl --quiet is-active "$2.service"; then systemctl kill --kill-who=all --signal="$1" "$2.service"
   else for pid in $(pidof "$2"); do kill -s "$1" "$pid"; done; fi
 }
-start() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl start --no-block "$1.service"; fi; }
+start() { systemctl reset-failed "$1.service" 2>/dev/null || true
+  if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl start --no-block "$1.service"; fi; }
 stop() { if systemctl --quiet is-active "$1.service"; then systemctl stop "$1.service"; else signal TERM "$1"; fi; }
+again() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl restart --no-block "$1.service"; else signal TERM "$1"; fi; }
+cannot() { echo "$*" >&2; exit 77; }
 undo() { nft delete table inet quorate_drill 2>/dev/null || true; }
 "#;
 
@@ -37,6 +43,8 @@ pub struct Scenario {
     /// etcd or all API servers are gone meanwhile; clients must fail.
     pub loses_quorum: bool,
     pub needs: &'static [Need],
+    /// Clients are on the machines the fault is on, and nowhere else.
+    pub clients_there: bool,
     /// Part of `--short`.
     pub short: bool,
 }
@@ -77,6 +85,16 @@ pub enum Fault {
     PowerCut,
     /// As an administrator does it: drain, stop in order, power off and on, uncordon.
     PlannedRestart,
+    /// A certificate (by its name in the inventory) that expired yesterday, and its unit restarted.
+    Expired {
+        certificate: &'static str,
+        unit: &'static str,
+    },
+    /// Taken back by what an administrator would do: `quorate apply`. `otherwise` is for the timer on the machine.
+    Applied {
+        inject: &'static str,
+        otherwise: &'static str,
+    },
 }
 
 /// What must hold, and what is only reported (`None`).
@@ -98,6 +116,14 @@ pub enum Need {
     Vip,
     /// The VIP is quorate's own agent's.
     Agent,
+    /// The VIP is keepalived's, in front of haproxy.
+    Haproxy,
+    /// Every node has a balancer of its own.
+    NodeAccess,
+    /// A cluster file that says how it is.
+    Applied,
+    /// A machine whose disks are its own.
+    OwnDisk,
     StackedEtcd,
     Worker,
     ThreeControlPlanes,
@@ -121,6 +147,8 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 pub struct Around {
     pub power: bool,
     pub shared_clock: bool,
+    /// The VIP is not the cluster file's.
+    pub foreign_vip: bool,
 }
 
 impl Scenario {
@@ -128,7 +156,8 @@ impl Scenario {
     pub fn skipped(&self, spec: &Spec, around: Around) -> Option<&'static str> {
         let implied = self.parts.iter().map(|part| match part.fault {
             Fault::PowerCut | Fault::PlannedRestart => Some(Need::Power),
-            Fault::Script { .. } => None,
+            Fault::Applied { .. } => Some(Need::Applied),
+            Fault::Script { .. } | Fault::Expired { .. } => None,
         });
         let targets = self.parts.iter().map(|part| match part.target {
             Target::VipHolder | Target::VipBackup => Some(Need::Vip),
@@ -152,6 +181,10 @@ impl Need {
         let there = match self {
             Self::Vip => spec.endpoint.is_some(),
             Self::Agent => spec.endpoint.is_some() && spec.balancer == quorate_spec::Balancer::Quorate,
+            Self::Haproxy => spec.endpoint.is_some() && spec.balancer == quorate_spec::Balancer::Haproxy,
+            Self::NodeAccess => !matches!(spec.access, quorate_spec::Access::Endpoint),
+            Self::Applied => !around.foreign_vip,
+            Self::OwnDisk => !around.shared_clock,
             Self::StackedEtcd => spec.etcd.topology == EtcdTopology::Stacked,
             Self::Worker => spec.workers().iter().any(|machine| !machine.is_control_plane()),
             Self::ThreeControlPlanes => spec.control_planes().len() >= 3 && spec.quorum().tolerates >= 1,
@@ -161,6 +194,10 @@ impl Need {
         let reason = match self {
             Self::Vip => "the cluster has no VIP",
             Self::Agent => "the VIP is not carried by quorate's agent",
+            Self::Haproxy => "the VIP is not carried by keepalived in front of haproxy",
+            Self::NodeAccess => "nodes reach the API through the VIP, not through a balancer of their own",
+            Self::Applied => "the VIP is not the cluster file's, so that nothing can be planned from it",
+            Self::OwnDisk => "the machines share one disk, the computer's",
             Self::StackedEtcd => "etcd has machines of its own",
             Self::Worker => "there is no machine that is only a worker",
             Self::ThreeControlPlanes => "fewer than three control planes do not survive the loss of one",
@@ -193,7 +230,12 @@ mod tests {
     fn every_fault_can_be_taken_back() {
         for scenario in all() {
             for part in scenario.parts {
-                if let Fault::Script { inject, revert } = part.fault {
+                if let Fault::Script { inject, revert }
+                | Fault::Applied {
+                    inject,
+                    otherwise: revert,
+                } = part.fault
+                {
                     assert!(!inject.is_empty() && !revert.is_empty(), "{}", scenario.name);
                     assert!(!inject.contains("nft ") || revert.contains("undo"), "{}", scenario.name);
                     assert!(

@@ -150,6 +150,12 @@ impl Operator {
         self.held.as_ref().map(|held| &held.pki)
     }
 
+    /// A certificate as of `now` (Unix seconds), for a drill that needs one that has expired. `None` without authorities.
+    pub fn issue(&self, wanted: &CertificateWanted, now: i64) -> Result<Option<Issued>, Error> {
+        let Some(pki) = self.pki() else { return Ok(None) };
+        Ok(Some(pki.authority(wanted.ca).issue(wanted, now)?))
+    }
+
     /// What the plan may know.
     pub fn facts(&self) -> OperatorFacts {
         let mut facts = OperatorFacts {

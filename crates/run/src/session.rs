@@ -47,15 +47,27 @@ impl Session {
     /// happens afterwards is the outcome.
     pub async fn execute(&self, plan: &Plan, options: &Options, events: &Listener) -> Result<Outcome, Error> {
         let run = RunId::new();
-        let identity = self.operator.identity()?;
         let lock = Lock::take(&self.spec, &self.fleet, &run, options.steal).await?;
+        let outcome = self.execute_under(&lock, run, plan, options, events).await;
+        lock.give_back().await;
+        outcome
+    }
+
+    /// The same for whoever holds the lock already.
+    pub async fn execute_under(
+        &self,
+        lock: &Lock,
+        run: RunId,
+        plan: &Plan,
+        options: &Options,
+        events: &Listener,
+    ) -> Result<Outcome, Error> {
+        let identity = self.operator.identity()?;
         let journal = match self.operator.folder() {
             Some(folder) => Some(Journal::create(folder, &run, plan)?),
             None => None,
         };
-        let outcome = execute::execute(self, plan, &run, identity, journal, &lock, options, events).await;
-        lock.give_back().await;
-        Ok(outcome)
+        Ok(execute::execute(self, plan, &run, identity, journal, lock, options, events).await)
     }
 
     /// Walks a run's journal backwards and takes its steps back.

@@ -1,12 +1,14 @@
 //! Breaks the parts of a scenario, and takes them back.
 
 use quorate_machine::ErrorKind;
+use quorate_pki::inventory::Place;
 
 use super::*;
 
 /// A part of a scenario on one machine.
 pub(super) enum Broken {
     Script(Injection),
+    Applied(Injection),
     Power {
         machine: String,
         _deadman: Deadman,
@@ -17,6 +19,24 @@ pub(super) enum Broken {
         _deadman: Deadman,
     },
 }
+
+const DAY_S: i64 = 86_400;
+
+/// Files are written in place: owner and mode stay.
+const EXPIRE: &str = "kept=/run/quorate-drill/kept-{unit}
+umask 077; mkdir -p $kept
+cat > $kept/new
+cp {certificate} $kept/crt; cp {key} $kept/key
+sed -n '/BEGIN CERTIFICATE/,/END CERTIFICATE/p' $kept/new > {certificate}
+sed -n '/PRIVATE KEY/,/PRIVATE KEY/p' $kept/new > {key}
+rm $kept/new
+again {unit}";
+const UNEXPIRE: &str = "kept=/run/quorate-drill/kept-{unit}
+if [ -e $kept/crt ] && [ -e $kept/key ]; then
+  cat $kept/crt > {certificate}; cat $kept/key > {key}
+  rm -rf $kept
+  again {unit}
+fi";
 
 impl Drill {
     /// Timers for all parts, before the first is broken. `broken` holds what was armed even if a later one could not be.
@@ -33,6 +53,16 @@ impl Drill {
                     injection.arm(after).await?;
                     broken.push(Broken::Script(injection));
                 }
+                Fault::Expired { certificate, unit } => {
+                    let injection = self.expired(name, number, certificate, unit).await?;
+                    injection.arm(after).await?;
+                    broken.push(Broken::Script(injection));
+                }
+                Fault::Applied { inject, otherwise } => {
+                    let injection = self.injection(name, number, inject, otherwise).await?;
+                    injection.arm(after).await?;
+                    broken.push(Broken::Applied(injection));
+                }
                 Fault::PowerCut => {
                     let deadman = self.power_deadman(name, after)?;
                     broken.push(Broken::Power {
@@ -42,14 +72,9 @@ impl Drill {
                 }
                 Fault::PlannedRestart => {
                     let deadman = self.power_deadman(name, after + Duration::from_millis(DRAIN_TIMEOUT_MS))?;
-                    let stopped = self
-                        .injection(
-                            name,
-                            number,
-                            PLANNED_STOP,
-                            "start etcd; start kube-apiserver; start kubelet",
-                        )
-                        .await?;
+                    let stopped = self.injection(name, number, PLANNED_STOP, PLANNED_START).await?;
+                    // For an operator who vanishes before the power goes; afterwards the timer is gone with it.
+                    stopped.arm(after + Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
                     broken.push(Broken::Planned {
                         machine: name.clone(),
                         stopped,
@@ -91,6 +116,26 @@ impl Drill {
         ))
     }
 
+    /// A certificate of the inventory as it would be a day after its end, with a key of its own.
+    async fn expired(&self, name: &str, number: usize, certificate: &str, unit: &str) -> Result<Injection, Error> {
+        let spec = &self.session.spec;
+        let inventory = quorate_plan::certificates(spec);
+        let cannot = || Error::Refused(format!("{name} has no certificate {certificate} of its own"));
+        let wanted = inventory.find(certificate, name).ok_or_else(cannot)?;
+        let Place::Files { certificate, key } = &wanted.place else {
+            return Err(cannot());
+        };
+        let ended = jiff::Timestamp::now().as_second() - (i64::from(wanted.days) + 1) * DAY_S;
+        let issued = self.session.operator.issue(wanted, ended)?.ok_or_else(cannot)?;
+        let fill = |text: &str| {
+            text.replace("{certificate}", certificate)
+                .replace("{key}", key)
+                .replace("{unit}", unit)
+        };
+        let injection = self.injection(name, number, &fill(EXPIRE), &fill(UNEXPIRE)).await?;
+        Ok(injection.input(format!("{}{}", issued.certificate_pem, issued.key_pem.expose())))
+    }
+
     fn power_deadman(&self, machine: &str, after: Duration) -> Result<Deadman, Error> {
         let power = self
             .power
@@ -106,7 +151,9 @@ impl Drill {
     pub(super) async fn inject(&self, broken: &[Broken], observer: &Observer) -> Result<(), Error> {
         let results = futures_util::future::join_all(broken.iter().map(|part| async move {
             match part {
-                Broken::Script(injection) => injection.inject().await.map_err(Error::from),
+                Broken::Script(injection) | Broken::Applied(injection) => {
+                    injection.inject().await?.map_err(Error::Cannot)
+                }
                 Broken::Power { machine, .. } => self.off(machine, observer).await,
                 Broken::Planned { machine, stopped, .. } => {
                     self.kubectl(
@@ -121,7 +168,7 @@ impl Drill {
                         ],
                     )
                     .await?;
-                    stopped.inject().await?;
+                    stopped.inject().await?.map_err(Error::Cannot)?;
                     self.off(machine, observer).await
                 }
             }
@@ -142,17 +189,19 @@ impl Drill {
 
     /// As often as needed, for as long as it may take; what cannot be taken back is said. The timers on the machines do it
     /// all the same.
-    pub(super) async fn take_back(&self, broken: &[Broken], limit: Duration) -> Vec<String> {
+    pub(super) async fn take_back(&self, broken: &[Broken], held: &Held<'_>, limit: Duration) -> Vec<String> {
         let ends = Instant::now() + limit;
         let results = futures_util::future::join_all(broken.iter().rev().map(|part| async move {
             loop {
                 let result = match part {
                     Broken::Script(injection) => injection.revert().await.map_err(Error::from),
+                    Broken::Applied(injection) => self.applied(injection, held).await,
                     Broken::Power { machine, .. } => self.on(machine).await,
-                    Broken::Planned { machine, .. } => self.on_and_uncordoned(machine).await,
+                    Broken::Planned { machine, stopped, .. } => self.on_and_uncordoned(machine, stopped).await,
                 };
                 match result {
                     Ok(()) => return None,
+                    Err(error @ Error::NotApplied(_)) => return Some(error.to_string()),
                     // Whoever took the lock over is fenced against this drill; the timers are not.
                     Err(Error::Machine(error)) if error.kind == ErrorKind::LockLost => {
                         return Some(format!("left to the timer on the machine: {error}"));
@@ -174,9 +223,37 @@ impl Drill {
         Ok(())
     }
 
-    async fn on_and_uncordoned(&self, name: &str) -> Result<(), Error> {
+    async fn on_and_uncordoned(&self, name: &str, stopped: &Injection) -> Result<(), Error> {
         self.on(name).await?;
+        // If the power never went.
+        stopped.revert().await?;
         self.kubectl(name, &["uncordon", name]).await
+    }
+
+    /// What an administrator would do; the timer's way if that fails.
+    async fn applied(&self, injection: &Injection, held: &Held<'_>) -> Result<(), Error> {
+        injection.disarm().await?;
+        let session = &self.session;
+        let facts = session.gather().await?;
+        let plan = quorate_plan::plan(&session.spec, &facts);
+        let options = quorate_run::Options::default();
+        let done = session
+            .execute_under(held.lock, RunId::new(), &plan, &options, &quorate_run::silent())
+            .await;
+        let trouble = match done {
+            Ok(outcome) if outcome.is_complete() => None,
+            Ok(outcome) => Some(
+                outcome
+                    .failures
+                    .iter()
+                    .map(|failure| format!("{} {}: {}", failure.machine, failure.title, failure.error))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            ),
+            Err(error) => Some(error.to_string()),
+        };
+        injection.revert().await?;
+        trouble.map_or(Ok(()), |trouble| Err(Error::NotApplied(trouble)))
     }
 
     async fn switch<T: Send + 'static>(

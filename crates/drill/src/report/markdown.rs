@@ -19,7 +19,11 @@ pub(super) fn render(report: &Report) -> String {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} / {} | {} | {} | {} | {} / {} | {} | {} | {} | {} | {} |",
-            if outcome.ok { "ok" } else { "**FAIL**" },
+            match (outcome.ok, outcome.skipped.is_empty()) {
+                (true, true) => "ok",
+                (true, false) => "skipped",
+                (false, _) => "**FAIL**",
+            },
             outcome.name,
             outcome.row,
             outcome.new.failed,
@@ -55,6 +59,9 @@ fn section(text: &mut String, outcome: &Outcome) {
         " Taken back after {}.",
         ms(u64::try_from(outcome.details.reverted_ms).unwrap_or(0))
     );
+    if !outcome.skipped.is_empty() {
+        let _ = writeln!(text, "\nskipped: {}", outcome.skipped);
+    }
     if !outcome.ok {
         let _ = writeln!(text, "\n**Did not hold: {}**", outcome.why);
     }

@@ -27,9 +27,10 @@ pub fn table(report: &Report) -> Vec<String> {
         if let Some(outcome) = number
             .checked_sub(1)
             .and_then(|index| report.scenarios.get(index))
-            .filter(|outcome| !outcome.ok)
+            .filter(|outcome| !outcome.ok || !outcome.skipped.is_empty())
         {
-            lines.push(format!("      {}", outcome.why));
+            let skipped = if outcome.skipped.is_empty() { "" } else { "skipped: " };
+            lines.push(format!("      {skipped}{}{}", outcome.skipped, outcome.why));
         }
     }
     lines
@@ -66,7 +67,12 @@ fn row(outcome: &Outcome) -> Vec<String> {
         short.join("→")
     };
     vec![
-        if outcome.ok { "ok  " } else { "FAIL" }.into(),
+        match (outcome.ok, outcome.skipped.is_empty()) {
+            (true, true) => "ok  ",
+            (true, false) => "skip",
+            (false, _) => "FAIL",
+        }
+        .into(),
         outcome.name.clone(),
         (outcome.new.sent + outcome.reused.sent).to_string(),
         (outcome.new.failed + outcome.reused.failed).to_string(),

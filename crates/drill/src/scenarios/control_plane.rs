@@ -8,7 +8,7 @@ const BACK_AGAIN: &str = "start kube-apiserver";
 /// Its neighbours want it: when one of them restarts meanwhile, systemd starts it again and calls the stop canceled.
 const STOPPED: &str = "stop kube-apiserver || true";
 
-pub(super) const ALL: [Scenario; 6] = [
+pub(super) const ALL: [Scenario; 7] = [
     Scenario {
         short: true,
         ..one(
@@ -36,6 +36,17 @@ pub(super) const ALL: [Scenario; 6] = [
         "kube-apiserver is frozen on the VIP's holder, its port stays open",
         &[script(
             Target::VipHolder,
+            "signal STOP kube-apiserver",
+            "signal CONT kube-apiserver; start kube-apiserver",
+        )],
+        HUNG,
+    ),
+    one(
+        "api-server-hung-each",
+        3,
+        "kube-apiserver is frozen, its port stays open, on one control plane after the other",
+        &[script(
+            Target::EachControlPlane,
             "signal STOP kube-apiserver",
             "signal CONT kube-apiserver; start kube-apiserver",
         )],

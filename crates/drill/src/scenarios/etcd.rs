@@ -1,13 +1,40 @@
 //! etcd members.
 
 use super::*;
+use crate::scenario::Need;
 
 const CUT: &str = "nft 'table inet quorate_drill {
   chain in { type filter hook prerouting priority -300; tcp dport 2380 ip saddr { {others} } drop; tcp sport 2380 ip saddr { {others} } drop; }
   chain out { type filter hook postrouting priority 300; tcp dport 2380 ip daddr { {others} } drop; tcp sport 2380 ip daddr { {others} } drop; }
 }'";
 
-pub(super) const ALL: [Scenario; 7] = [
+/// Never moved back once the member has a log of its own again: two histories of one member may vote twice.
+const WIPE: &str = "stop etcd
+mv {data}/member {data}/quorate-drill.kept
+start etcd";
+const UNWIPE: &str = "if [ -d {data}/quorate-drill.kept ] && [ ! -e {data}/member/wal ]; then
+  stop etcd; rm -rf {data}/member; mv {data}/quorate-drill.kept {data}/member
+fi
+rm -rf {data}/quorate-drill.kept
+start etcd";
+
+pub(super) const ALL: [Scenario; 8] = [
+    Scenario {
+        needs: &[Need::StackedEtcd, Need::ThreeControlPlanes],
+        ..one(
+            "etcd-data-wiped",
+            20,
+            "a following etcd member loses its data; `apply` makes it a member again",
+            &[Part {
+                target: Target::EtcdFollower,
+                fault: Fault::Applied {
+                    inject: WIPE,
+                    otherwise: UNWIPE,
+                },
+            }],
+            HUNG,
+        )
+    },
     one(
         "etcd-follower-killed",
         2,

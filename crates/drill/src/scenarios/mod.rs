@@ -1,5 +1,6 @@
 //! One file per family.
 
+mod certificates;
 mod composite;
 mod control_plane;
 mod disk;
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use crate::scenario::{Fault, Limits, Part, Scenario, Target};
 
-pub(crate) const FAMILIES: [&[Scenario]; 8] = [
+pub(crate) const FAMILIES: [&[Scenario]; 9] = [
     &control_plane::ALL,
     &etcd::ALL,
     &node::ALL,
     &power::ALL,
     &network::ALL,
     &disk::ALL,
+    &certificates::ALL,
     &vip::ALL,
     &composite::ALL,
 ];
@@ -74,6 +76,7 @@ const fn one(name: &'static str, row: u8, what: &'static str, parts: &'static [P
         limits,
         loses_quorum: false,
         needs: &[],
+        clients_there: false,
         short: false,
     }
 }

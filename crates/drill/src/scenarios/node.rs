@@ -3,7 +3,7 @@
 use super::*;
 use crate::scenario::Need;
 
-pub(super) const ALL: [Scenario; 7] = [
+pub(super) const ALL: [Scenario; 10] = [
     one(
         "kubelet-killed",
         36,
@@ -57,6 +57,45 @@ pub(super) const ALL: [Scenario; 7] = [
                 Target::VipHolder,
                 "signal STOP quorate-agent",
                 "signal CONT quorate-agent; start quorate-agent",
+            )],
+            HUNG,
+        )
+    },
+    Scenario {
+        needs: &[Need::NodeAccess],
+        clients_there: true,
+        ..one(
+            "agent-killed-on-worker",
+            6,
+            "the agent gets SIGKILL on a worker whose clients go through it",
+            &[script(
+                Target::Worker,
+                "signal KILL quorate-agent",
+                "start quorate-agent",
+            )],
+            UNSEEN,
+        )
+    },
+    Scenario {
+        needs: &[Need::Haproxy],
+        ..one(
+            "haproxy-killed",
+            6,
+            "haproxy gets SIGKILL on the VIP's holder",
+            &[script(Target::VipHolder, "signal KILL haproxy", "start haproxy")],
+            UNSEEN,
+        )
+    },
+    Scenario {
+        needs: &[Need::Haproxy],
+        ..one(
+            "haproxy-hung",
+            5,
+            "haproxy is frozen on the VIP's holder",
+            &[script(
+                Target::VipHolder,
+                "signal STOP haproxy",
+                "signal CONT haproxy; start haproxy",
             )],
             HUNG,
         )

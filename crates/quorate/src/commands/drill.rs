@@ -10,7 +10,9 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use quorate_drill::power::{LabPower, Power};
 use quorate_drill::scenario::{self, Around};
-use quorate_drill::{Drill, Error, Event, Options, Report, Run, Scenario, chaos, coverage, expand, probe};
+use quorate_drill::{Clients, Drill, Error, Event, Options, Report, Run, Scenario, chaos, coverage, expand, probe};
+
+use quorate_spec::{Balancer, Endpoint, EndpointOn, Spec};
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Loaded, Purpose};
 use crate::commands::apply::stop_on_signal;
@@ -47,6 +49,18 @@ enum Verb {
         vip: std::net::IpAddr,
         #[arg(long, value_delimiter = ',')]
         to: Vec<std::net::IpAddr>,
+        #[arg(long = "for")]
+        seconds: u64,
+    },
+    /// Send on late what is routed to an interface. Not for people.
+    #[command(hide = true)]
+    Late {
+        #[arg(long)]
+        device: String,
+        #[arg(long)]
+        ms: u64,
+        #[arg(long)]
+        jitter_ms: u64,
         #[arg(long = "for")]
         seconds: u64,
     },
@@ -93,6 +107,12 @@ struct RunArgs {
     /// Take the cluster's lock from a run that is certainly dead.
     #[arg(long)]
     steal: bool,
+    /// Measure the balancer every node has of its own (`access: proxy`, `ipvs`, `ebpf`) instead of the VIP.
+    #[arg(long)]
+    node_access: bool,
+    /// A VIP that haproxy and keepalived hold in front of this cluster, instead of the cluster file's.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "node_access")]
+    foreign_vip: Option<std::net::SocketAddr>,
     /// Write report.json, report.md, report.html and raw samples there.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -120,6 +140,20 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
             quorate_drill::advertise::advertise(vrid, vip, &to, Duration::from_secs(seconds))?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Late {
+            device,
+            ms,
+            jitter_ms,
+            seconds,
+        } => {
+            quorate_drill::late::run(
+                &device,
+                Duration::from_millis(ms),
+                Duration::from_millis(jitter_ms),
+                Duration::from_secs(seconds),
+            )?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::PowerOn { after, lab, machine } => {
             std::thread::sleep(Duration::from_secs(after));
             quorate_drill::power::power_on(&quorate_lab::Lab::open(&lab)?, &machine).map_err(anyhow::Error::msg)?;
@@ -129,7 +163,10 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let loaded = cluster::load(&args.cluster)?;
+    let mut loaded = cluster::load(&args.cluster)?;
+    if let Some(vip) = args.foreign_vip {
+        foreign(&mut loaded.spec, vip);
+    }
     if !loaded.spec.drill.allowed {
         return Err(
             UserError::new(format!("{} does not allow drills", loaded.file.display()))
@@ -142,6 +179,7 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     let around = Around {
         power: lab.is_some(),
         shared_clock: lab.is_some(),
+        foreign_vip: args.foreign_vip.is_some(),
     };
     let walk = if args.chaos {
         Some(
@@ -167,6 +205,11 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
         dir: args.report.clone(),
         allow_outage: args.allow_outage,
         operator,
+        clients: if args.node_access {
+            Clients::Access
+        } else {
+            Clients::Endpoint
+        },
         steal: args.steal,
         ..Options::default()
     };
@@ -189,6 +232,23 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     .map_err(refused)?;
     conclude(&report, &args, begun)
+}
+
+/// What others put in front of the cluster. Only for looking: nothing is planned from it.
+fn foreign(spec: &mut Spec, vip: std::net::SocketAddr) {
+    spec.balancer = Balancer::Haproxy;
+    spec.endpoint = Some(Endpoint {
+        name: None,
+        vip: vip.ip(),
+        port: vip.port(),
+        on: EndpointOn::ControlPlanes,
+        interface: None,
+        vrid: 1,
+        priorities: std::collections::BTreeMap::new(),
+        interval_ms: 1_000,
+        max_connections: None,
+        statistics: None,
+    });
 }
 
 fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<Run>> {
