@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netns::relay::Badness;
-use netns::{Lab, Machine, Process, full, signal_pid, skipped, until};
+use netns::{Lab, Machine, Process, full, measured, signal_pid, skipped, until};
 use quorate_agent::arp::{Announcer, listen_vrrp, vip_in_use};
 use quorate_agent::netlink::route::Routes;
 use quorate_agent::vrrp_io::{Options, Outgoing};
@@ -35,15 +35,15 @@ fn main() {
         return machine(&path);
     }
     netns::main(&[
-        (
-            "hard_kills_move_the_vip_within_half_a_second",
-            hard_kills_move_the_vip_within_half_a_second as fn(),
-        ),
-        ("clean_stop_loses_no_connection", clean_stop_loses_no_connection as fn()),
-        (
-            "killed_and_stopped_processes_leave_no_vip",
-            killed_and_stopped_processes_leave_no_vip as fn(),
-        ),
+        ("hard_kills_move_the_vip_within_half_a_second", || {
+            measured(hard_kills_move_the_vip_within_half_a_second)
+        }),
+        ("clean_stop_loses_no_connection", || {
+            measured(clean_stop_loses_no_connection)
+        }),
+        ("killed_and_stopped_processes_leave_no_vip", || {
+            measured(killed_and_stopped_processes_leave_no_vip)
+        }),
         (
             "a_vip_removed_by_someone_else_comes_back",
             a_vip_removed_by_someone_else_comes_back as fn(),
@@ -65,7 +65,7 @@ fn main() {
             "keepalived_and_we_take_over_from_each_other",
             keepalived_and_we_take_over_from_each_other as fn(),
         ),
-        ("keepalived_is_no_faster", keepalived_is_no_faster as fn()),
+        ("keepalived_is_no_faster", || measured(keepalived_is_no_faster)),
     ]);
 }
 
