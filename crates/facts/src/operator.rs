@@ -17,6 +17,9 @@ pub enum SecretId {
     BootstrapTokenSecret,
     /// Key of the VRRP HMAC trailer, hex.
     VrrpKey,
+    /// Password of VRRP 2: 8 characters (RFC 2338, section 5.3.6.1), which go over the network as they are. Follows from
+    /// the key, which does not follow from it.
+    VrrpPassword,
     /// Password of the statistics page.
     StatisticsPassword,
     /// kubeadm's certificate key (32 bytes, hex).

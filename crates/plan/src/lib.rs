@@ -74,13 +74,15 @@ pub fn not_deployable(spec: &Spec) -> Vec<String> {
     if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
         options.push("kubernetes.bootstrap: kubeadm (write `binary`)".to_owned());
     }
-    if spec.balancer == quorate_spec::Balancer::Haproxy {
-        options.push("balancer: haproxy (write `quorate`)".to_owned());
-    }
     if spec.balancer_as == quorate_spec::RunAs::StaticPod {
         options.push("the agent as a static Pod (write `unit`)".to_owned());
     }
     options
+}
+
+/// Programs of the distribution, not of the bundle, that this machine needs: haproxy and keepalived where they balance.
+pub fn programs_needed(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<&'static str> {
+    components::agent::programs(spec, machine)
 }
 
 /// The certificate inventory of a cluster file.
@@ -89,6 +91,12 @@ pub fn certificates(spec: &Spec) -> Inventory {
         name: machine.name.clone(),
         names: Vec::new(),
         addresses: machine.all_addresses(),
+    };
+    // Whoever comes through the VIP in front of etcd asks for that address.
+    let etcd_host = |machine: &&quorate_spec::Machine| {
+        let mut host = host(machine);
+        host.addresses.extend(spec.etcd.vip.as_ref().map(|vip| vip.address));
+        host
     };
     let sans = spec.api_server_sans();
     let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
@@ -100,7 +108,7 @@ pub fn certificates(spec: &Spec) -> Inventory {
             inventory::Bootstrap::Binary
         },
         control_planes: spec.control_planes().iter().map(host).collect(),
-        etcd_members: spec.etcd_members().iter().map(host).collect(),
+        etcd_members: spec.etcd_members().iter().map(etcd_host).collect(),
         workers: spec
             .workers()
             .iter()

@@ -7,7 +7,7 @@ use quorate_facts::HostFacts;
 use quorate_pki::inventory::{Inventory, Place};
 use quorate_spec::{Machine, Spec};
 
-use crate::components::{agent, coredns, objects, probe};
+use crate::components::{agent, coredns, haproxy, keepalived, objects, probe};
 use crate::paths;
 
 /// What to look at on one machine.
@@ -97,6 +97,8 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     }
     paths_.insert(agent::VRRP_KEY.into());
     paths_.insert(agent::STATISTICS_PASSWORD.into());
+    texts.extend([haproxy::CONFIG, keepalived::CONFIG, keepalived::SCRIPT].map(str::to_owned));
+    paths_.extend([haproxy::STATISTICS, keepalived::PASSWORD].map(str::to_owned));
     texts.insert(format!("{}/bootstrap.env", paths::ETCD));
     texts.extend(paths::ALL_UNITS.iter().map(|unit| paths::unit(unit)));
     paths_.extend(
@@ -148,7 +150,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     }
 }
 
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 15] = [
     "quorate",
     "kube-apiserver",
     "kube-controller-manager",
@@ -164,7 +166,6 @@ const PROGRAMS: [&str; 16] = [
     "kubelet",
     "kube-proxy",
     "flanneld",
-    "haproxy",
 ];
 
 /// API paths of every object a plan may want to change.

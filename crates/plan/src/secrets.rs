@@ -37,6 +37,7 @@ fn name(id: SecretId) -> &'static str {
         SecretId::BootstrapTokenId => "bootstrap-token-id",
         SecretId::BootstrapTokenSecret => "bootstrap-token-secret",
         SecretId::VrrpKey => "vrrp-key",
+        SecretId::VrrpPassword => "vrrp-password",
         SecretId::StatisticsPassword => "statistics-password",
         SecretId::KubeadmCertificateKey => "kubeadm-certificate-key",
         SecretId::ServiceAccountKey => "service-account-key",

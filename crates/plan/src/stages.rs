@@ -29,17 +29,18 @@ pub(crate) struct Planned {
 
 type StagePlanner = fn(&Context<'_>) -> Planned;
 
-pub(crate) const STAGES: [StagePlanner; 10] = [
-    prepare::plan,       // users, folders, kernel modules, sysctls, swap, hosts file, firewall
-    programs::plan,      // the bundle's blobs, once per machine
-    runtime::plan,       // containerd, images
-    etcd::plan,          // members, one change at a time
-    control_plane::plan, // API servers, controller managers, schedulers, who may do what
-    endpoint::plan,      // VIP and proxies
-    nodes::plan,         // kubelets join, kube-proxy
-    network::plan,       // Pod network; nodes become Ready
-    dns::plan,           // CoreDNS, probe
-    labels::plan,        // labels and taints as declared
+pub(crate) const STAGES: [StagePlanner; 11] = [
+    prepare::plan,              // users, folders, kernel modules, sysctls, swap, hosts file, firewall
+    programs::plan,             // the bundle's blobs, once per machine
+    runtime::plan,              // containerd, images
+    etcd::plan,                 // members, one change at a time
+    endpoint::in_front_of_etcd, // its VIP, where there is one
+    control_plane::plan,        // API servers, controller managers, schedulers, who may do what
+    endpoint::plan,             // VIP and proxies
+    nodes::plan,                // kubelets join, kube-proxy
+    network::plan,              // Pod network; nodes become Ready
+    dns::plan,                  // CoreDNS, probe
+    labels::plan,               // labels and taints as declared
 ];
 
 impl From<Stage> for Planned {

@@ -506,6 +506,22 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// A unit of ours that must not run, now or at boot. Its file stays until `reset`.
+    pub(crate) fn no_unit(&mut self, name: &str) {
+        let Some(found) = self.host.units.get(name).filter(|unit| unit.exists()) else {
+            return;
+        };
+        if found.is_enabled() {
+            self.because("units", format!("{name} is enabled and no longer wanted"));
+            self.units.disable.push(name.into());
+        }
+        // One that failed or is about to start again has not ended by itself.
+        if !matches!(found.active.as_str(), "" | "inactive") {
+            self.because("units", format!("{name} is {} and no longer wanted", found.active));
+            self.units.stop.push(name.into());
+        }
+    }
+
     /// Whether the machine's step will start or restart this unit.
     pub(crate) fn disturbs(&self, unit: &str) -> bool {
         self.units
@@ -651,7 +667,9 @@ impl<'a> Wanted<'a> {
                 .map(|name| name.trim_end_matches(".service"))
                 .collect::<Vec<_>>()
                 .join(", ");
-            let title = if names.is_empty() {
+            let title = if !units.stop.is_empty() && names.is_empty() {
+                format!("stop {}", units.stop.join(", ").replace(".service", ""))
+            } else if names.is_empty() {
                 "bring systemd up to date".to_owned()
             } else {
                 format!("{verb} {names}")

@@ -6,11 +6,12 @@
     reason = "a test reads the examples and says what it skips"
 )]
 
-use std::collections::BTreeMap;
+mod fabricated;
 
 use quorate_facts::*;
 use quorate_plan::{Action, Plan, lint::lint, plan};
-use quorate_spec::Spec;
+
+use crate::fabricated::{fresh, load};
 
 #[test]
 fn every_example_plans_by_the_rules() {
@@ -131,108 +132,6 @@ fn a_member_without_data_is_removed_and_added_again_never_beside_another_change(
             format!("etcd/{first}/promote")
         ]
     );
-}
-
-fn load(text: &str) -> Spec {
-    quorate_spec::load(text, "cluster.yaml")
-        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, text, false)))
-        .0
-}
-
-/// Machines as a distribution leaves them, and a bundle with everything.
-fn fresh(spec: &Spec) -> Facts {
-    let machines = spec
-        .machines
-        .iter()
-        .map(|machine| (machine.name.clone(), MachineFacts::Found(Box::new(host(machine)))));
-    Facts {
-        taken_unix: 1_800_000_000,
-        machines: machines.collect(),
-        bundle: bundle(),
-        ..Facts::default()
-    }
-}
-
-fn host(machine: &quorate_spec::Machine) -> HostFacts {
-    let mut host = HostFacts {
-        hostname: machine.name.clone(),
-        kernel: "6.1.0-18-amd64".into(),
-        arch: "x86_64".into(),
-        cpus: 4,
-        memory_bytes: 8 << 30,
-        systemd: Some(SystemdFacts {
-            version: 252,
-            state: "running".into(),
-        }),
-        oom_score_adj_writable: true,
-        conntrack_writable: true,
-        ..HostFacts::default()
-    };
-    host.firewall.nft = Some("/usr/sbin/nft".into());
-    host.users.insert("etcd".into(), None);
-    host.network.addresses = machine
-        .all_addresses()
-        .into_iter()
-        .map(|address| AddressFacts {
-            interface: "eth0".into(),
-            address,
-            prefix: 24,
-        })
-        .collect();
-    host
-}
-
-fn bundle() -> BundleFacts {
-    let binaries = [
-        "kube-apiserver",
-        "kube-controller-manager",
-        "kube-scheduler",
-        "kubectl",
-        "kubelet",
-        "kube-proxy",
-        "kubeadm",
-        "etcd",
-        "etcdctl",
-        "etcdutl",
-        "containerd",
-        "containerd-shim-runc-v2",
-        "ctr",
-        "runc",
-        "flanneld",
-        "bridge",
-        "host-local",
-        "loopback",
-        "portmap",
-        "firewall",
-        "bandwidth",
-        "tuning",
-    ];
-    let images = [
-        "image:registry.k8s.io/pause:3.10.2",
-        "image:quorate.dev/probe:0.1.0",
-        "image:registry.k8s.io/coredns/coredns:v1.14.2",
-    ];
-    let item = |name: &str, kind| BundleItem {
-        name: name.into(),
-        kind,
-        version: "1".into(),
-        sha256: format!("{:064x}", name.len()),
-        size: 1,
-        packed_size: 1,
-    };
-    let items: BTreeMap<String, BundleItem> = binaries
-        .iter()
-        .map(|name| ((*name).to_owned(), item(name, ItemKind::Binary)))
-        .chain(
-            images
-                .iter()
-                .map(|name| ((*name).to_owned(), item(name, ItemKind::Image))),
-        )
-        .collect();
-    BundleFacts {
-        kubernetes: "v1.36.3".into(),
-        items,
-    }
 }
 
 /// Stage by stage: id, what it needs, title.

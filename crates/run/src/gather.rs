@@ -28,7 +28,16 @@ const IMAGES_TIMEOUT_MS: u64 = 5_000;
 /// Requests to one API server at a time: as many idle connections as `machine` keeps.
 const ASKERS: usize = 4;
 /// Programs whose absence preflight reports.
-const PROGRAMS: [&str; 6] = ["nft", "iptables", "conntrack", "ip", "mount", "systemctl"];
+const PROGRAMS: [&str; 8] = [
+    "nft",
+    "iptables",
+    "conntrack",
+    "ip",
+    "mount",
+    "systemctl",
+    "haproxy",
+    "keepalived",
+];
 
 pub(crate) async fn gather(
     spec: &Arc<Spec>,

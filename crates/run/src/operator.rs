@@ -274,12 +274,14 @@ impl Held {
             secrets,
         } = &self.pki;
         let (id, secret) = secrets.bootstrap_token.expose().split_once('.').unwrap_or_default();
+        let vrrp_password = vrrp_password(secrets.vrrp_key.expose());
         BTreeMap::from(
             [
                 (SecretId::EncryptionKey, secrets.encryption_key.expose()),
                 (SecretId::BootstrapTokenId, id),
                 (SecretId::BootstrapTokenSecret, secret),
                 (SecretId::VrrpKey, secrets.vrrp_key.expose()),
+                (SecretId::VrrpPassword, &vrrp_password),
                 (SecretId::StatisticsPassword, secrets.stats_password.expose()),
                 (SecretId::KubeadmCertificateKey, self.certificate_key.expose()),
                 (SecretId::ServiceAccountKey, service_account.private_pem.expose()),
@@ -296,6 +298,12 @@ impl Held {
         let found = read::certificate_with_key(&issued.certificate_pem, issued.key_pem.expose());
         found.is_ok_and(|found| read::differences(wanted, &found, self.pki.cluster.found(), now()).is_empty())
     }
+}
+
+/// See [`SecretId::VrrpPassword`].
+fn vrrp_password(key: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("VRRP 2 password of {key}").as_bytes());
+    digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A kubeconfig with everything embedded, as `kubectl` reads it. `server`: URL.

@@ -118,6 +118,7 @@ fn one(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
     ports(spec, machine, host, list);
     leftovers(host, machine, list);
     kernel(machine, host, list);
+    balancing(spec, machine, host, list);
     if machine.is_node() && spec.host.swap == quorate_spec::Swap::Off && host.container.is_none() {
         // Turned off by apply; worth saying beforehand.
         let found = if host.swaps.is_empty() {
@@ -217,7 +218,11 @@ fn ports(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
         .as_ref()
         .filter(|_| spec.vip_holders().iter().any(|holder| holder.name == machine.name))
     {
-        wanted.push((endpoint.port, "quorate"));
+        let program = match spec.balancer {
+            quorate_spec::Balancer::Quorate => "quorate",
+            quorate_spec::Balancer::Haproxy => "haproxy",
+        };
+        wanted.push((endpoint.port, program));
     }
     let mut taken = Vec::new();
     for (port, program) in wanted {
@@ -343,6 +348,53 @@ fn kernel(machine: &Machine, host: &HostFacts, list: &mut List) {
         found,
         "enable the controllers on the kernel's command line (cgroup_enable=memory)",
     );
+}
+
+/// What the chosen access wants of the kernel, and the chosen balancer of the distribution: not half-way into a deployment.
+fn balancing(spec: &Spec, machine: &Machine, host: &HostFacts, list: &mut List) {
+    let (mode, features): (&str, &[&str]) = match spec.access {
+        quorate_spec::Access::Ipvs { .. } => ("ipvs", &["ip_vs"]),
+        quorate_spec::Access::Ebpf { .. } => ("ebpf", &["bpf", "cgroup_bpf"]),
+        _ => ("", &[]),
+    };
+    if machine.is_node() && !features.is_empty() {
+        let absent = |feature: &&&str| host.kernel_features.get(**feature) == Some(&Feature::Absent);
+        let lacking: Vec<&str> = features.iter().filter(absent).copied().collect();
+        let found = if lacking.is_empty() {
+            format!("the kernel {} can do `access: {mode}`", host.kernel)
+        } else {
+            format!(
+                "the kernel {} lacks {} for `access: {mode}`",
+                host.kernel,
+                lacking.join(" and ")
+            )
+        };
+        list.require(
+            "access-kernel",
+            &machine.name,
+            lacking.is_empty(),
+            found,
+            "write `access: proxy`, which needs nothing of the kernel, or install the distribution's full kernel",
+        );
+    }
+    let needed = quorate_plan::programs_needed(spec, machine);
+    if !needed.is_empty() {
+        let there = |program: &&&str| matches!(host.programs.get(**program), Some(Some(_)));
+        let missing: Vec<&str> = needed.iter().filter(|program| !there(program)).copied().collect();
+        let found = if missing.is_empty() {
+            format!("{} installed", needed.join(" and "))
+        } else {
+            format!("without {}", missing.join(" and "))
+        };
+        list.require(
+            "balancer",
+            &machine.name,
+            missing.is_empty(),
+            found,
+            "`balancer: haproxy` runs the distribution's programs: apt install haproxy keepalived / dnf install haproxy keepalived; \
+             or write `balancer: quorate`, which needs none",
+        );
+    }
 }
 
 /// Clones of one image share identifiers the cluster takes for unique.

@@ -130,20 +130,55 @@ fn a_machine_that_is_away_and_a_vip_that_is_taken_are_found() {
     assert_eq!(failed, ["reachable m5", "vip m4"]);
 }
 
+#[test]
+fn what_access_and_balancer_want_of_a_machine_is_found_missing() {
+    let (_, mut facts) = healthy();
+    for machine in facts.machines.values_mut() {
+        if let MachineFacts::Found(host) = machine {
+            for feature in ["ip_vs", "cgroup_bpf"] {
+                host.kernel_features.insert(feature.into(), Feature::Absent);
+            }
+            host.programs.insert("haproxy".into(), Some("/usr/sbin/haproxy".into()));
+            host.programs.insert("keepalived".into(), None);
+        }
+    }
+    let failed = |option: &str| -> Vec<String> {
+        preflight(&spec(option), &facts)
+            .failed()
+            .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+            .collect()
+    };
+    let on = |machines: &[&str], text: &str| -> Vec<String> {
+        machines
+            .iter()
+            .map(|machine| text.replace("MACHINE", machine))
+            .collect()
+    };
+    let all = ["m1", "m2", "m3", "m4", "m5"];
+    assert_eq!(
+        failed("access: ipvs"),
+        on(
+            &all,
+            "access-kernel MACHINE: the kernel 6.1.0-18-amd64 lacks ip_vs for `access: ipvs`"
+        )
+    );
+    assert_eq!(
+        failed("access: ebpf"),
+        on(
+            &all,
+            "access-kernel MACHINE: the kernel 6.1.0-18-amd64 lacks cgroup_bpf for `access: ebpf`"
+        )
+    );
+    // Workers only proxy; what has the VIP needs both.
+    assert_eq!(
+        failed("balancer: haproxy\n  access: proxy"),
+        on(&all[..3], "balancer MACHINE: without keepalived")
+    );
+    assert_eq!(failed("access: proxy"), Vec::<String>::new());
+}
+
 fn healthy() -> (Spec, Facts) {
-    let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: test}\nspec:\n  endpoint: {vip: 10.77.0.100}\n  machines:\n";
-    let machines: String = (1..=5)
-        .map(|n| {
-            format!(
-                "    - {{name: m{n}, address: 10.77.0.1{n}, roles: [{}]}}\n",
-                if n <= 3 { "control-plane" } else { "worker" }
-            )
-        })
-        .collect();
-    let text = format!("{text}{machines}");
-    let spec = quorate_spec::load(&text, "cluster.yaml")
-        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)))
-        .0;
+    let spec = spec("access: endpoint");
     let taken_unix = 1_800_000_000;
     let machines = spec.machines.iter().map(|machine| {
         (
@@ -157,6 +192,22 @@ fn healthy() -> (Spec, Facts) {
         ..Facts::default()
     };
     (spec, facts)
+}
+
+fn spec(option: &str) -> Spec {
+    let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: test}\nspec:\n  endpoint: {vip: 10.77.0.100}\n  OPTION\n  machines:\n".replace("OPTION", option);
+    let machines: String = (1..=5)
+        .map(|n| {
+            format!(
+                "    - {{name: m{n}, address: 10.77.0.1{n}, roles: [{}]}}\n",
+                if n <= 3 { "control-plane" } else { "worker" }
+            )
+        })
+        .collect();
+    let text = format!("{text}{machines}");
+    quorate_spec::load(&text, "cluster.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)))
+        .0
 }
 
 fn host(name: &str, address: std::net::IpAddr, now: i64) -> HostFacts {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use quorate_facts::HostFacts;
 use quorate_lb::config::*;
-use quorate_spec::{Access, Endpoint, Machine, Spec};
+use quorate_spec::{Access, Balancer, Machine, Spec};
 
 use crate::components::unit::{Flags, Unit};
 use crate::components::{apiserver, etcd};
@@ -25,8 +25,8 @@ const ETCD_FRONTEND: &str = "etcd";
 const API_FRONTEND: &str = "api";
 const NODE_FRONTEND: &str = "node";
 
-/// `None`: this machine needs no agent.
-pub(crate) fn config(spec: &Spec, machine: &Machine, host: &HostFacts) -> Option<AgentConfig> {
+/// All that this machine balances, whoever does it; nothing, on a machine without such a part.
+pub(crate) fn work(spec: &Spec, machine: &Machine, host: &HostFacts) -> AgentConfig {
     let mut config = AgentConfig::new(&machine.name);
     if let Some(endpoint) = &spec.endpoint
         && spec.vip_holders().iter().any(|holder| holder.name == machine.name)
@@ -123,11 +123,38 @@ pub(crate) fn config(spec: &Spec, machine: &Machine, host: &HostFacts) -> Option
             }),
         }
     }
-    let idle = config.frontends.is_empty() && config.ipvs.is_empty() && config.ebpf.is_empty();
-    if config.stats.is_none() && !idle {
-        config.stats = LOCAL_STATS.parse().ok().map(|listen| Stats { listen, login: None });
+    config
+}
+
+/// What of a machine's work is the agent's, and what haproxy's and keepalived's; `None` for whom nothing is left. Kernel
+/// work is the agent's in any case.
+pub(crate) fn divide(work: AgentConfig, balancer: Balancer) -> (Option<AgentConfig>, Option<AgentConfig>) {
+    let idle = |config: &AgentConfig| {
+        config.frontends.is_empty() && config.vrrp.is_empty() && config.ipvs.is_empty() && config.ebpf.is_empty()
+    };
+    let (mut by_agent, by_haproxy) = match balancer {
+        Balancer::Quorate => (work, None),
+        Balancer::Haproxy => {
+            let mut kernel = AgentConfig::new(&work.node);
+            let mut rest = work;
+            kernel.ipvs = std::mem::take(&mut rest.ipvs);
+            kernel.ebpf = std::mem::take(&mut rest.ebpf);
+            (kernel, Some(rest).filter(|rest| !idle(rest)))
+        }
+    };
+    if by_agent.stats.is_none() {
+        by_agent.stats = LOCAL_STATS.parse().ok().map(|listen| Stats { listen, login: None });
     }
-    (!idle).then_some(config)
+    (Some(by_agent).filter(|config| !idle(config)), by_haproxy)
+}
+
+/// Programs of the distribution that a machine needs for its part in the balancing.
+pub(crate) fn programs(spec: &Spec, machine: &Machine) -> Vec<&'static str> {
+    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
+    let (_, by_haproxy) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    let Some(work) = by_haproxy else { return Vec::new() };
+    let vrrp = (!work.vrrp.is_empty()).then_some("keepalived");
+    std::iter::once("haproxy").chain(vrrp).collect()
 }
 
 pub(crate) fn render(config: &AgentConfig) -> String {
@@ -303,9 +330,4 @@ fn vrrp(
             interface: true,
         },
     }
-}
-
-/// The endpoint as seen by whoever waits for it.
-pub(crate) fn endpoint_url(endpoint: &Endpoint) -> String {
-    format!("https://{}", crate::names::host_port(endpoint.vip, endpoint.port))
 }

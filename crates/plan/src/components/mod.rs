@@ -7,6 +7,8 @@ pub(crate) mod controller_manager;
 pub(crate) mod coredns;
 pub(crate) mod etcd;
 pub(crate) mod flannel;
+pub(crate) mod haproxy;
+pub(crate) mod keepalived;
 pub(crate) mod kube_proxy;
 pub(crate) mod kubeconfig;
 pub(crate) mod kubelet;

@@ -1,17 +1,20 @@
-//! Endpoint: the agents run, the VIP answers, every node has its way to the API.
+//! Endpoint: the balancers run, the VIPs answer, every node has its way to the API.
 
 use quorate_facts::Feature;
+use quorate_lb::config::AgentConfig;
 use quorate_pki::inventory::Ca;
-use quorate_spec::Access;
+use quorate_spec::{Access, Machine, Spec};
 
-use crate::components::agent;
+use crate::components::{agent, haproxy, keepalived};
 use crate::model::*;
+use crate::names::host_port;
 use crate::paths;
 use crate::stages::Planned;
 use crate::want::{Context, Draft, Wanted};
 
 /// Three missed advertisements and the proxies' first checks are below a second; machines may be busy.
 const ENDPOINT_TIMEOUT_MS: u64 = 30_000;
+const AGENT: &str = "quorate-agent.service";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(
@@ -19,94 +22,174 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         "endpoint",
         "the API answers at its stable address, wherever it is asked",
     );
-    let mut notes = Vec::new();
-    let holders: Vec<&str> = context
-        .spec
-        .vip_holders()
-        .iter()
-        .map(|holder| holder.name.as_str())
-        .collect();
-    // Holders change one at a time, so that the VIP always has somewhere to go.
-    let mut chain: Vec<String> = Vec::new();
-    for machine in context.reached(context.spec.machines.iter().collect()) {
-        let Some(mut wanted) = draft.machine(machine) else {
-            continue;
-        };
-        lacks(&wanted, &mut notes);
-        let Some(config) = agent::config(context.spec, machine, wanted.host) else {
-            if machine.is_node() && !machine.is_control_plane() {
-                wanted.authority(Ca::Cluster, paths::PKI);
-                draft.add(wanted, &[]);
-            }
-            continue;
-        };
-        // Control planes have it already.
-        if machine.is_node() && !machine.is_control_plane() {
-            wanted.authority(Ca::Cluster, paths::PKI);
-        } else if !machine.is_node() {
-            wanted.file(
-                agent::CA,
-                "root",
-                0o644,
-                Content::Authority {
-                    name: Ca::Cluster.name().into(),
-                },
-            );
-        }
-        if agent::needs_key(&config) {
-            wanted.secret(agent::VRRP_KEY, "root", quorate_facts::SecretId::VrrpKey);
-        }
-        if config.stats.as_ref().is_some_and(|stats| stats.login.is_some()) {
-            wanted.secret(
-                agent::STATISTICS_PASSWORD,
-                "root",
-                quorate_facts::SecretId::StatisticsPassword,
-            );
-        }
-        wanted.file(agent::CONFIG, "root", 0o600, Content::text(agent::render(&config)));
-        let program = paths::bin("quorate");
-        wanted.unit(
-            "quorate-agent.service",
-            &agent::unit(wanted.profile()),
-            &[agent::CONFIG, agent::VRRP_KEY, agent::STATISTICS_PASSWORD, &program],
-        );
-        wanted.wait(
-            Condition::UnitActive {
-                unit: "quorate-agent.service".into(),
-            },
-            ENDPOINT_TIMEOUT_MS,
-        );
-        if let Access::Proxy { listen } = &context.spec.access
-            && machine.is_node()
-        {
-            wanted.wait(
-                reachable(&listen.to_string(), wanted.machine.is_node()),
-                ENDPOINT_TIMEOUT_MS,
-            );
-        }
-        let holder = holders.contains(&machine.name.as_str());
-        let rolling = holder && wanted.restarts_any();
-        if holder && let Some(endpoint) = &context.spec.endpoint {
-            wanted.wait(
-                reachable(
-                    agent::endpoint_url(endpoint).trim_start_matches("https://"),
-                    machine.is_node(),
-                ),
-                ENDPOINT_TIMEOUT_MS,
-            );
-        }
-        let last = draft.add(wanted, if rolling { &chain } else { &[] });
-        if let Some(last) = last.filter(|_| rolling) {
-            chain = vec![last];
-        }
-    }
+    let machines = context.spec.machines.iter();
+    let machines = machines.filter(|machine| !fronts_etcd(context, machine)).collect();
+    let notes = balance(&mut draft, context, machines, api_answers);
     Planned {
         stage: draft.stage,
         notes,
     }
 }
 
-fn reachable(address: &str, node: bool) -> Condition {
+/// API servers reach etcd through its VIP, so that is there before they are.
+pub(crate) fn in_front_of_etcd(context: &Context<'_>) -> Planned {
+    let mut draft = Draft::new(context, "etcd-endpoint", "etcd answers at its stable address");
+    let machines = context.spec.machines.iter();
+    let machines = machines.filter(|machine| fronts_etcd(context, machine)).collect();
+    let notes = balance(&mut draft, context, machines, etcd_answers);
+    Planned {
+        stage: draft.stage,
+        notes,
+    }
+}
+
+fn fronts_etcd(context: &Context<'_>, machine: &Machine) -> bool {
+    context.spec.etcd.vip.is_some() && context.runs_etcd(machine)
+}
+
+fn balance<'a>(
+    draft: &mut Draft<'a>,
+    context: &'a Context<'a>,
+    machines: Vec<&'a Machine>,
+    answers: fn(&Spec, &mut Wanted<'_>),
+) -> Vec<Note> {
+    let mut notes = Vec::new();
+    // Holders of a VIP change one at a time, so that it always has somewhere to go.
+    let mut chain: Vec<String> = Vec::new();
+    for machine in context.reached(machines) {
+        let Some(mut wanted) = draft.machine(machine) else {
+            continue;
+        };
+        lacks(&wanted, &mut notes);
+        let work = agent::work(context.spec, machine, wanted.host);
+        let holder = !work.vrrp.is_empty();
+        let (by_agent, by_haproxy) = agent::divide(work, context.spec.balancer);
+        // What is no longer wanted goes first: it may hold the ports and addresses.
+        if by_agent.is_none() {
+            wanted.no_unit(AGENT);
+        }
+        let vrrp = by_haproxy.as_ref().filter(|work| !work.vrrp.is_empty());
+        if vrrp.is_none() {
+            wanted.no_unit(keepalived::UNIT);
+        }
+        if by_haproxy.is_none() {
+            wanted.no_unit(haproxy::UNIT);
+        }
+        if let Some(work) = &by_agent {
+            run_agent(&mut wanted, work);
+        }
+        if let Some(work) = &by_haproxy {
+            run_haproxy(&mut wanted, work);
+        }
+        if let Some(work) = vrrp {
+            run_keepalived(&mut wanted, work);
+        }
+        let works = by_agent.is_some() || by_haproxy.is_some();
+        authority(&mut wanted, works);
+        if works {
+            answers(context.spec, &mut wanted);
+        }
+        let rolling = holder && wanted.restarts_any();
+        let last = draft.add(wanted, if rolling { &chain } else { &[] });
+        if let Some(last) = last.filter(|_| rolling) {
+            chain = vec![last];
+        }
+    }
+    notes
+}
+
+/// The cluster's CA, by which balancers and waits know API servers. Control planes have it already.
+fn authority(wanted: &mut Wanted<'_>, works: bool) {
+    let machine = wanted.machine;
+    if machine.is_node() && !machine.is_control_plane() {
+        wanted.authority(Ca::Cluster, paths::PKI);
+    } else if !machine.is_node() && works {
+        wanted.file(
+            agent::CA,
+            "root",
+            0o644,
+            Content::Authority {
+                name: Ca::Cluster.name().into(),
+            },
+        );
+    }
+}
+
+fn run_agent(wanted: &mut Wanted<'_>, work: &AgentConfig) {
+    if agent::needs_key(work) {
+        wanted.secret(agent::VRRP_KEY, "root", quorate_facts::SecretId::VrrpKey);
+    }
+    if work.stats.as_ref().is_some_and(|stats| stats.login.is_some()) {
+        wanted.secret(
+            agent::STATISTICS_PASSWORD,
+            "root",
+            quorate_facts::SecretId::StatisticsPassword,
+        );
+    }
+    wanted.file(agent::CONFIG, "root", 0o600, Content::text(agent::render(work)));
+    let program = paths::bin("quorate");
+    wanted.unit(
+        AGENT,
+        &agent::unit(wanted.profile()),
+        &[agent::CONFIG, agent::VRRP_KEY, agent::STATISTICS_PASSWORD, &program],
+    );
+    active(wanted, AGENT);
+}
+
+fn run_haproxy(wanted: &mut Wanted<'_>, work: &AgentConfig) {
+    let profile = wanted.profile();
+    wanted.text(haproxy::CONFIG, haproxy::config(work, profile));
+    if let Some(content) = haproxy::statistics(work) {
+        wanted.file(haproxy::STATISTICS, "root", 0o600, content);
+    }
+    let text = haproxy::unit(work, wanted.host, profile);
+    wanted.unit(haproxy::UNIT, &text, &[haproxy::CONFIG, haproxy::STATISTICS]);
+    active(wanted, haproxy::UNIT);
+}
+
+fn run_keepalived(wanted: &mut Wanted<'_>, work: &AgentConfig) {
+    wanted.text(keepalived::CONFIG, keepalived::config(work));
+    wanted.file(keepalived::SCRIPT, "root", 0o755, Content::text(keepalived::script()));
+    if let Some(content) = keepalived::password(work) {
+        wanted.file(keepalived::PASSWORD, "root", 0o600, content);
+    }
+    let text = keepalived::unit(work, wanted.host, wanted.profile());
+    wanted.unit(
+        keepalived::UNIT,
+        &text,
+        &[keepalived::CONFIG, keepalived::SCRIPT, keepalived::PASSWORD],
+    );
+    active(wanted, keepalived::UNIT);
+}
+
+fn active(wanted: &mut Wanted<'_>, unit: &str) {
+    wanted.wait(Condition::UnitActive { unit: unit.into() }, ENDPOINT_TIMEOUT_MS);
+}
+
+/// At the machine's own proxy, and where it may hold the VIP, there.
+fn api_answers(spec: &Spec, wanted: &mut Wanted<'_>) {
+    let machine = wanted.machine;
+    if let Access::Proxy { listen } = &spec.access
+        && machine.is_node()
+    {
+        wanted.wait(ready(&listen.to_string(), true), ENDPOINT_TIMEOUT_MS);
+    }
+    if let Some(endpoint) = &spec.endpoint
+        && spec.vip_holders().iter().any(|holder| holder.name == machine.name)
+    {
+        let address = host_port(endpoint.vip, endpoint.port);
+        wanted.wait(ready(&address, machine.is_node()), ENDPOINT_TIMEOUT_MS);
+    }
+}
+
+fn etcd_answers(spec: &Spec, wanted: &mut Wanted<'_>) {
+    if let Some(vip) = &spec.etcd.vip {
+        let address = host_port(vip.address, vip.port);
+        wanted.wait(Condition::Port { address }, ENDPOINT_TIMEOUT_MS);
+    }
+}
+
+fn ready(address: &str, node: bool) -> Condition {
     let ca = if node {
         paths::pki("ca.crt")
     } else {
@@ -125,7 +208,7 @@ fn reachable(address: &str, node: bool) -> Condition {
     }
 }
 
-/// What the kernel lacks for the chosen access is said before anything is changed.
+/// What the kernel lacks for the chosen access is said before anything is changed; preflight refuses it.
 fn lacks(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
     let (feature, name) = match wanted.context.spec.access {
         Access::Ipvs { .. } => ("ip_vs", "IPVS"),
@@ -133,12 +216,12 @@ fn lacks(wanted: &Wanted<'_>, notes: &mut Vec<Note>) {
         _ => return,
     };
     if wanted.machine.is_node() && wanted.host.kernel_features.get(feature) == Some(&Feature::Absent) {
+        let mode = if name == "IPVS" { "ipvs" } else { "ebpf" };
         notes.push(Note {
             machine: Some(wanted.machine.name.clone()),
             message: format!(
-                "the kernel {} has no {name}, so `access: {}` cannot work there",
+                "the kernel {} has no {name}, so `access: {mode}` cannot work there",
                 wanted.host.kernel,
-                name.to_lowercase()
             ),
             hint: Some("use `access: proxy`, or a kernel that has it".into()),
         });

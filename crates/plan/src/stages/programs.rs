@@ -1,7 +1,7 @@
 //! Programs: the bundle's blobs on the machines that need them, and links to them.
 
 use quorate_facts::{BundleItem, ItemKind};
-use quorate_spec::{Balancer, Cni, Machine};
+use quorate_spec::{Cni, Machine};
 
 use crate::model::*;
 use crate::paths;
@@ -122,9 +122,6 @@ fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
         if matches!(spec.network.cni, Cni::Flannel(_)) {
             names.push("flanneld");
         }
-    }
-    if spec.balancer == Balancer::Haproxy && spec.vip_holders().iter().any(|holder| holder.name == machine.name) {
-        names.extend(["haproxy", "keepalived"]);
     }
     names
 }

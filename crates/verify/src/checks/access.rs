@@ -1,7 +1,7 @@
 //! Every node's own way to the API works, where that is not the endpoint.
 
 use futures_util::future::join_all;
-use quorate_spec::Access;
+use quorate_spec::{Access, Balancer};
 
 use crate::checks::endpoint::ready;
 use crate::{Check, Cluster, check};
@@ -17,6 +17,13 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
         .nodes()
         .into_iter()
         .filter(|node| !node.is_control_plane() || matches!(cluster.spec.access, Access::Proxy { .. }));
+    // Kernel work is the agent's, whoever proxies.
+    let by_haproxy = cluster.spec.balancer == Balancer::Haproxy && matches!(cluster.spec.access, Access::Proxy { .. });
+    let hint = if by_haproxy {
+        "on the machine: journalctl -u haproxy-quorate"
+    } else {
+        "on the machine: journalctl -u quorate-agent"
+    };
     join_all(
         nodes
             .filter_map(|node| Some((node, cluster.machine(&node.name)?)))
@@ -24,12 +31,7 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
                 check(
                     "access",
                     &node.name,
-                    ready(
-                        machine,
-                        &address.to_string(),
-                        "/etc/kubernetes/pki/ca.crt",
-                        "on the machine: journalctl -u quorate-agent",
-                    ),
+                    ready(machine, &address.to_string(), "/etc/kubernetes/pki/ca.crt", hint),
                 )
                 .await
             }),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use futures_util::future::join_all;
 use quorate_machine::{Request, Response};
+use quorate_spec::Balancer;
 
 use crate::{Check, Cluster, check, fail};
 
@@ -40,7 +41,10 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
                 [owner] => Ok(format!("held by {owner}")),
                 [] => fail(
                     "nobody holds it",
-                    format!("on {}: quorate agent ctl show", holders.join(", ")),
+                    match cluster.spec.balancer {
+                        Balancer::Quorate => format!("on {}: quorate agent ctl show", holders.join(", ")),
+                        Balancer::Haproxy => format!("on {}: journalctl -u keepalived-quorate", holders.join(", ")),
+                    },
                 ),
                 several => fail(
                     format!("held by {} at once", several.join(" and ")),
