@@ -7,7 +7,7 @@ DEMO    := target/demo
 SOURCES := $(shell find crates bundles -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := build
-.PHONY: build demo demo-down bundle test test-fast test-lab lint sim bench dependencies clean
+.PHONY: build demo demo-down bundle test test-fast test-lab lint sim bench proof proof-render dependencies clean
 
 ## The static program, at target/release/quorate.
 build: $(BIN)
@@ -56,6 +56,15 @@ sim:
 ## Side by side with haproxy and keepalived.
 bench: $(BIN)
 	cargo run --release --locked -p quorate-bench -- run
+
+## The same failures against Quorate's VIP, its balancers on nodes, and haproxy with keepalived: raw data, then the page.
+proof: $(BIN) bundle
+	bench/proof/run $(BIN) target/proof
+	$(MAKE) proof-render
+
+## docs/proof.md and target/proof/proof.html from the raw data.
+proof-render:
+	cargo run --locked -p quorate-bench -- proof target/proof
 
 clean:
 	cargo clean

@@ -5,6 +5,7 @@
 
 mod load;
 mod measure;
+mod proof;
 mod proxies;
 mod report;
 mod sys;
@@ -41,6 +42,13 @@ enum Verb {
         out: PathBuf,
         /// Where the table goes; nowhere if empty.
         #[arg(long, default_value = "docs/benchmarks.md")]
+        table: PathBuf,
+    },
+    /// docs/proof.md and proof.html from the raw data of bench/proof/run.
+    Proof {
+        #[arg(default_value = "target/proof")]
+        raw: PathBuf,
+        #[arg(long, default_value = "docs/proof.md")]
         table: PathBuf,
     },
     /// One measurement, for a profiler.
@@ -116,6 +124,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Verb::Proof { raw, table } => proof::render(&raw, &table, &raw.join("proof.html")),
         Verb::One { haproxy, what, seconds } => {
             sys::pin(&[1]);
             let dir = tempfile::tempdir()?;

@@ -33,8 +33,8 @@ const CONTESTED_MS: u64 = 500;
 const DRAIN_TIMEOUT_MS: u64 = 60_000;
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
 /// In the order in which an administrator stops them: nobody is sent where nothing is any more.
-const PLANNED_START: &str = "start etcd; start kube-apiserver; start kube-controller-manager; start kube-scheduler; start kubelet; start quorate-agent";
-const PLANNED_STOP: &str = "stop quorate-agent; stop kube-scheduler; stop kube-controller-manager; stop kube-apiserver; stop etcd; stop kubelet; sync";
+const PLANNED_START: &str = "start etcd; start kube-apiserver; start kube-controller-manager; start kube-scheduler; start kubelet; start quorate-agent; start haproxy; start keepalived";
+const PLANNED_STOP: &str = "stop keepalived; stop haproxy; stop quorate-agent; stop kube-scheduler; stop kube-controller-manager; stop kube-apiserver; stop etcd; stop kubelet; sync";
 
 /// Where clients go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct Options {
     pub stop: Stop,
     /// Take the cluster's lock from a run that still holds it.
     pub steal: bool,
+    /// After a scenario from which the cluster did not recover in time.
+    pub keep_going: bool,
 }
 
 /// A scenario, and for those that go through all control planes the one it is on.
@@ -250,7 +252,7 @@ impl Drill {
             report.scenarios.pop();
             report.scenarios.push(outcome);
             self.write(&report)?;
-            if !green {
+            if !green && !self.options.keep_going {
                 break;
             }
         }

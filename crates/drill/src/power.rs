@@ -1,10 +1,15 @@
 //! Whoever can switch machines off and on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use quorate_lab::Lab;
+use quorate_machine::proto::Exec;
+use quorate_run::Fleet;
+use tokio::runtime::Handle;
 
 /// Calls block; they are made on threads of their own.
 pub trait Power: Send + Sync {
@@ -79,6 +84,80 @@ impl Power for LabPower {
     }
 }
 
+/// Machines that cut their own power, as far as a program can: the kernel restarts them at once, without a word to anybody
+/// and without writing anything back (`b` of <https://docs.kernel.org/admin-guide/sysrq.html>). How long they are away is
+/// their firmware's business; they come back by themselves, so that no timer is needed.
+pub struct SysrqPower {
+    fleet: Fleet,
+    runtime: Handle,
+    /// Identifiers of the boots that were ended, by machine.
+    ended: Mutex<BTreeMap<String, String>>,
+}
+
+/// Answers with the boot's identifier while there is time. A container's would be the whole computer's: refused.
+const CUT: &str = r#"PATH=/usr/sbin:/usr/bin:/sbin:/bin
+if systemd-detect-virt --quiet --container; then echo "a container has no power of its own" >&2; exit 1; fi
+cat /proc/sys/kernel/random/boot_id
+systemd-run --quiet --collect /bin/sh -c 'sleep 0.3; echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; reboot -ff'"#;
+/// Firmware of large machines takes its time.
+const BACK_WITHIN: Duration = Duration::from_secs(600);
+
+impl SysrqPower {
+    /// `runtime`: where the machines' connections live.
+    pub fn new(fleet: Fleet, runtime: Handle) -> Self {
+        Self {
+            fleet,
+            runtime,
+            ended: Mutex::default(),
+        }
+    }
+
+    fn ask(&self, name: &str, script: &str) -> Result<String, String> {
+        let machine = self.fleet.get(name).ok_or_else(|| format!("{name} is not connected"))?;
+        let exec = Exec::new(["/bin/sh", "-euc", script]).timeout_ms(5_000);
+        let output = self
+            .runtime
+            .block_on(machine.exec_ok(exec))
+            .map_err(|error| error.to_string())?;
+        Ok(output.stdout.lossy().trim().to_owned())
+    }
+
+    fn ended(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Power for SysrqPower {
+    fn off(&self, machine: &str) -> Result<Duration, String> {
+        let begun = Instant::now();
+        let boot = self.ask(machine, CUT)?;
+        self.ended().insert(machine.into(), boot);
+        Ok(begun.elapsed() + Duration::from_millis(300))
+    }
+
+    fn on(&self, machine: &str) -> Result<(), String> {
+        let Some(ended) = self.ended().get(machine).cloned() else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        loop {
+            let said = match self.ask(machine, "cat /proc/sys/kernel/random/boot_id") {
+                Ok(boot) if boot != ended => return Ok(()),
+                Ok(_) => "it was never restarted".to_owned(),
+                Err(error) => error,
+            };
+            if begun.elapsed() > BACK_WITHIN {
+                return Err(format!("not back within {} s: {said}", BACK_WITHIN.as_secs()));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn deadman(&self, _: &str, _: Duration) -> Result<Deadman, String> {
+        Ok(Deadman(None))
+    }
+}
+
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
 
 /// What a dead man's timer does: the machine is on, and takes Pods again if it was drained.
@@ -98,4 +177,30 @@ pub fn power_on(lab: &Lab, machine: &str) -> Result<(), String> {
         std::thread::sleep(Duration::from_secs(1));
     }
     Err(format!("{machine} is on, but could not be uncordoned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Never on the computer this runs on: only what a container says is tried, and the words of the script.
+    #[test]
+    fn a_containers_kernel_is_left_alone() {
+        let refused = CUT.find("exit 1").unwrap();
+        let cut = CUT.find("/proc/sysrq-trigger").unwrap();
+        assert!(CUT.contains("systemd-detect-virt --quiet --container") && refused < cut);
+        let dir = tempfile::tempdir().unwrap();
+        // A container, whatever this is; and what would be written goes nowhere else.
+        std::fs::write(dir.path().join("systemd-detect-virt"), "#!/bin/sh\nexit 0\n").unwrap();
+        std::fs::set_permissions(
+            dir.path().join("systemd-detect-virt"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let (check, _) = CUT.split_once("cat /proc").unwrap();
+        let check = check.replace("PATH=", &format!("PATH={}:", dir.path().display()));
+        let output = Command::new("/bin/sh").args(["-euc", &check]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no power of its own"));
+    }
 }

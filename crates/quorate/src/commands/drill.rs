@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use quorate_drill::power::{LabPower, Power};
+use quorate_drill::power::{LabPower, Power, SysrqPower};
 use quorate_drill::scenario::{self, Around};
 use quorate_drill::{Clients, Drill, Error, Event, Options, Report, Run, Scenario, chaos, coverage, expand, probe};
 
@@ -74,6 +74,11 @@ enum Verb {
     },
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PowerBy {
+    Sysrq,
+}
+
 #[derive(Debug, Args)]
 struct RunArgs {
     #[command(flatten)]
@@ -98,9 +103,15 @@ struct RunArgs {
     /// Length of the random walk, such as 90s or 10m; the scenario under way is finished.
     #[arg(long = "for", requires = "chaos", value_name = "TIME", default_value = "10m", value_parser = duration)]
     length: Duration,
+    /// How machines outside a lab lose their power: `sysrq` has their kernels restart at once.
+    #[arg(long, value_enum)]
+    power: Option<PowerBy>,
     /// Permit scenarios that take the whole API away for a while.
     #[arg(long)]
     allow_outage: bool,
+    /// Go on after a scenario from which the cluster did not recover in time.
+    #[arg(long)]
+    keep_going: bool,
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
@@ -176,8 +187,13 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let program = std::env::current_exe().context("find this program's own path")?;
     let lab = lab(&loaded);
+    if args.power.is_some() && lab.is_some() {
+        return Err(UserError::new("a lab's machines have a switch")
+            .hint("their kernel is this computer's: leave --power away")
+            .into());
+    }
     let around = Around {
-        power: lab.is_some(),
+        power: lab.is_some() || args.power.is_some(),
         shared_clock: lab.is_some(),
         foreign_vip: args.foreign_vip.is_some(),
     };
@@ -198,7 +214,14 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
     let operator = operator(&session, lab.as_ref(), &program).await;
-    let power = lab.map(|lab| Arc::new(LabPower::new(lab, program)) as Arc<dyn Power>);
+    let power = match (lab, args.power) {
+        (Some(lab), _) => Some(Arc::new(LabPower::new(lab, program)) as Arc<dyn Power>),
+        (None, Some(PowerBy::Sysrq)) => {
+            let runtime = tokio::runtime::Handle::current();
+            Some(Arc::new(SysrqPower::new(session.fleet.clone(), runtime)) as Arc<dyn Power>)
+        }
+        (None, None) => None,
+    };
     let json = args.output == Output::Json;
     let begun = Instant::now();
     let options = Options {
@@ -211,6 +234,7 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
             Clients::Endpoint
         },
         steal: args.steal,
+        keep_going: args.keep_going,
         ..Options::default()
     };
     let mut drill = Drill {
