@@ -77,7 +77,14 @@ pub fn document() -> String {
     }
     text.push_str("\nAfter every scenario: all checks of `quorate status` hold again, etcd's member list is that of the cluster file, the VIP had never two owners for longer than half a second once the fault was gone, and every acknowledged write is there.\n");
     text.push_str("A scenario that a machine cannot have (no `strace`, no `/dev/net/tun`, no disk or clock of its own) says `skipped: reason`.\n");
-    text.push_str("\n## Fault matrix\n\n| row | fault | shown by |\n|--:|---|---|\n");
+    text.push_str("\n## Fault matrix\n\n");
+    text.push_str(&matrix());
+    text
+}
+
+/// The rows as a table; also in SPECIFICATION.md.
+pub fn matrix() -> String {
+    let mut text = String::from("| row | fault | shown by |\n|--:|---|---|\n");
     for row in rows() {
         let _ = writeln!(text, "| {} | {} | {} |", row.number, row.fault, row.shown());
     }
@@ -202,15 +209,25 @@ mod tests {
 
     /// `UPDATE_DOCS=1 cargo test -p quorate-drill` writes it.
     #[test]
-    fn the_document_is_up_to_date() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/drills.md");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            std::fs::write(path, document()).unwrap();
+    fn the_documents_are_up_to_date() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        let specification = format!("{root}/SPECIFICATION.md");
+        let is = std::fs::read_to_string(&specification).unwrap_or_default();
+        let (before, rest) = is.split_once(BEGINS).expect("the matrix begins");
+        let (_, after) = rest.split_once(ENDS).expect("the matrix ends");
+        let wanted = [
+            (format!("{root}/docs/reference/drills.md"), document()),
+            (specification, format!("{before}{BEGINS}\n{}{ENDS}{after}", matrix())),
+        ];
+        for (path, wanted) in wanted {
+            if std::env::var_os("UPDATE_DOCS").is_some() {
+                std::fs::write(&path, &wanted).unwrap();
+            }
+            let is = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(is == wanted, "{path}: UPDATE_DOCS=1 cargo test -p quorate-drill");
         }
-        assert_eq!(
-            std::fs::read_to_string(path).unwrap_or_default(),
-            document(),
-            "UPDATE_DOCS=1 cargo test -p quorate-drill"
-        );
     }
+
+    const BEGINS: &str = "<!-- Fault matrix: written by crates/drill/src/coverage.rs -->";
+    const ENDS: &str = "<!-- Fault matrix ends -->";
 }
