@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use quorate_machine::{MachineRef, Request, Response};
 use quorate_run::{Api, Session, etcd};
+use quorate_spec::Spec;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
@@ -54,7 +55,7 @@ impl Observer {
             .iter()
             .filter_map(|machine| session.fleet.get(&machine.name))
         {
-            tasks.spawn(leader(machine.clone(), seen.clone()));
+            tasks.spawn(leader(machine.clone(), session.spec.clone(), seen.clone()));
         }
         tasks.spawn(leases(apis, seen.clone()));
         Self { seen, _tasks: tasks }
@@ -97,10 +98,10 @@ async fn vip(machine: MachineRef, vip: IpAddr, seen: Arc<Mutex<Seen>>) {
     }
 }
 
-async fn leader(machine: MachineRef, seen: Arc<Mutex<Seen>>) {
+async fn leader(machine: MachineRef, spec: Arc<Spec>, seen: Arc<Mutex<Seen>>) {
     loop {
         let asked = monotonic_us();
-        let status = tokio::time::timeout(PATIENCE, etcd::status(&machine)).await;
+        let status = tokio::time::timeout(PATIENCE, etcd::status(&machine, &spec)).await;
         let at_us = (asked + monotonic_us()) / 2;
         // A member that does not answer leads nobody.
         let holds = matches!(status, Ok(Ok(status)) if status.is_leader());

@@ -90,7 +90,7 @@ async fn etcd_leader(session: &Session) -> Option<String> {
         .iter()
         .filter_map(|machine| session.fleet.get(&machine.name))
         .map(|machine| async move {
-            let status = etcd::status(machine).await.ok()?;
+            let status = etcd::status(machine, &session.spec).await.ok()?;
             status.is_leader().then(|| machine.name().to_owned())
         });
     join_all(looks).await.into_iter().flatten().next()

@@ -8,6 +8,20 @@ pub(crate) fn difference(wanted: &Value, live: &Value) -> Option<String> {
     find(wanted, live, &mut String::new())
 }
 
+/// `found` with everything `wanted` says; lists are replaced as a whole.
+pub(crate) fn overlay(found: Value, wanted: &Value) -> Value {
+    match (found, wanted) {
+        (Value::Object(mut found), Value::Object(wanted)) => {
+            for (name, value) in wanted {
+                let former = found.remove(name).unwrap_or_default();
+                found.insert(name.clone(), overlay(former, value));
+            }
+            Value::Object(found)
+        }
+        (_, wanted) => wanted.clone(),
+    }
+}
+
 fn find(wanted: &Value, live: &Value, path: &mut String) -> Option<String> {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => wanted.iter().find_map(|(key, value)| {
@@ -53,6 +67,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_overlay_keeps_what_is_not_wanted_otherwise() {
+        assert_eq!(
+            overlay(
+                json!({"a": {"b": 1, "c": [1, 2]}, "d": 2}),
+                &json!({"a": {"c": [3]}, "e": true})
+            ),
+            json!({"a": {"b": 1, "c": [3]}, "d": 2, "e": true})
+        );
+    }
 
     #[test]
     fn a_live_object_with_more_fields_is_no_difference_and_a_changed_one_is_named() {

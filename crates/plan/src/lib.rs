@@ -57,7 +57,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
             });
         }
     }
-    for stage in stages::STAGES {
+    for stage in stages::of(spec) {
         let planned = stage(&context);
         plan.notes.extend(planned.notes);
         if !planned.stage.steps.is_empty() {
@@ -71,9 +71,6 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
 /// while there are any.
 pub fn not_deployable(spec: &Spec) -> Vec<String> {
     let mut options = Vec::new();
-    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
-        options.push("kubernetes.bootstrap: kubeadm (write `binary`)".to_owned());
-    }
     if spec.balancer_as == quorate_spec::RunAs::StaticPod {
         options.push("the agent as a static Pod (write `unit`)".to_owned());
     }

@@ -11,6 +11,7 @@ pub const STATIC_PODS: &str = "/etc/kubernetes/manifests";
 pub const ETCD: &str = "/etc/etcd";
 pub const ETCD_DATA: &str = "/var/lib/etcd";
 pub const CONTAINERD: &str = "/etc/containerd";
+pub const AUDIT_LOGS: &str = "/var/log/kubernetes";
 pub const QUORATE: &str = "/etc/quorate";
 /// Content-addressed blobs, placed by `machine`.
 pub const BLOBS: &str = "/var/lib/quorate/blobs";

@@ -52,6 +52,23 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// A machine of which nothing special is known.
+    pub(crate) fn plain() -> Self {
+        Self {
+            cgroup_v2: true,
+            systemd_cgroups: true,
+            oom_adjustable: true,
+            conntrack_writable: true,
+            swap_immutable: false,
+            file_limit: None,
+            resolv_conf: None,
+            proxy_mode: "nftables",
+            nftables: true,
+        }
+    }
+}
+
 /// Without CAP_SYS_RESOURCE a unit may not go above the hard limit it inherits; container managers commonly give this much.
 const UNPRIVILEGED_FILES: u64 = 16_384;
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use quorate_facts::HostFacts;
 use quorate_pki::inventory::{Inventory, Place};
-use quorate_spec::{Machine, Spec};
+use quorate_spec::{Bootstrap, Machine, Spec};
 
-use crate::components::{agent, coredns, haproxy, keepalived, objects, probe};
+use crate::components::{agent, coredns, haproxy, keepalived, kube_proxy, kubeadm, objects, probe};
 use crate::paths;
 
 /// What to look at on one machine.
@@ -29,7 +29,8 @@ pub struct MachineQuery {
 pub const BEFORE: &str = "/var/lib/quorate/before.json";
 
 /// Directories Quorate makes, and removes again.
-pub(crate) const DIRECTORIES: [&str; 14] = [
+pub(crate) const DIRECTORIES: [&str; 15] = [
+    "/etc/systemd/system/kubelet.service.d",
     paths::BIN,
     "/opt/quorate",
     "/opt/cni",
@@ -66,13 +67,15 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     for file in ["sa.key", "sa.pub", "etcd"] {
         paths_.insert(paths::pki(file));
     }
+    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
+        kubeadm(machine, &mut paths_, &mut texts);
+    } else {
+        texts.extend(["controller-manager.conf", "scheduler.conf", "kubelet.conf"].map(etc));
+    }
     for file in [
         "authentication.yaml",
         "admission.yaml",
         "audit-policy.yaml",
-        "controller-manager.conf",
-        "scheduler.conf",
-        "kubelet.conf",
         "kube-proxy.conf",
         "kube-proxy.yaml",
         "flannel.conf",
@@ -150,12 +153,13 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     }
 }
 
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "quorate",
     "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
     "kubectl",
+    "kubeadm",
     "etcd",
     "etcdctl",
     "etcdutl",
@@ -168,19 +172,63 @@ const PROGRAMS: [&str; 15] = [
     "flanneld",
 ];
 
+fn etc(file: &str) -> String {
+    format!("{}/{file}", paths::KUBERNETES)
+}
+
+/// Its kubeconfigs have keys in them, so they are not read. A worker's kubelet has a file of its own for its key.
+fn kubeadm(machine: &Machine, paths_: &mut BTreeSet<String>, texts: &mut BTreeSet<String>) {
+    if machine.is_control_plane() {
+        paths_.insert(etc("kubelet.conf"));
+    } else {
+        texts.insert(etc("kubelet.conf"));
+    }
+    for secret in [kubeadm::INIT, kubeadm::JOIN] {
+        paths_.insert(secret.into());
+    }
+    paths_.extend([kubeadm::FOLDER, kubeadm::PATCHES, paths::AUDIT_LOGS].map(str::to_owned));
+    texts.extend(
+        [
+            kubeadm::CONFIG,
+            kubeadm::RESET,
+            kubeadm::DISCOVERY,
+            kubeadm::FOUNDING,
+            kubeadm::JOINING,
+            kubeadm::FLAGS,
+            kubeadm::KUBELET_DROP_IN,
+        ]
+        .map(str::to_owned),
+    );
+    texts.insert(kubeadm::patch("kubeletconfiguration"));
+    for pod in kubeadm::PODS {
+        texts.insert(kubeadm::patch(pod));
+        texts.insert(format!("{}/{pod}.yaml", paths::STATIC_PODS));
+    }
+}
+
 /// API paths of every object a plan may want to change.
 pub fn objects(spec: &Spec) -> Vec<String> {
+    let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
     let dns = coredns::objects("", &spec.kubernetes.domain, 1, &spec.dns.cluster_ips, false);
     let all = objects::rbac()
         .into_iter()
         .chain(objects::flannel_rbac())
         .chain(dns)
         .chain(probe::objects(""));
-    all.map(|object| object.path)
-        .chain(
-            spec.nodes()
-                .into_iter()
-                .map(|node| crate::stages::node_path(&node.name)),
-        )
-        .collect()
+    let nodes = spec.nodes();
+    let mut found: Vec<String> = all
+        .map(|object| object.path)
+        .chain(nodes.iter().map(|node| crate::stages::node_path(&node.name)))
+        .collect();
+    if kubeadm {
+        let shared = kube_proxy::Shared {
+            mode: "nftables",
+            oom_adjustable: true,
+            conntrack_writable: true,
+        };
+        let proxy = kube_proxy::objects(spec, "", &shared);
+        found.extend(proxy.into_iter().map(|object| object.path));
+        found.extend(["kubeadm-config", "kubelet-config"].map(crate::stages::config_map));
+    }
+    found
 }

@@ -153,6 +153,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             .iter()
             .map(|plugin| format!("{}/{plugin}", paths::CNI_BIN)),
     );
+    files.push(crate::components::kubeadm::KUBELET_DROP_IN.to_owned());
     let present: Vec<String> = files
         .into_iter()
         .filter(|path| host.files.get(path).is_some_and(|file| file.exists()))

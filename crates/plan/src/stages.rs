@@ -4,6 +4,7 @@ mod control_plane;
 mod dns;
 mod endpoint;
 mod etcd;
+mod kubeadm;
 mod labels;
 mod network;
 mod nodes;
@@ -11,12 +12,15 @@ mod prepare;
 mod programs;
 mod runtime;
 
-pub(crate) use control_plane::level;
+pub(crate) use control_plane::{ControlPlane, api_server_files, control_plane_flags, etcd_servers, join_nets, level};
+pub(crate) use kubeadm::config_map;
 pub(crate) use nodes::node_path;
 pub(crate) use prepare::{AT_LEAST, block_of, own_settings};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;
+
+use quorate_spec::{Bootstrap, Spec};
 
 use crate::model::{Note, Stage};
 use crate::want::Context;
@@ -29,7 +33,15 @@ pub(crate) struct Planned {
 
 type StagePlanner = fn(&Context<'_>) -> Planned;
 
-pub(crate) const STAGES: [StagePlanner; 11] = [
+/// In the order on the machines.
+pub(crate) fn of(spec: &Spec) -> &'static [StagePlanner] {
+    match spec.kubernetes.bootstrap {
+        Bootstrap::Binary => &BINARY,
+        Bootstrap::Kubeadm => &KUBEADM,
+    }
+}
+
+const BINARY: [StagePlanner; 11] = [
     prepare::plan,              // users, folders, kernel modules, sysctls, swap, hosts file, firewall
     programs::plan,             // the bundle's blobs, once per machine
     runtime::plan,              // containerd, images
@@ -41,6 +53,21 @@ pub(crate) const STAGES: [StagePlanner; 11] = [
     network::plan,              // Pod network; nodes become Ready
     dns::plan,                  // CoreDNS, probe
     labels::plan,               // labels and taints as declared
+];
+
+const KUBEADM: [StagePlanner; 12] = [
+    prepare::plan,
+    programs::plan,
+    runtime::plan,
+    etcd::plan, // where it is external
+    endpoint::in_front_of_etcd,
+    kubeadm::pki,           // authorities and certificates of the control planes
+    endpoint::plan,         // before there is an API: kubeadm goes by the endpoint
+    kubeadm::control_plane, // static Pods; one founds, the others join
+    kubeadm::workers,
+    network::plan,
+    dns::plan,
+    labels::plan,
 ];
 
 impl From<Stage> for Planned {

@@ -39,6 +39,12 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Whether etcd is a unit of ours; else it is a static Pod of kubeadm's.
+    pub(crate) fn etcd_unit(&self) -> bool {
+        self.spec.kubernetes.bootstrap == quorate_spec::Bootstrap::Binary
+            || self.spec.etcd.topology == quorate_spec::EtcdTopology::External
+    }
+
     pub(crate) fn profile(&self, machine: &str) -> &Profile {
         &self.profiles[machine]
     }
@@ -315,7 +321,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// Hash of the content, where it is known beforehand.
-    fn expected_hash(&self, content: &Content) -> Option<String> {
+    pub(crate) fn expected_hash(&self, content: &Content) -> Option<String> {
         let operator = &self.context.facts.operator;
         match content {
             Content::Text { text } => Some(sha256(text.as_bytes())),
@@ -472,18 +478,28 @@ impl<'a> Wanted<'a> {
 
     /// A unit that is enabled and runs this text with these inputs; restarted when one of them changes.
     pub(crate) fn unit(&mut self, name: &str, text: &str, inputs: &[&str]) {
-        let path = paths::unit(name);
         // The inputs' own content is part of the text, so that a change is seen even if a run ended between writing a
         // file and restarting the unit: systemd then reports that the unit file is newer than what it loaded.
         let text = format!("{text}# inputs: {}\n", self.fingerprint(inputs));
+        self.plain_unit(name, &text, inputs, true);
+    }
+
+    /// The same with the text as it is. `runs`: also started, and restarted when an input was written in this step; else
+    /// only enabled, because somebody else starts it first.
+    pub(crate) fn plain_unit(&mut self, name: &str, text: &str, inputs: &[&str], runs: bool) {
+        let path = paths::unit(name);
         self.text(&path, text);
         let found = self.host.units.get(name);
         let changed = self.touched.contains(&path) || inputs.iter().any(|input| self.touched.contains(*input));
         let stale = found.is_some_and(|unit| unit.needs_daemon_reload);
-        self.units.reload |= self.touched.contains(&path) || stale;
+        let drop_in = |input: &&&str| input.starts_with(paths::UNITS) && self.touched.contains(**input);
+        self.units.reload |= self.touched.contains(&path) || stale || inputs.iter().any(|input| drop_in(&input));
         if !found.is_some_and(|unit| unit.is_enabled()) {
             self.because("units", format!("{name} is not enabled"));
             self.units.enable.push(name.into());
+        }
+        if !runs {
+            return;
         }
         match found {
             // One that is still starting also runs what was there before; starting it again would change nothing.
@@ -578,7 +594,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// Where a program's link will lead. Programs are linked in a stage of their own, so facts may still show the old one.
-    fn program_target(&self, path: &str) -> Option<String> {
+    pub(crate) fn program_target(&self, path: &str) -> Option<String> {
         let name = path.strip_prefix(paths::BIN)?.strip_prefix('/')?;
         if name == "quorate" {
             return Some(format!(

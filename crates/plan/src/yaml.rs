@@ -4,6 +4,11 @@ use serde_json::Value;
 
 const HEADER: &str = "# Written by quorate; changed by `quorate apply`.\n";
 
+/// What a file or a ConfigMap holds; `Null` for what is no YAML.
+pub(crate) fn parse(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap_or_default()
+}
+
 pub(crate) fn render(value: &Value) -> String {
     let mut text = String::from(HEADER);
     // A `Value` has string keys and finite numbers only, so serialising cannot fail.

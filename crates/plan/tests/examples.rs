@@ -9,7 +9,7 @@
 mod fabricated;
 
 use quorate_facts::*;
-use quorate_plan::{Action, Plan, lint::lint, plan};
+use quorate_plan::{Action, Content, Plan, lint::lint, plan};
 
 use crate::fabricated::{fresh, load};
 
@@ -49,6 +49,36 @@ fn units_and_configuration_of_the_smallest_cluster() {
                     file.path,
                     quorate_plan::file_diff(file)
                 ));
+            }
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+/// What kubeadm is told on the machine that founds, on one that joins, and on a worker.
+#[test]
+fn kubeadm_configuration_of_the_pair_of_load_balancers() {
+    let spec =
+        load(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/lb-pair.yaml")).unwrap());
+    let made = plan(&spec, &fresh(&spec));
+    let mut text = String::new();
+    let told = |path: &str| path.contains("/kubeadm") || path.contains("kubelet.service");
+    for (machine, file) in [("m1", "init.yaml"), ("m2", "join.yaml"), ("w1", "join.yaml")] {
+        for step in made.steps().filter(|step| step.machine == machine) {
+            let Action::Files { files } = &step.action else {
+                continue;
+            };
+            let shown = files.iter().filter(|change| {
+                told(&change.path)
+                    && (machine == "m1" && !change.path.ends_with("config.yaml") || change.path.ends_with(file))
+            });
+            for change in shown {
+                let content = match &change.content {
+                    Content::Text { text } => text,
+                    Content::Template { template, .. } => template,
+                    other => panic!("{other:?}"),
+                };
+                text.push_str(&format!("=== {machine} {:o} {}\n{content}\n", change.mode, change.path));
             }
         }
     }

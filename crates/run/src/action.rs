@@ -145,9 +145,9 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
                 .await?;
             Ok(())
         }
-        Action::EtcdAddLearner { peer_url, .. } => Ok(etcd::add_learner(machine, peer_url).await?),
-        Action::EtcdPromote { name } => Ok(etcd::promote(machine, name).await?),
-        Action::EtcdRemove { id, .. } => Ok(etcd::remove(machine, id).await?),
+        Action::EtcdAddLearner { peer_url, .. } => Ok(etcd::add_learner(machine, &run.spec, peer_url).await?),
+        Action::EtcdPromote { name } => Ok(etcd::promote(machine, &run.spec, name).await?),
+        Action::EtcdRemove { id, .. } => Ok(etcd::remove(machine, &run.spec, id).await?),
         Action::Apply { objects } => {
             for object in objects {
                 apply(run, machine, object).await?;

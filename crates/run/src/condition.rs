@@ -159,7 +159,7 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
         Condition::NodeReady { node } => object(run, machine, &format!("/api/v1/nodes/{node}"), node_ready).await,
         Condition::EtcdMember { name } => {
             let member = run.fleet.get(name).unwrap_or(machine);
-            match etcd::status(member).await {
+            match etcd::status(member, &run.spec).await {
                 Ok(status) if status.is_healthy() => Ok(()),
                 Ok(status) if status.learner => Err(("it is a learner".into(), POLL)),
                 Ok(_) => Err(("it sees no leader".into(), POLL)),

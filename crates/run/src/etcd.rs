@@ -6,11 +6,11 @@ use std::time::Duration;
 use quorate_facts::EtcdMember;
 use quorate_machine::proto::HttpRequest;
 use quorate_machine::{MachineError, MachineRef};
+use quorate_spec::{Bootstrap, EtcdTopology, Spec};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 const URL: &str = "https://127.0.0.1:2379";
-const PKI: &str = "/etc/etcd/pki";
 /// A member without a quorum keeps linearizable requests waiting; nobody waits for it longer.
 const TIMEOUT_MS: u64 = 2_000;
 /// After a start or a change etcd refuses the next change of membership until all voters were connected for 5 s.
@@ -50,15 +50,25 @@ impl Status {
     }
 }
 
+/// Where a member's certificates lie on its machine.
+fn pki(spec: &Spec) -> &'static str {
+    let stacked = spec.etcd.topology == EtcdTopology::Stacked;
+    if stacked && spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
+        "/etc/kubernetes/pki/etcd"
+    } else {
+        "/etc/etcd/pki"
+    }
+}
+
 /// The cluster's id and its members; `healthy` is not filled in.
-pub async fn members(machine: &MachineRef) -> Result<(String, Vec<EtcdMember>), EtcdError> {
-    let reply = call(machine, "/v3/cluster/member/list", json!({})).await?;
+pub async fn members(machine: &MachineRef, spec: &Spec) -> Result<(String, Vec<EtcdMember>), EtcdError> {
+    let reply = call(machine, spec, "/v3/cluster/member/list", json!({})).await?;
     let members = reply.get("members").and_then(Value::as_array).into_iter().flatten();
     Ok((id(&reply, "/header/cluster_id"), members.map(member).collect()))
 }
 
-pub async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
-    let reply = call(machine, "/v3/maintenance/status", json!({})).await?;
+pub async fn status(machine: &MachineRef, spec: &Spec) -> Result<Status, EtcdError> {
+    let reply = call(machine, spec, "/v3/maintenance/status", json!({})).await?;
     let leader = id(&reply, "/leader");
     Ok(Status {
         cluster_id: id(&reply, "/header/cluster_id"),
@@ -78,8 +88,8 @@ pub async fn status(machine: &MachineRef) -> Result<Status, EtcdError> {
 }
 
 /// Adds a learner with this peer URL; one that is there already is fine.
-pub(crate) async fn add_learner(machine: &MachineRef, peer_url: &str) -> Result<(), EtcdError> {
-    if members(machine)
+pub(crate) async fn add_learner(machine: &MachineRef, spec: &Spec, peer_url: &str) -> Result<(), EtcdError> {
+    if members(machine, spec)
         .await?
         .1
         .iter()
@@ -89,6 +99,7 @@ pub(crate) async fn add_learner(machine: &MachineRef, peer_url: &str) -> Result<
     }
     change(
         machine,
+        spec,
         "/v3/cluster/member/add",
         json!({"peerURLs": [peer_url], "isLearner": true}),
     )
@@ -96,30 +107,30 @@ pub(crate) async fn add_learner(machine: &MachineRef, peer_url: &str) -> Result<
 }
 
 /// Makes the learner a voter; a voter is fine. Refused by etcd until it has caught up.
-pub(crate) async fn promote(machine: &MachineRef, name: &str) -> Result<(), EtcdError> {
-    let (_, members) = members(machine).await?;
+pub(crate) async fn promote(machine: &MachineRef, spec: &Spec, name: &str) -> Result<(), EtcdError> {
+    let (_, members) = members(machine, spec).await?;
     match members.iter().find(|member| member.name == name) {
         None => Err(EtcdError::NoMember {
             machine: machine.name().into(),
             name: name.into(),
         }),
         Some(member) if !member.learner => Ok(()),
-        Some(member) => change(machine, "/v3/cluster/member/promote", json!({"ID": member.id})).await,
+        Some(member) => change(machine, spec, "/v3/cluster/member/promote", json!({"ID": member.id})).await,
     }
 }
 
 /// Removes a member by its id; an unknown one is fine.
-pub(crate) async fn remove(machine: &MachineRef, id: &str) -> Result<(), EtcdError> {
-    if !members(machine).await?.1.iter().any(|member| member.id == id) {
+pub(crate) async fn remove(machine: &MachineRef, spec: &Spec, id: &str) -> Result<(), EtcdError> {
+    if !members(machine, spec).await?.1.iter().any(|member| member.id == id) {
         return Ok(());
     }
-    change(machine, "/v3/cluster/member/remove", json!({"ID": id})).await
+    change(machine, spec, "/v3/cluster/member/remove", json!({"ID": id})).await
 }
 
-async fn change(machine: &MachineRef, path: &str, body: Value) -> Result<(), EtcdError> {
+async fn change(machine: &MachineRef, spec: &Spec, path: &str, body: Value) -> Result<(), EtcdError> {
     let ends = Instant::now() + RECONFIGURE;
     loop {
-        match call(machine, path, body.clone()).await {
+        match call(machine, spec, path, body.clone()).await {
             Ok(_) => return Ok(()),
             Err(EtcdError::Refused { message, .. }) if not_yet(&message) && Instant::now() < ends => {
                 sleep(Duration::from_millis(250)).await
@@ -143,12 +154,13 @@ fn not_yet(message: &str) -> bool {
     .any(|text| message.contains(text))
 }
 
-async fn call(machine: &MachineRef, path: &str, body: Value) -> Result<Value, EtcdError> {
+async fn call(machine: &MachineRef, spec: &Spec, path: &str, body: Value) -> Result<Value, EtcdError> {
+    let pki = pki(spec);
     let mut request = HttpRequest::new("POST", format!("{URL}{path}"))
-        .ca(format!("{PKI}/ca.crt"))
+        .ca(format!("{pki}/ca.crt"))
         .client_cert(
-            format!("{PKI}/healthcheck-client.crt"),
-            format!("{PKI}/healthcheck-client.key"),
+            format!("{pki}/healthcheck-client.crt"),
+            format!("{pki}/healthcheck-client.key"),
         )
         .json(body.to_string());
     request.timeout_ms = TIMEOUT_MS;

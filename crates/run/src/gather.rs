@@ -151,7 +151,7 @@ async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<S
     Some(listed.stdout.lossy().lines().map(str::to_owned).collect())
 }
 
-async fn cluster(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
+async fn cluster(spec: &Arc<Spec>, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
     let (etcd, (ready_api_servers, objects)) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
     ClusterFacts {
         ready_api_servers,
@@ -161,13 +161,14 @@ async fn cluster(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> Clus
     }
 }
 
-async fn etcd_facts(spec: &Spec, fleet: &Fleet) -> Option<EtcdFacts> {
+async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
     let mut asked = JoinSet::new();
     for machine in spec.etcd_members() {
         let Some(connection) = fleet.get(&machine.name).cloned() else {
             continue;
         };
-        asked.spawn(async move { tokio::join!(etcd::members(&connection), etcd::status(&connection)) });
+        let spec = spec.clone();
+        asked.spawn(async move { tokio::join!(etcd::members(&connection, &spec), etcd::status(&connection, &spec)) });
     }
     let answers = asked.join_all().await;
     let (cluster_id, mut members) = answers.iter().find_map(|(members, _)| members.as_ref().ok().cloned())?;

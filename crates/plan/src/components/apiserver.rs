@@ -83,7 +83,7 @@ impl ApiServer<'_> {
         if self.audit.enabled {
             flags
                 .set("audit-policy-file", etc("audit-policy.yaml"))
-                .set("audit-log-path", "/var/log/kubernetes/audit.log")
+                .set("audit-log-path", format!("{}/audit.log", paths::AUDIT_LOGS))
                 .set("audit-log-maxage", self.audit.max_age_days.to_string())
                 .set("audit-log-maxbackup", self.audit.max_backups.to_string())
                 .set("audit-log-maxsize", self.audit.max_size_mib.to_string());
@@ -121,13 +121,20 @@ impl ApiServer<'_> {
     }
 }
 
-pub(crate) fn authentication() -> String {
+/// `discovery`: whoever holds a bootstrap token may read what `kubeadm join` verifies with it; RBAC allows that one
+/// ConfigMap.
+pub(crate) fn authentication(discovery: bool) -> String {
+    let mut open = vec!["/livez", "/readyz", "/healthz"];
+    if discovery {
+        open.push("/api/v1/namespaces/kube-public/configmaps/cluster-info");
+    }
+    let conditions: Vec<_> = open.into_iter().map(|path| json!({"path": path})).collect();
     yaml::render(&json!({
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "AuthenticationConfiguration",
         "anonymous": {
             "enabled": true,
-            "conditions": [{"path": "/livez"}, {"path": "/readyz"}, {"path": "/healthz"}],
+            "conditions": conditions,
         },
     }))
 }

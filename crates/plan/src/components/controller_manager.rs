@@ -16,7 +16,7 @@ pub(crate) struct ControllerManager<'a> {
 }
 
 impl ControllerManager<'_> {
-    pub(crate) fn unit(&self, profile: &Profile) -> String {
+    pub(crate) fn flags(&self) -> Flags {
         let mut flags = Flags::default();
         let kubeconfig = format!("{}/controller-manager.conf", paths::KUBERNETES);
         flags
@@ -47,12 +47,16 @@ impl ControllerManager<'_> {
             flags.set("feature-gates", &self.feature_gates);
         }
         flags.extend(self.extra.iter().copied());
+        flags
+    }
+
+    pub(crate) fn unit(&self, profile: &Profile) -> String {
         Unit {
             description: "Kubernetes controller manager",
             documentation: "https://kubernetes.io/docs/reference/command-line-tools-reference/kube-controller-manager/",
             after: &["kube-apiserver.service"],
             program: paths::bin("kube-controller-manager"),
-            flags,
+            flags: self.flags(),
             notify: false,
             service: Vec::new(),
             oom_score: -900,

@@ -12,13 +12,7 @@ pub(crate) const METRICS_PORT: u16 = 2381;
 /// Largest database, bytes. 8 GiB is the most etcd's documentation advises.
 const GIB: u64 = 1 << 30;
 
-pub(crate) fn unit(
-    member: &Member,
-    quota_gib: u64,
-    data: &str,
-    extra: &[(&String, &String)],
-    profile: &Profile,
-) -> String {
+pub(crate) fn flags(member: &Member, quota_gib: u64, data: &str, extra: &[(&String, &String)]) -> Flags {
     let address = member.address;
     let mut flags = Flags::default();
     let pki = |file: &str| format!("{}/pki/{file}", paths::ETCD);
@@ -57,6 +51,10 @@ pub(crate) fn unit(
         .set("logger", "zap")
         .set("log-level", "info");
     flags.extend(extra.iter().copied());
+    flags
+}
+
+pub(crate) fn unit(flags: Flags, data: &str, profile: &Profile) -> String {
     Unit {
         description: "etcd, the cluster's store",
         documentation: "https://etcd.io/docs/",

@@ -23,6 +23,11 @@ pub(crate) struct Kubelet<'a> {
 
 impl Kubelet<'_> {
     pub(crate) fn config(&self, profile: &Profile) -> String {
+        yaml::render(&self.settings(profile))
+    }
+
+    /// The same as a value.
+    pub(crate) fn settings(&self, profile: &Profile) -> Value {
         let mut gates: Map<String, Value> = self
             .settings
             .feature_gates
@@ -71,7 +76,7 @@ impl Kubelet<'_> {
         if !gates.is_empty() {
             config["featureGates"] = Value::Object(gates);
         }
-        yaml::render(&config)
+        config
     }
 
     pub(crate) fn unit(&self, profile: &Profile) -> String {

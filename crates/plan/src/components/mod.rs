@@ -10,6 +10,7 @@ pub(crate) mod flannel;
 pub(crate) mod haproxy;
 pub(crate) mod keepalived;
 pub(crate) mod kube_proxy;
+pub(crate) mod kubeadm;
 pub(crate) mod kubeconfig;
 pub(crate) mod kubelet;
 pub(crate) mod objects;

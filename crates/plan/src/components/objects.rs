@@ -1,4 +1,4 @@
-//! Kubernetes objects of a `bootstrap: binary` cluster: who may do what, and how nodes join.
+//! Kubernetes objects of a cluster: who may do what, and how nodes join.
 
 use quorate_pki::inventory::{ADMIN_GROUP, KUBELET_CLIENT_NAME};
 use serde_json::{Value, json};
@@ -20,12 +20,12 @@ pub(crate) fn rbac() -> Vec<ApiObject> {
         cluster_role_binding(
             "quorate:kubelet-bootstrap",
             "system:node-bootstrapper",
-            &[group("system:bootstrappers:quorate")],
+            &[group(JOINING_GROUP)],
         ),
         cluster_role_binding(
             "quorate:node-autoapprove-bootstrap",
             "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
-            &[group("system:bootstrappers:quorate")],
+            &[group(JOINING_GROUP)],
         ),
         cluster_role_binding(
             "quorate:node-autoapprove-certificate-rotation",
@@ -35,8 +35,19 @@ pub(crate) fn rbac() -> Vec<ApiObject> {
     ]
 }
 
+/// The same of a cluster by kubeadm, which brings the others itself.
+pub(crate) fn kubeadm_rbac() -> Vec<ApiObject> {
+    rbac()
+        .into_iter()
+        .filter(|object| object.path.ends_with("/quorate:kube-apiserver-to-kubelet"))
+        .collect()
+}
+
+/// Groups of whoever joins with the bootstrap token.
+pub(crate) const JOINING_GROUP: &str = "system:bootstrappers:quorate";
+
 /// The bootstrap token (KEP: bootstrap tokens); only present while nodes are joining.
-pub(crate) fn bootstrap_token(path: &str) -> ApiObject {
+pub(crate) fn bootstrap_token(path: &str, group: &str) -> ApiObject {
     ApiObject {
         path: path.to_owned(),
         body: json!({
@@ -48,7 +59,7 @@ pub(crate) fn bootstrap_token(path: &str) -> ApiObject {
                 "token-id": "{{secret:bootstrap-token-id}}",
                 "token-secret": "{{secret:bootstrap-token-secret}}",
                 "usage-bootstrap-authentication": "true",
-                "auth-extra-groups": "system:bootstrappers:quorate",
+                "auth-extra-groups": group,
             },
         }),
         secrets: vec![SecretId::BootstrapTokenId, SecretId::BootstrapTokenSecret],
@@ -98,7 +109,7 @@ pub(crate) fn service_account_subject(name: &str, namespace: &str) -> Value {
     json!({"kind": "ServiceAccount", "name": name, "namespace": namespace})
 }
 
-fn group(name: &str) -> Value {
+pub(crate) fn group(name: &str) -> Value {
     json!({"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": name})
 }
 

@@ -4,7 +4,7 @@ use crate::components::unit::{Flags, Unit};
 use crate::paths;
 use crate::profile::Profile;
 
-pub(crate) fn unit(feature_gates: &str, extra: &[(&String, &String)], tls_min: &str, profile: &Profile) -> String {
+pub(crate) fn flags(feature_gates: &str, extra: &[(&String, &String)], tls_min: &str) -> Flags {
     let mut flags = Flags::default();
     let kubeconfig = format!("{}/scheduler.conf", paths::KUBERNETES);
     flags
@@ -21,6 +21,10 @@ pub(crate) fn unit(feature_gates: &str, extra: &[(&String, &String)], tls_min: &
         flags.set("feature-gates", feature_gates);
     }
     flags.extend(extra.iter().copied());
+    flags
+}
+
+pub(crate) fn unit(flags: Flags, profile: &Profile) -> String {
     Unit {
         description: "Kubernetes scheduler",
         documentation: "https://kubernetes.io/docs/reference/command-line-tools-reference/kube-scheduler/",

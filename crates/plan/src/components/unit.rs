@@ -23,6 +23,11 @@ impl Flags {
         self
     }
 
+    /// By name, sorted.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// `ExecStart=` with a flag per line; `%` and `$` doubled, since systemd expands both.
     fn exec_start(&self, program: &str) -> String {
         let mut line = format!("ExecStart={program}");

@@ -1,10 +1,11 @@
 //! Control plane: API servers, controller managers and schedulers on machines that are all alike.
 
 use quorate_pki::inventory::Ca;
-use quorate_spec::{Encryption, EtcdTopology, Machine, PodSecurityLevel, Spec};
+use quorate_spec::{Bootstrap, Encryption, EtcdTopology, Machine, PodSecurityLevel, Spec};
 
 use crate::components::apiserver::{self, ApiServer};
 use crate::components::controller_manager::ControllerManager;
+use crate::components::unit::Flags;
 use crate::components::{etcd, kubeconfig, objects, scheduler};
 use crate::model::*;
 use crate::names::{feature_gates, host_port};
@@ -44,7 +45,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     draft.stage.into()
 }
 
-fn certificates(wanted: &mut Wanted<'_>) {
+pub(crate) fn certificates(wanted: &mut Wanted<'_>) {
     wanted.directory(&paths::pki("etcd"), "root", 0o700);
     for ca in Ca::ALL {
         wanted.authority(ca, paths::PKI);
@@ -77,40 +78,36 @@ fn certificates(wanted: &mut Wanted<'_>) {
 }
 
 fn configuration(wanted: &mut Wanted<'_>) {
-    let spec = wanted.context.spec;
+    for (path, content) in api_server_files(wanted.context.spec) {
+        wanted.file(&path, "root", 0o600, content);
+    }
+}
+
+/// Files the API server's flags name, with their content.
+pub(crate) fn api_server_files(spec: &Spec) -> Vec<(String, Content)> {
     let etc = |file: &str| format!("{}/{file}", paths::KUBERNETES);
-    wanted.file(
-        &etc("authentication.yaml"),
-        "root",
-        0o600,
-        Content::text(apiserver::authentication()),
-    );
-    wanted.file(
-        &etc("admission.yaml"),
-        "root",
-        0o600,
-        Content::text(apiserver::admission(&spec.security.pod_security)),
-    );
+    let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
+    let mut files = vec![
+        (
+            etc("authentication.yaml"),
+            Content::text(apiserver::authentication(kubeadm)),
+        ),
+        (
+            etc("admission.yaml"),
+            Content::text(apiserver::admission(&spec.security.pod_security)),
+        ),
+    ];
     if spec.security.audit.enabled {
-        wanted.file(
-            &etc("audit-policy.yaml"),
-            "root",
-            0o600,
-            Content::text(apiserver::audit_policy()),
-        );
+        files.push((etc("audit-policy.yaml"), Content::text(apiserver::audit_policy())));
     }
     if spec.security.encryption == Encryption::Secretbox {
-        let secrets = vec![quorate_facts::SecretId::EncryptionKey];
-        wanted.file(
-            &etc("encryption.yaml"),
-            "root",
-            0o600,
-            Content::Template {
-                template: apiserver::encryption(),
-                secrets,
-            },
-        );
+        let content = Content::Template {
+            template: apiserver::encryption(),
+            secrets: vec![quorate_facts::SecretId::EncryptionKey],
+        };
+        files.push((etc("encryption.yaml"), content));
     }
+    files
 }
 
 fn kubeconfigs(wanted: &mut Wanted<'_>) {
@@ -175,15 +172,6 @@ fn control_units(wanted: &mut Wanted<'_>) {
         &inputs.iter().map(String::as_str).collect::<Vec<_>>(),
     );
 
-    let manager = ControllerManager {
-        cluster: &spec.name,
-        pods: join(&spec.network.pods),
-        services: join(&spec.network.services),
-        masks: masks(spec),
-        feature_gates: feature_gates(&spec.kubernetes.controller_manager.feature_gates),
-        extra: spec.kubernetes.controller_manager.extra_args.iter().collect(),
-        tls_min: apiserver::tls_version(spec.security.tls_min),
-    };
     let inputs = [
         etc("controller-manager.conf"),
         paths::pki("ca.crt"),
@@ -193,16 +181,11 @@ fn control_units(wanted: &mut Wanted<'_>) {
     ];
     wanted.unit(
         "kube-controller-manager.service",
-        &manager.unit(profile),
+        &controller_manager(spec).unit(profile),
         &inputs.each_ref().map(String::as_str),
     );
 
-    let text = scheduler::unit(
-        &feature_gates(&spec.kubernetes.scheduler.feature_gates),
-        &spec.kubernetes.scheduler.extra_args.iter().collect::<Vec<_>>(),
-        apiserver::tls_version(spec.security.tls_min),
-        profile,
-    );
+    let text = scheduler::unit(scheduler_flags(spec), profile);
     let inputs = [etc("scheduler.conf"), paths::bin("kube-scheduler")];
     wanted.unit("kube-scheduler.service", &text, &inputs.each_ref().map(String::as_str));
     wanted.wait(ready(wanted.machine), READY_TIMEOUT_MS);
@@ -223,9 +206,61 @@ pub(crate) fn ready(machine: &Machine) -> Condition {
     }
 }
 
+fn controller_manager(spec: &Spec) -> ControllerManager<'_> {
+    ControllerManager {
+        cluster: &spec.name,
+        pods: join_nets(&spec.network.pods),
+        services: join_nets(&spec.network.services),
+        masks: masks(spec),
+        feature_gates: feature_gates(&spec.kubernetes.controller_manager.feature_gates),
+        extra: spec.kubernetes.controller_manager.extra_args.iter().collect(),
+        tls_min: apiserver::tls_version(spec.security.tls_min),
+    }
+}
+
+/// Flags of the control plane, apart from those that name one machine.
+pub(crate) struct ControlPlane {
+    pub(crate) api_server: Flags,
+    pub(crate) controller_manager: Flags,
+    pub(crate) scheduler: Flags,
+}
+
+pub(crate) fn control_plane_flags(spec: &Spec) -> ControlPlane {
+    ControlPlane {
+        api_server: api_server(spec, &spec.machines[0]).flags(),
+        controller_manager: controller_manager(spec).flags(),
+        scheduler: scheduler_flags(spec),
+    }
+}
+
+fn scheduler_flags(spec: &Spec) -> Flags {
+    scheduler::flags(
+        &feature_gates(&spec.kubernetes.scheduler.feature_gates),
+        &spec.kubernetes.scheduler.extra_args.iter().collect::<Vec<_>>(),
+        apiserver::tls_version(spec.security.tls_min),
+    )
+}
+
 fn api_server<'a>(spec: &'a Spec, machine: &Machine) -> ApiServer<'a> {
-    let stacked = spec.etcd.topology == EtcdTopology::Stacked;
-    let etcd_servers = if stacked {
+    ApiServer {
+        address: machine.address,
+        etcd_servers: etcd_servers(spec),
+        services: join_nets(&spec.network.services),
+        domain: &spec.kubernetes.domain,
+        control_planes: spec.control_planes().len(),
+        encryption: spec.security.encryption == Encryption::Secretbox,
+        audit: spec.security.audit.clone(),
+        node_ports: format!("{}-{}", spec.network.node_ports.first, spec.network.node_ports.last),
+        tls_min: apiserver::tls_version(spec.security.tls_min),
+        feature_gates: feature_gates(&spec.kubernetes.api_server.feature_gates),
+        extra: spec.kubernetes.api_server.extra_args.iter().collect(),
+        local_etcd: spec.etcd.topology == EtcdTopology::Stacked,
+    }
+}
+
+/// URLs by which API servers reach etcd.
+pub(crate) fn etcd_servers(spec: &Spec) -> Vec<String> {
+    if spec.etcd.topology == EtcdTopology::Stacked {
         // The local member only: when it is gone this server is unready and the balancers use another.
         vec![format!("https://127.0.0.1:{}", etcd::CLIENT_PORT)]
     } else if let Some(vip) = &spec.etcd.vip {
@@ -235,24 +270,10 @@ fn api_server<'a>(spec: &'a Spec, machine: &Machine) -> ApiServer<'a> {
             .iter()
             .map(|member| format!("https://{}", host_port(member.address, etcd::CLIENT_PORT)))
             .collect()
-    };
-    ApiServer {
-        address: machine.address,
-        etcd_servers,
-        services: join(&spec.network.services),
-        domain: &spec.kubernetes.domain,
-        control_planes: spec.control_planes().len(),
-        encryption: spec.security.encryption == Encryption::Secretbox,
-        audit: spec.security.audit.clone(),
-        node_ports: format!("{}-{}", spec.network.node_ports.first, spec.network.node_ports.last),
-        tls_min: apiserver::tls_version(spec.security.tls_min),
-        feature_gates: feature_gates(&spec.kubernetes.api_server.feature_gates),
-        extra: spec.kubernetes.api_server.extra_args.iter().collect(),
-        local_etcd: stacked,
     }
 }
 
-pub(crate) fn join(nets: &[ipnet::IpNet]) -> String {
+pub(crate) fn join_nets(nets: &[ipnet::IpNet]) -> String {
     nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 

@@ -3,7 +3,7 @@
 use quorate_facts::Feature;
 use quorate_lb::config::AgentConfig;
 use quorate_pki::inventory::Ca;
-use quorate_spec::{Access, Machine, Spec};
+use quorate_spec::{Access, Bootstrap, Machine, Spec};
 
 use crate::components::{agent, haproxy, keepalived};
 use crate::model::*;
@@ -169,6 +169,10 @@ fn active(wanted: &mut Wanted<'_>, unit: &str) {
 /// At the machine's own proxy, and where it may hold the VIP, there.
 fn api_answers(spec: &Spec, wanted: &mut Wanted<'_>) {
     let machine = wanted.machine;
+    // kubeadm founds the cluster through the endpoint, so its balancers are up before anything answers behind them.
+    if spec.kubernetes.bootstrap == Bootstrap::Kubeadm && wanted.context.facts.cluster.ready_api_servers.is_empty() {
+        return;
+    }
     if let Access::Proxy { listen } = &spec.access
         && machine.is_node()
     {

@@ -22,6 +22,9 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         "etcd",
         "etcd has a quorum and the members the cluster file names",
     );
+    if !context.etcd_unit() {
+        return draft.stage.into();
+    }
     let mut notes = Vec::new();
     let wanted_members = members(context.spec);
     let reached = context.reached(context.spec.etcd_members());
@@ -70,13 +73,9 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 true
             }
         };
-        let text = component::unit(
-            &member,
-            u64::from(context.spec.etcd.quota_gib),
-            &context.spec.etcd.data_dir,
-            &[],
-            wanted.profile(),
-        );
+        let data_dir = &context.spec.etcd.data_dir;
+        let flags = component::flags(&member, u64::from(context.spec.etcd.quota_gib), data_dir, &[]);
+        let text = component::unit(flags, data_dir, wanted.profile());
         let inputs = [
             paths::bin("etcd"),
             format!("{}/pki/server.crt", paths::ETCD),
@@ -147,27 +146,7 @@ fn join(
         return chain;
     };
     if let Some(found) = found {
-        let id = draft.id(&member.name, "remove-stale");
-        let why = if found.name.is_empty() {
-            format!(
-                "a member with {}'s peer address was added but never started",
-                member.name
-            )
-        } else {
-            format!("member {} is in the list, but its machine has no data", member.name)
-        };
-        draft.push(change(
-            &id,
-            via,
-            "remove the stale member",
-            vec![why],
-            Action::EtcdRemove {
-                id: found.id.clone(),
-                name: member.name.clone(),
-            },
-            chain,
-        ));
-        chain = vec![id];
+        chain = remove_stale(draft, context, live, &member.name, found, chain);
     }
     let id = draft.id(&member.name, "add-learner");
     let peer_url = format!("https://{}", host_port(member.address, component::PEER_PORT));
@@ -180,6 +159,38 @@ fn join(
         Action::EtcdAddLearner {
             name: member.name.clone(),
             peer_url,
+        },
+        chain,
+    ));
+    vec![id]
+}
+
+/// What is left in the list of an earlier life of the machine's member.
+pub(crate) fn remove_stale(
+    draft: &mut Draft<'_>,
+    context: &Context<'_>,
+    live: &[EtcdMember],
+    machine: &str,
+    found: &EtcdMember,
+    chain: Vec<String>,
+) -> Vec<String> {
+    let Some(via) = healthy_other(context, live, machine) else {
+        return chain;
+    };
+    let id = draft.id(machine, "remove-stale");
+    let why = if found.name.is_empty() {
+        format!("a member with {machine}'s peer address was added but never started")
+    } else {
+        format!("member {machine} is in the list, but its machine has no data")
+    };
+    draft.push(change(
+        &id,
+        via,
+        "remove the stale member",
+        vec![why],
+        Action::EtcdRemove {
+            id: found.id.clone(),
+            name: machine.to_owned(),
         },
         chain,
     ));

@@ -86,7 +86,10 @@ fn admit(draft: &mut Draft<'_>, joining: usize) -> Option<String> {
         title: "admit new nodes with a bootstrap token".into(),
         why: vec![format!("{joining} machines have not joined yet")],
         action: Action::Apply {
-            objects: vec![objects::bootstrap_token(objects::BOOTSTRAP_TOKEN_PATH)],
+            objects: vec![objects::bootstrap_token(
+                objects::BOOTSTRAP_TOKEN_PATH,
+                objects::JOINING_GROUP,
+            )],
         },
         needs: Vec::new(),
         done_when: Vec::new(),
@@ -178,22 +181,14 @@ fn proxy(wanted: &mut Wanted<'_>) {
         &paths::pki("kube-proxy.key"),
     );
     wanted.file(&conf, "root", 0o600, Content::text(text));
-    let exclude = match &spec.access {
-        quorate_spec::Access::Ipvs { virtual_address, .. } => vec![format!(
-            "{}/{}",
-            virtual_address.ip(),
-            if virtual_address.is_ipv4() { 32 } else { 128 }
-        )],
-        _ => Vec::new(),
-    };
     let config = format!("{}/kube-proxy.yaml", paths::KUBERNETES);
     wanted.text(
         &config,
         kube_proxy::config(
             &wanted.machine.name,
-            &control_plane::join(&spec.network.pods),
+            &control_plane::join_nets(&spec.network.pods),
             profile.proxy_mode,
-            &exclude,
+            &kube_proxy::excluded(spec),
             profile,
         ),
     );
@@ -206,7 +201,12 @@ fn proxy(wanted: &mut Wanted<'_>) {
 }
 
 /// Serving certificates: only for the names and addresses the cluster file gives this machine.
-fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine, after: Option<String>) -> Option<String> {
+pub(crate) fn approve(
+    draft: &mut Draft<'_>,
+    context: &Context<'_>,
+    machine: &Machine,
+    after: Option<String>,
+) -> Option<String> {
     let host = context.facts.host(&machine.name)?;
     if host.files.get(paths::KUBELET_SERVING).is_some_and(|file| file.exists()) {
         return None;

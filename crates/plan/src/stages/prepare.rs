@@ -195,7 +195,9 @@ fn directories(wanted: &mut Wanted<'_>) {
             wanted.directory(path, "root", mode);
         }
     }
-    if wanted.context.runs_etcd(machine) {
+    if wanted.context.runs_etcd(machine) && !wanted.context.etcd_unit() {
+        wanted.directory(&spec.etcd.data_dir, "root", 0o700);
+    } else if wanted.context.runs_etcd(machine) {
         wanted.user("etcd", &spec.etcd.data_dir);
         wanted.directory(paths::ETCD, "etcd", 0o700);
         wanted.directory(&format!("{}/pki", paths::ETCD), "etcd", 0o700);

@@ -1,7 +1,7 @@
 //! Programs: the bundle's blobs on the machines that need them, and links to them.
 
 use quorate_facts::{BundleItem, ItemKind};
-use quorate_spec::{Cni, Machine};
+use quorate_spec::{Bootstrap, Cni, Machine};
 
 use crate::model::*;
 use crate::paths;
@@ -92,8 +92,15 @@ pub(crate) const CNI_PLUGINS: [&str; 7] = [
 ];
 
 /// Images a node's runtime should hold, by the end of their repository's name.
-pub(crate) fn image_names(context: &Context<'_>) -> Vec<&'static str> {
+pub(crate) fn image_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
     let mut names = vec!["/pause", "/probe"];
+    if context.spec.kubernetes.bootstrap == Bootstrap::Kubeadm {
+        names.push("/kube-proxy");
+        if machine.is_control_plane() {
+            names.extend(["/kube-apiserver", "/kube-controller-manager", "/kube-scheduler"]);
+            names.extend((!context.etcd_unit()).then_some("/etcd"));
+        }
+    }
     if !matches!(context.spec.network.cni, Cni::None) || context.spec.dns.replicas > 0 {
         names.push("/coredns");
     }
@@ -102,12 +109,17 @@ pub(crate) fn image_names(context: &Context<'_>) -> Vec<&'static str> {
 
 fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
     let spec = context.spec;
+    let kubeadm = spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
     let mut names = Vec::new();
     if machine.is_control_plane() {
-        names.extend(["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"]);
+        if !kubeadm {
+            names.extend(["kube-apiserver", "kube-controller-manager", "kube-scheduler"]);
+        }
+        names.push("kubectl");
     }
     if context.runs_etcd(machine) {
-        names.extend(["etcd", "etcdctl", "etcdutl"]);
+        names.extend(context.etcd_unit().then_some("etcd"));
+        names.extend(["etcdctl", "etcdutl"]);
     }
     if machine.is_node() {
         names.extend([
@@ -116,7 +128,7 @@ fn wanted_names(context: &Context<'_>, machine: &Machine) -> Vec<&'static str> {
             "ctr",
             "runc",
             "kubelet",
-            "kube-proxy",
+            if kubeadm { "kubeadm" } else { "kube-proxy" },
         ]);
         names.extend(CNI_PLUGINS);
         if matches!(spec.network.cni, Cni::Flannel(_)) {
@@ -131,7 +143,7 @@ fn items<'a>(context: &Context<'a>, machine: &Machine) -> Vec<&'a BundleItem> {
     let programs = wanted_names(context, machine)
         .into_iter()
         .filter_map(|name| bundle.get(name));
-    let images = image_names(context)
+    let images = image_names(context, machine)
         .into_iter()
         .filter(|_| machine.is_node())
         .filter_map(|name| context.image(name));

@@ -35,7 +35,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 
 fn images(context: &Context<'_>, draft: &mut Draft<'_>, machine: &quorate_spec::Machine, after: Option<String>) {
     let held = context.facts.cluster.images.get(&machine.name);
-    let missing: Vec<BlobRef> = programs::image_names(context)
+    let missing: Vec<BlobRef> = programs::image_names(context, machine)
         .into_iter()
         .filter_map(|name| context.image(name))
         .filter(|item| !held.is_some_and(|held| held.contains(&imported_name(item))))

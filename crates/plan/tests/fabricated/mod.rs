@@ -85,6 +85,11 @@ pub(crate) fn bundle() -> BundleFacts {
         "image:registry.k8s.io/pause:3.10.2",
         "image:quorate.dev/probe:0.1.0",
         "image:registry.k8s.io/coredns/coredns:v1.14.2",
+        "image:registry.k8s.io/kube-apiserver:v1.36.3",
+        "image:registry.k8s.io/kube-controller-manager:v1.36.3",
+        "image:registry.k8s.io/kube-scheduler:v1.36.3",
+        "image:registry.k8s.io/kube-proxy:v1.36.3",
+        "image:registry.k8s.io/etcd:3.6.16-0",
     ];
     let item = |name: &str, kind| BundleItem {
         name: name.into(),

@@ -12,7 +12,7 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let members = cluster.spec.etcd_members();
     let statuses = join_all(members.iter().map(|member| async {
         match cluster.machine(&member.name) {
-            Some(machine) => etcd::status(machine).await.map_err(|error| error.to_string()),
+            Some(machine) => etcd::status(machine, cluster.spec).await.map_err(|error| error.to_string()),
             None => Err("its machine does not answer".to_owned()),
         }
     }))
@@ -66,7 +66,7 @@ async fn whole(cluster: &Cluster<'_>) -> crate::Finding {
     wanted.sort();
     for name in &wanted {
         let Some(machine) = cluster.machine(name) else { continue };
-        let Ok((_, members)) = etcd::members(machine).await else {
+        let Ok((_, members)) = etcd::members(machine, cluster.spec).await else {
             continue;
         };
         let mut found: Vec<String> = members.into_iter().map(|member| member.name).collect();
