@@ -99,22 +99,9 @@ fn one_value_changes_what_follows_from_it(lab: &Lab) {
     let original = std::fs::read_to_string(&file).expect("cluster file");
     edit(
         &file,
-        "spec:\n",
-        "spec:\n  kubernetes: {version: v1.36.3, bootstrap: binary, apiServer: {extraArgs: {max-requests-inflight: \"500\"}}}\n",
+        "    bootstrap: binary\n",
+        "    bootstrap: binary\n    apiServer: {extraArgs: {max-requests-inflight: \"500\"}}\n",
     );
-    let text_ = std::fs::read_to_string(&file).expect("cluster file");
-    let mut seen = false;
-    let without_second: String = text_
-        .lines()
-        .filter(|line| {
-            let kubernetes = line.trim_start().starts_with("kubernetes:");
-            let keep = !(kubernetes && seen);
-            seen |= kubernetes;
-            keep
-        })
-        .map(|line| format!("{line}\n"))
-        .collect();
-    std::fs::write(&file, without_second).expect("write");
     let plan = lab.cluster("plan", &["-o", "json"]);
     let plan: Value =
         serde_json::from_slice(&plan.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&plan.stderr)));

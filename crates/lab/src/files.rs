@@ -9,6 +9,7 @@ use crate::description::{Description, Role};
 const KUBERNETES: &str = "v1.36.3";
 /// Port of the endpoint; 6443 is the API servers' own.
 const ENDPOINT_PORT: u16 = 8443;
+const EVICTION: &str = "memory.available<100Mi,nodefs.available<1Gi,imagefs.available<1Gi";
 
 /// For `ssh -F`: each machine by name and by address, through the lab's network, with pinned host keys.
 pub(crate) fn ssh_config(lab: &Description, key: &Path, known_hosts: &Path) -> String {
@@ -67,7 +68,11 @@ pub(crate) fn cluster(lab: &Description, ssh_config: &Path) -> String {
          metadata:\n\
          \x20 name: {}\n\
          spec:\n\
-         \x20 kubernetes: {{version: {KUBERNETES}, bootstrap: binary}}\n\
+         \x20 kubernetes:\n\
+         \x20   version: {KUBERNETES}\n\
+         \x20   bootstrap: binary\n\
+         \x20   # All machines share this computer's disk: shares of it would say nothing about what they use.\n\
+         \x20   kubelet: {{imageGcHighPercent: 100, extraArgs: {{eviction-hard: \"{EVICTION}\"}}}}\n\
          \x20 endpoint: {{vip: {}, port: {ENDPOINT_PORT}, on: {on}}}\n",
         lab.name,
         lab.vip()
@@ -114,7 +119,11 @@ kind: Cluster
 metadata:
   name: demo
 spec:
-  kubernetes: {version: v1.36.3, bootstrap: binary}
+  kubernetes:
+    version: v1.36.3
+    bootstrap: binary
+    # All machines share this computer's disk: shares of it would say nothing about what they use.
+    kubelet: {imageGcHighPercent: 100, extraArgs: {eviction-hard: \"memory.available<100Mi,nodefs.available<1Gi,imagefs.available<1Gi\"}}
   endpoint: {vip: 10.77.0.100, port: 8443, on: control-planes}
   ssh: {user: root, config: \"/labs/demo/ssh_config\"}
   drill: {allowed: true}
