@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::etcd;
 use crate::execute::{Ask, Run, StepError};
+use crate::pods;
 
 /// Between two looks at something cheap, and at something that costs a TLS handshake.
 const POLL: Duration = Duration::from_millis(50);
@@ -51,7 +52,12 @@ pub(crate) async fn wait(run: &Run, machine: &MachineRef, wait: &Wait) -> Result
             Err(seen) => seen,
         };
         if begun.elapsed() >= limit {
-            let message = format!("waited {} s for {}: {last}", limit.as_secs(), describe(&wait.until));
+            let mut message = format!("waited {} s for {}: {last}", limit.as_secs(), describe(&wait.until));
+            if let Condition::Object { path, .. } | Condition::DaemonSet { path, .. } = &wait.until
+                && let Some(trouble) = pods::trouble(run, machine, path).await
+            {
+                message += &format!("; {trouble}");
+            }
             return Err(StepError::lasting(message));
         }
         tokio::select! {

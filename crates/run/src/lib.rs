@@ -20,6 +20,7 @@ mod journal;
 mod kube;
 mod lock;
 mod operator;
+mod pods;
 mod rollback;
 mod session;
 mod stop;
