@@ -309,6 +309,7 @@ pub struct Token(pub [u8; 32]);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnitOp {
     DaemonReload,
+    /// Without the daemon-reload that systemctl would add; so `Disable`.
     Enable(Vec<String>),
     Disable(Vec<String>),
     Start(Vec<String>),

@@ -116,18 +116,20 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
                 let names: Vec<String> = start.iter().chain(restart).cloned().collect();
                 let _ = machine.units(vec![UnitOp::ResetFailed(names)], UNITS_TIMEOUT_MS).await;
             }
-            let mut ops = Vec::new();
-            if *reload {
-                ops.push(UnitOp::DaemonReload);
-            }
-            let named = [
+            let ops = [
+                // Before the reload, which makes systemd see what they changed.
                 UnitOp::Enable(enable.clone()),
                 UnitOp::Disable(disable.clone()),
+                UnitOp::DaemonReload,
                 UnitOp::Stop(stop.clone()),
                 UnitOp::StartNoBlock(start.clone()),
                 UnitOp::Restart(restart.clone()),
             ];
-            ops.extend(named.into_iter().filter(|op| !op.parts().1.is_empty()));
+            let wanted = |op: &UnitOp| match op {
+                UnitOp::DaemonReload => *reload,
+                named => !named.parts().1.is_empty(),
+            };
+            let ops = ops.into_iter().filter(wanted).collect();
             Ok(machine.units(ops, UNITS_TIMEOUT_MS).await?)
         }
         Action::Run {

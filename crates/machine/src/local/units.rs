@@ -23,6 +23,8 @@ pub(super) async fn carry_out(ops: &[UnitOp], timeout_ms: u64) -> Result<(), Rem
         let mut argv = vec!["systemctl", "--no-ask-password", verb];
         match op {
             UnitOp::StartNoBlock(_) => argv.push("--no-block"),
+            // systemd would look at every unit of the machine again; that is done once, by `DaemonReload`.
+            UnitOp::Enable(_) | UnitOp::Disable(_) => argv.push("--no-reload"),
             UnitOp::Kill { signal, .. } => argv.extend(["--signal", signal]),
             _ => {}
         }
