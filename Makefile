@@ -7,7 +7,7 @@ DEMO    := target/demo
 SOURCES := $(shell find crates bundles -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := build
-.PHONY: build demo demo-down bundle test test-fast test-lab lint sim bench proof proof-render dependencies clean
+.PHONY: build demo demo-down bundle test test-fast test-lab test-designs lint sim bench proof proof-render dependencies clean
 
 ## The static program, at target/release/quorate.
 build: $(BIN)
@@ -42,6 +42,10 @@ test-fast:
 ## The whole program against real machines and real Kubernetes.
 test-lab: $(BIN) bundle
 	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests -- --nocapture --test-threads=1
+
+## Every design's example file, from bare machines to all checks green, its own proof, and back: some minutes each.
+test-designs: $(BIN) bundle
+	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests --test designs -- --ignored --nocapture --test-threads=1
 
 lint:
 	cargo fmt --all --check

@@ -42,6 +42,11 @@ pub struct Lab {
 
 impl Lab {
     pub fn up(name: &str, machines: usize) -> Self {
+        Self::with(name, &["--machines", &machines.to_string()])
+    }
+
+    /// `arguments`: more for `lab up`.
+    pub fn with(name: &str, arguments: &[&str]) -> Self {
         let name = format!("qt-{name}-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
         let lab = Self {
@@ -49,9 +54,10 @@ impl Lab {
             folder,
             quorate: quorate().expect("checked before"),
         };
-        let machines = machines.to_string();
         let folder = lab.folder.display().to_string();
-        lab.must(&["lab", "up", &lab.name, "--machines", &machines, "--dir", &folder]);
+        let mut all = vec!["lab", "up", &lab.name, "--dir", &folder];
+        all.extend(arguments);
+        lab.must(&all);
         lab
     }
 
