@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Action, Content, Plan, Step, Undo};
+use crate::model::{Action, Condition, Content, Plan, Step, Undo};
 
 /// A rule a plan breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +120,7 @@ fn one_etcd_member_at_a_time(plan: &Plan, order: &Order<'_>) -> Vec<(String, Str
         .steps()
         .filter(|step| {
             matches!(step.action, Action::EtcdAddLearner { .. } | Action::EtcdPromote { .. } | Action::EtcdRemove { .. })
+                || is_kubeadms_member(step)
                 || matches!(&step.action, Action::Units { restart, stop, .. } if restart.iter().chain(stop).any(|unit| unit == "etcd.service") && !is_reset(plan))
         })
         .collect();
@@ -130,8 +131,24 @@ fn one_etcd_member_at_a_time(plan: &Plan, order: &Order<'_>) -> Vec<(String, Str
         .collect()
 }
 
+/// kubeadm changes membership or the member itself, and the step awaits that member.
+fn is_kubeadms_member(step: &Step) -> bool {
+    matches!(&step.action, Action::Run { .. })
+        && step
+            .done_when
+            .iter()
+            .any(|wait| matches!(wait.until, Condition::EtcdMember { .. }))
+}
+
 fn rolling_restarts(plan: &Plan, order: &Order<'_>) -> Vec<(String, String)> {
-    let restarts: Vec<&Step> = plan.steps().filter(|step| matches!(&step.action, Action::Units { restart, .. } if restart.iter().any(|unit| unit == "kube-apiserver.service"))).collect();
+    let restarts: Vec<&Step> = plan
+        .steps()
+        .filter(|step| match &step.action {
+            Action::Units { restart, .. } => restart.iter().any(|unit| unit == "kube-apiserver.service"),
+            Action::Run { argv, .. } => argv.iter().any(|word| word == "apiserver"),
+            _ => false,
+        })
+        .collect();
     order
         .concurrent(&restarts)
         .into_iter()

@@ -58,7 +58,7 @@ enum Verb {
     #[command(hide = true)]
     Clean(clean::CleanArgs),
     #[command(hide = true)]
-    Pause,
+    Pause(pause::PauseArgs),
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
 }
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         Verb::Remote(args) => wait(remote::run(args)),
         Verb::Cni(args) => cni::run(args),
         Verb::Clean(args) => clean::run(args),
-        Verb::Pause => wait(pause::run()),
+        Verb::Pause(args) => wait(pause::run(args)),
         Verb::Probe(args) => wait(probe::run(args)),
     };
     result.unwrap_or_else(|error| console::report(&error))

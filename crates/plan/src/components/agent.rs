@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use quorate_facts::HostFacts;
 use quorate_lb::config::*;
-use quorate_spec::{Access, Balancer, Machine, Spec};
+use quorate_spec::{Access, Balancer, Bootstrap, Machine, Spec};
 
 use crate::components::unit::{Flags, Unit};
 use crate::components::{apiserver, etcd};
@@ -99,7 +99,10 @@ pub(crate) fn work(spec: &Spec, machine: &Machine, host: &HostFacts) -> AgentCon
         ));
     }
     // Control planes use their own API server, so only workers need a way of their own.
-    if machine.is_node() && (!machine.is_control_plane() || matches!(spec.access, Access::Proxy { .. })) {
+    // kubeadm's programs on a control plane go by the way of the nodes.
+    let also_control_planes =
+        matches!(spec.access, Access::Proxy { .. }) || spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
+    if machine.is_node() && (!machine.is_control_plane() || also_control_planes) {
         match &spec.access {
             Access::Endpoint => {}
             Access::Proxy { listen } => config

@@ -2,10 +2,22 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use rustix::process::{WaitOptions, wait};
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) async fn run() -> anyhow::Result<ExitCode> {
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// Print the version and end, as upstream's does: `kubeadm upgrade` tries an image with it.
+    #[arg(short)]
+    version: bool,
+}
+
+pub(crate) async fn run(args: PauseArgs) -> anyhow::Result<ExitCode> {
+    if args.version {
+        crate::out!("quorate {}", env!("CARGO_PKG_VERSION"));
+        return Ok(ExitCode::SUCCESS);
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut child = signal(SignalKind::child())?;
     loop {
