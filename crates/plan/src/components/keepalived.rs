@@ -96,7 +96,7 @@ pub(crate) fn unit(work: &AgentConfig, host: &HostFacts, profile: &Profile) -> S
         documentation: "https://www.keepalived.org/manpage.html",
         after: &[haproxy::UNIT],
         program: format!(
-            "{keepalived} --dont-fork --vrrp --log-console --use-file={CONFIG} --pid=/run/quorate/keepalived.pid \
+            "{keepalived} --dont-fork --vrrp --use-file={CONFIG} --pid=/run/quorate/keepalived.pid \
              --vrrp_pid=/run/quorate/keepalived-vrrp.pid"
         ),
         flags: Flags::default(),
