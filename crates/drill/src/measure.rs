@@ -4,13 +4,19 @@ use serde::Serialize;
 
 use crate::probe::{Kind, Sample};
 
+/// A client's patience.
+const LIMIT_US: i64 = 5_000_000;
+
 /// One kind of request over all vantage points.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Series {
     pub sent: u64,
-    /// Not answered within five seconds, or answered badly.
+    /// Not answered within five seconds, or answered badly; without the interrupted ones.
     pub failed: u64,
-    /// The slowest, failed ones included.
+    /// Under way when the fault came, and never answered. What had been taken by a machine that lost power then can be
+    /// answered by nobody; only the client's own time-out ends it. Reads only: a write that ends so is a failed one.
+    pub interrupted: u64,
+    /// The slowest, failed ones included, interrupted ones not.
     pub worst_ms: u64,
     /// The longest time any one vantage point got no answer, beyond its usual interval; 0 below three intervals.
     pub outage_ms: u64,
@@ -47,6 +53,10 @@ impl Series {
             for sample in samples {
                 series.sent += 1;
                 series.retried += u64::from(sample.tries > 1);
+                if is_interrupted(sample, fault_us) {
+                    series.interrupted += 1;
+                    continue;
+                }
                 took.push(sample.took_us);
                 if !sample.ok {
                     series.failed += 1;
@@ -63,6 +73,11 @@ impl Series {
             .map_or(0, |us| ms(*us));
         series
     }
+}
+
+fn is_interrupted(sample: &Sample, fault_us: i64) -> bool {
+    let is_read = matches!(sample.kind, Kind::New | Kind::Reused);
+    is_read && !sample.ok && sample.at_us < fault_us && sample.took_us >= LIMIT_US
 }
 
 /// The longest pause between two good answers, less what is usual between two starts.
@@ -188,6 +203,18 @@ mod tests {
             ),
             (100, 0, 7, 0, 7)
         );
+    }
+
+    #[test]
+    fn what_was_under_way_at_the_fault_is_counted_apart() {
+        // At 0 the fault: one request before it, one after it, neither answered; one refused before it.
+        let series = series(vec![
+            sample(-3, 5_000, false),
+            sample(10, 5_000, false),
+            sample(-2, 1, false),
+            sample(20, 4, true),
+        ]);
+        assert_eq!((series.sent, series.interrupted, series.failed), (4, 1, 2));
     }
 
     #[test]

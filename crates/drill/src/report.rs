@@ -127,7 +127,8 @@ pub fn write(report: &Report, dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(&samples)?;
     for outcome in &report.scenarios {
         let path = samples.join(format!("{}.jsonl", outcome.name));
-        if path.exists() {
+        // Nothing is known yet of one that goes on.
+        if path.exists() || outcome.details.vantages.is_empty() {
             continue;
         }
         let mut text = String::new();
@@ -154,4 +155,41 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
     name.push(".new");
     std::fs::write(&name, content)?;
     std::fs::rename(&name, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Kind, Sample};
+
+    #[test]
+    fn a_scenario_that_goes_on_is_in_the_report_and_its_samples_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let scenario = crate::scenario::find("machine-off-worker").unwrap();
+        let mut report = Report {
+            cluster: "demo".into(),
+            scenarios: vec![Outcome::begun("machine-off-worker", scenario)],
+        };
+        write(&report, dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("report.json")).unwrap();
+        assert!(text.contains("the drill ended before this scenario did"), "{text}");
+        let sample = Sample {
+            kind: Kind::New,
+            at_us: 0,
+            took_us: 1_000,
+            late_us: 0,
+            ok: true,
+            tries: 1,
+            error: String::new(),
+            key: String::new(),
+        };
+        report.scenarios[0].details.vantages.push(Vantage {
+            name: "m5".into(),
+            samples: vec![sample],
+            clock_error_us: 0,
+        });
+        write(&report, dir.path()).unwrap();
+        let samples = std::fs::read_to_string(dir.path().join("samples/machine-off-worker.jsonl")).unwrap();
+        assert_eq!(samples.lines().count(), 1);
+    }
 }

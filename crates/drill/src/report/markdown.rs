@@ -12,7 +12,7 @@ pub(super) fn render(report: &Report) -> String {
         report.cluster,
         report.scenarios.len()
     );
-    text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds.\n\n");
+    text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds. Reads that were under way when the fault came and were never answered are counted apart, as cut off: what a machine had taken when it lost power, nobody else can answer.\n\n");
     text.push_str("| | scenario | row | new: failed / sent | worst | p99 | outage | reused: failed / sent | worst | watch: worst | writes: acknowledged | lost | green after |\n");
     text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for outcome in &report.scenarios {
@@ -67,7 +67,7 @@ fn section(text: &mut String, outcome: &Outcome) {
     }
     let _ = writeln!(
         text,
-        "\n| | sent | failed | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|"
+        "\n| | sent | failed | cut off | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|--:|"
     );
     for (name, series) in [
         ("new", &outcome.new),
@@ -77,9 +77,10 @@ fn section(text: &mut String, outcome: &Outcome) {
         let at = |ms: Option<i64>| ms.map_or("–".into(), |ms| format!("{ms} ms"));
         let _ = writeln!(
             text,
-            "| {name} | {} | {} | {} | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {} | {} |",
             series.sent,
             series.failed,
+            series.interrupted,
             series.retried,
             at(series.first_failure_ms),
             at(series.last_failure_ms)

@@ -16,7 +16,7 @@ pub fn table(report: &Report) -> Vec<String> {
             .zip(&widths)
             .enumerate()
             .map(|(column, (cell, width))| {
-                if (2..=10).contains(&column) {
+                if (2..=11).contains(&column) {
                     format!("{cell:>width$}")
                 } else {
                     format!("{cell:width$}")
@@ -42,6 +42,7 @@ fn header() -> Vec<String> {
         "SCENARIO",
         "REQUESTS",
         "FAILED",
+        "CUT OFF",
         "WORST",
         "OUTAGE",
         "REUSED",
@@ -76,6 +77,7 @@ fn row(outcome: &Outcome) -> Vec<String> {
         outcome.name.clone(),
         (outcome.new.sent + outcome.reused.sent).to_string(),
         (outcome.new.failed + outcome.reused.failed).to_string(),
+        (outcome.new.interrupted + outcome.reused.interrupted).to_string(),
         ms(outcome.new.worst_ms),
         ms(outcome.new.outage_ms),
         ms(outcome.reused.worst_ms),

@@ -42,9 +42,9 @@ start etcd";
 /// System calls of a running program are delayed or fail by ptrace, so that it needs no device of its own. Whoever restarts
 /// is found again.
 const SLOW: &str = "command -v strace >/dev/null || cannot 'strace is not installed on {machine}'
-systemd-run --quiet --collect --unit=quorate-drill-disk /bin/sh -c 'while :; do pid=$(pidof etcd) && strace -f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=300000 -p $pid; sleep 0.2; done'";
+systemd-run --quiet --collect --property=KillSignal=SIGKILL --unit=quorate-drill-disk /bin/sh -c 'while :; do pid=$(pidof etcd) && strace -f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=300000 -p $pid; sleep 0.2; done'";
 const FAILING: &str = "command -v strace >/dev/null || cannot 'strace is not installed on {machine}'
-systemd-run --quiet --collect --unit=quorate-drill-disk /bin/sh -c 'while :; do pid=$(pidof etcd) && strace -f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:error=EIO -p $pid; sleep 0.2; done'";
+systemd-run --quiet --collect --property=KillSignal=SIGKILL --unit=quorate-drill-disk /bin/sh -c 'while :; do pid=$(pidof etcd) && strace -f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:error=EIO -p $pid; sleep 0.2; done'";
 const WELL: &str = "systemctl stop quorate-drill-disk.service 2>/dev/null || true
 start etcd";
 
