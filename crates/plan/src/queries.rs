@@ -115,6 +115,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     paths_.insert(format!("{}/pki", paths::ETCD));
     paths_.insert(spec.etcd.data_dir.clone());
     paths_.insert(format!("{}/member", spec.etcd.data_dir));
+    paths_.insert(format!("{}/member/wal", spec.etcd.data_dir));
     paths_.insert(format!("{}/10-flannel.conflist", paths::CNI_CONF));
     for program in PROGRAMS {
         paths_.insert(paths::bin(program));

@@ -113,18 +113,24 @@ fn a_member_without_data_is_removed_and_added_again_never_beside_another_change(
         load(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/minimal.yaml")).unwrap());
     let mut facts = fresh(&spec);
     let members = spec.etcd_members();
-    for member in &members[1..] {
-        let MachineFacts::Found(host) = facts.machines.get_mut(&member.name).unwrap() else {
+    let mut directory = |machine: &str, path: &str| {
+        let MachineFacts::Found(host) = facts.machines.get_mut(machine).unwrap() else {
             unreachable!()
         };
         host.files.insert(
-            "/var/lib/etcd/member".into(),
+            path.into(),
             FileFacts {
                 kind: FileKind::Directory,
                 ..FileFacts::absent()
             },
         );
+    };
+    for member in &members[1..] {
+        directory(&member.name, "/var/lib/etcd/member");
+        directory(&member.name, "/var/lib/etcd/member/wal");
     }
+    // Drill etcd-data-wiped: what etcd makes anew before it finds out that this member is known already.
+    directory(&members[0].name, "/var/lib/etcd/member");
     let live = members
         .iter()
         .enumerate()

@@ -317,7 +317,8 @@ fn was_never_used(context: &Context<'_>) -> bool {
 
 /// etcd makes `member/` on its first start and never without.
 fn has_data(context: &Context<'_>, machine: &Machine) -> bool {
-    let path = format!("{}/member", context.spec.etcd.data_dir);
+    // What a member that lost its data makes anew before it finds out that it is known has no log.
+    let path = format!("{}/member/wal", context.spec.etcd.data_dir);
     context
         .facts
         .host(&machine.name)

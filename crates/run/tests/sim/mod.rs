@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)] // each test program uses a part
 
+mod kubeadm;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -39,6 +41,8 @@ pub struct World {
     state: Mutex<State>,
     /// Time passes by itself only, not with every request: for very many machines.
     pub lazy: std::sync::atomic::AtomicBool,
+    /// The next control plane to join dies after its etcd member was added.
+    pub dies_in_join: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +81,7 @@ impl Sim {
             machines: Mutex::default(),
             state: Mutex::default(),
             lazy: false.into(),
+            dies_in_join: false.into(),
         });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
@@ -272,6 +277,7 @@ pub fn catalogue() -> Catalogue {
         "kubectl",
         "kubelet",
         "kube-proxy",
+        "kubeadm",
         "etcd",
         "etcdctl",
         "etcdutl",
@@ -292,6 +298,11 @@ pub fn catalogue() -> Catalogue {
         "image:registry.k8s.io/pause:3.10.2",
         "image:quorate.dev/probe:0.1.0",
         "image:registry.k8s.io/coredns/coredns:v1.14.2",
+        "image:registry.k8s.io/kube-apiserver:v1.36.3",
+        "image:registry.k8s.io/kube-controller-manager:v1.36.3",
+        "image:registry.k8s.io/kube-scheduler:v1.36.3",
+        "image:registry.k8s.io/kube-proxy:v1.36.3",
+        "image:registry.k8s.io/etcd:3.6.16-0",
     ];
     let mut catalogue = Catalogue {
         facts: BundleFacts {
@@ -440,11 +451,12 @@ impl World {
         }
         let mut state = machine.state();
         let directory = state.files.get(&self.spec.etcd.data_dir).cloned().unwrap();
+        state.files.insert(format!("{member_dir}/wal"), directory.clone());
         state.files.insert(member_dir, directory);
     }
 
     fn etcd_runs(&self, machine: &FakeMachine) -> bool {
-        active(machine, "etcd.service")
+        (active(machine, "etcd.service") || Self::runs_pod(machine, "etcd"))
             && machine
                 .state()
                 .files
@@ -452,7 +464,11 @@ impl World {
     }
 
     fn api_runs(&self, machine: &FakeMachine) -> bool {
-        active(machine, "kube-apiserver.service") && self.has_quorum()
+        Self::serves(machine) && self.has_quorum()
+    }
+
+    fn serves(machine: &FakeMachine) -> bool {
+        active(machine, "kube-apiserver.service") || Self::runs_pod(machine, "kube-apiserver")
     }
 
     fn kubelet(&self, machine: &FakeMachine) {
@@ -567,8 +583,11 @@ impl World {
                 object["kind"] == "Node" && object.pointer("/status/conditions/0/status") == Some(&json!("True"))
             })
             .count();
-        for object in state.objects.values_mut() {
+        let nodes = state.objects.values().filter(|object| object["kind"] == "Node").count();
+        for (path, object) in &mut state.objects {
             match object.get("kind").and_then(Value::as_str) {
+                // It needs no Pod network.
+                Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = json!({"numberReady": nodes}),
                 Some("Deployment") if ready > 0 => {
                     object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()})
                 }
@@ -589,7 +608,7 @@ impl World {
         }
         if let Some(server) = self.servers.get(host) {
             let server = self.machine(server)?;
-            if !active(&server, "kube-apiserver.service") {
+            if !Self::serves(&server) {
                 return None;
             }
             if !self.has_quorum() {
@@ -740,6 +759,18 @@ impl World {
                     [_, _, _, "ls", ..] => said(images.iter().map(|image| format!("{image}\n")).collect()),
                     _ => said(String::new()),
                 }
+            }
+            [_, _, program, rest @ ..] if program.ends_with("/kubeadm") && self.is_kubeadm() => {
+                Some(self.kubeadm(machine, rest))
+            }
+            ["/usr/bin/find", data, "-mindepth", "1", "-delete"] => {
+                let below = format!("{data}/");
+                machine.state().files.retain(|path, _| !path.starts_with(&below));
+                said(String::new())
+            }
+            ["/usr/bin/rm", "-f", path] => {
+                machine.state().files.remove(*path);
+                said(String::new())
             }
             ["hostnamectl", "set-hostname", name] => {
                 machine.state().host.hostname = (*name).to_owned();
