@@ -171,7 +171,17 @@ async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
         asked.spawn(async move { tokio::join!(etcd::members(&connection, &spec), etcd::status(&connection, &spec)) });
     }
     let answers = asked.join_all().await;
-    let (cluster_id, mut members) = answers.iter().find_map(|(members, _)| members.as_ref().ok().cloned())?;
+    // A member that lost its data may have begun a cluster of its own: the one most members know counts, or the larger.
+    let lists: Vec<_> = answers
+        .iter()
+        .filter_map(|(members, _)| members.as_ref().ok())
+        .collect();
+    let known = |cluster: &str| lists.iter().filter(|(id, _)| id == cluster).count();
+    let (cluster_id, mut members) = lists
+        .iter()
+        .rev()
+        .max_by_key(|(id, members)| (known(id), members.len()))
+        .map(|list| (*list).clone())?;
     // A member that was once removed, or belongs to another cluster, may still answer for itself.
     let statuses: Vec<&etcd::Status> = answers
         .iter()

@@ -90,10 +90,15 @@ fn is_through(context: &Context<'_>, machine: &Machine) -> bool {
     votes && cluster.ready_api_servers.contains(&machine.name) && context.live(&node_path(&machine.name)).is_some()
 }
 
-/// etcd's members answer, and this machine's is none of them.
+/// A quorum of etcd's members answers, and this machine's is none of them.
 fn expelled(context: &Context<'_>, machine: &Machine) -> bool {
+    let Some(live) = &context.facts.cluster.etcd else {
+        return false;
+    };
+    let voters = live.members.iter().filter(|member| !member.learner);
+    let healthy = voters.clone().filter(|member| member.healthy).count();
     context.spec.etcd.topology == EtcdTopology::Stacked
-        && context.facts.cluster.etcd.is_some()
+        && healthy > voters.count() / 2
         && member(context, machine).is_none()
 }
 

@@ -1,0 +1,102 @@
+//! Clusters of kubeadm's, founded, interrupted and mended on fake machines.
+
+mod sim;
+
+use std::sync::atomic::Ordering;
+
+use quorate_run::Ended;
+use sim::Sim;
+
+const PAIR: &str = include_str!("../../../examples/lb-pair.yaml");
+const JOIN: &str = "/etc/quorate/kubeadm/join.yaml";
+
+#[tokio::test(start_paused = true)]
+async fn bare_machines_become_a_cluster_and_a_second_plan_is_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(sim.left().await, []);
+    // Nobody can join any more, and nobody of system:masters is left.
+    for machine in sim.machines.values() {
+        for path in [
+            JOIN,
+            "/etc/quorate/kubeadm/init.yaml",
+            "/etc/kubernetes/super-admin.conf",
+        ] {
+            assert!(machine.file(path).is_none(), "{path}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_after_every_step_it_converges_to_the_same_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Sim::new(PAIR, folder.path());
+    let (plan, _) = first.apply().await;
+    let expected = first.fingerprint();
+    // Every step with QUORATE_SIM_RUNS, every eleventh without.
+    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
+        1
+    } else {
+        7
+    };
+    for count in (0..plan.step_count()).step_by(stride) {
+        let sim = Sim::with(first.spec.clone(), first.operator.clone());
+        assert!(sim.apply_killed_after(count).await.is_some());
+        let (_, outcome) = sim.apply().await;
+        assert_eq!(
+            outcome.ended,
+            Ended::Complete,
+            "after {count} steps: {:#?}",
+            outcome.failures
+        );
+        assert_eq!(sim.left().await, [], "after {count} steps");
+        let found = sim.fingerprint();
+        for (key, value) in &expected {
+            assert_eq!(found.get(key), Some(value), "after {count} steps: {key}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_dies_after_its_member_was_added_is_taken_back_and_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    sim.world.dies_in_join.store(true, Ordering::Relaxed);
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(
+        outcome.ended,
+        Ended::Failed {
+            stage: "control-plane".into()
+        }
+    );
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    let mended: Vec<&str> = plan
+        .steps()
+        .map(|step| step.id.as_str())
+        .filter(|id| id.starts_with("control-plane/m2/"))
+        .collect();
+    assert_eq!(
+        mended,
+        [
+            "control-plane/m2/remove-stale",
+            "control-plane/m2/reset",
+            "control-plane/m2/forget-data",
+            "control-plane/m2/join",
+            "control-plane/m2/joined"
+        ]
+    );
+    assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_is_not_founded_while_a_control_plane_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    sim.power_off("m1");
+    let plan = sim.plan().await;
+    assert!(plan.steps().all(|step| !step.id.ends_with("/init")));
+    assert!(plan.notes.iter().any(|note| note.message.contains("none is founded")));
+}
