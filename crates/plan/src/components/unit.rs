@@ -45,7 +45,7 @@ impl Flags {
 pub(crate) struct Unit<'a> {
     pub(crate) description: &'a str,
     pub(crate) documentation: &'a str,
-    /// Units this one starts after and wants.
+    /// Units this one starts after.
     pub(crate) after: &'a [&'a str],
     pub(crate) program: String,
     pub(crate) flags: Flags,
@@ -69,7 +69,8 @@ impl Unit<'_> {
             .copied()
             .collect::<Vec<_>>()
             .join(" ");
-        let _ = writeln!(text, "After={after}\nWants={after}");
+        // After, but not Wants: a unit that is stopped on purpose must not be pulled up again by one that restarts.
+        let _ = writeln!(text, "After={after}\nWants=network-online.target");
         // Never give up: a control plane that stays down after a bad night is worse than one that retries.
         text.push_str("StartLimitIntervalSec=0\n\n[Service]\n");
         text.push_str(if self.notify { "Type=notify\n" } else { "Type=simple\n" });
