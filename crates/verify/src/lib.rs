@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use quorate_machine::MachineRef;
 use quorate_run::{Api, Fleet};
-use quorate_spec::{Machine, Spec};
+use quorate_spec::{Bootstrap, EtcdTopology, Machine, Spec};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -165,6 +165,16 @@ pub(crate) fn fail(detail: impl Into<String>, hint: impl Into<String>) -> Findin
 impl Cluster<'_> {
     pub(crate) fn machine(&self, name: &str) -> Option<&MachineRef> {
         self.fleet.get(name)
+    }
+
+    /// How to see what a program of the control plane says, on its machine.
+    pub(crate) fn logs_of(&self, program: &str) -> String {
+        let unit = program == "etcd" && self.spec.etcd.topology == EtcdTopology::External;
+        if self.spec.kubernetes.bootstrap == Bootstrap::Kubeadm && !unit {
+            format!("tail /var/log/pods/kube-system_{program}-*/{program}/*.log")
+        } else {
+            format!("journalctl -u {program}")
+        }
     }
 
     /// Machines that should be there, with what was learned of each.

@@ -8,7 +8,7 @@ use crate::{Check, Cluster, check, fail};
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     join_all(cluster.spec.control_planes().into_iter().map(|control_plane| {
         check("api-server", &control_plane.name, async move {
-            let hint = format!("on {}: journalctl -u kube-apiserver", control_plane.name);
+            let hint = format!("on {}: {}", control_plane.name, cluster.logs_of("kube-apiserver"));
             let Some(machine) = cluster.machine(&control_plane.name) else {
                 return fail("its machine does not answer", hint);
             };

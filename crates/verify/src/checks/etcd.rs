@@ -32,7 +32,7 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let mut list = Vec::new();
     for (member, status) in members.iter().zip(&statuses) {
         let finding = match status {
-            Err(error) => fail(error.clone(), format!("on {}: journalctl -u etcd", member.name)),
+            Err(error) => fail(error.clone(), format!("on {}: {}", member.name, cluster.logs_of("etcd"))),
             Ok(status) if status.cluster_id != first_cluster => fail(
                 "belongs to another etcd cluster",
                 "its data directory comes from elsewhere; empty it and apply",

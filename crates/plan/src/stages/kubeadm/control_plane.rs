@@ -11,7 +11,8 @@ use crate::stages::{Planned, api_server_files, control_plane, etcd as membership
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
 
-const READY_TIMEOUT_MS: u64 = 120_000;
+/// A static Pod that is renewed ends in order first; on a busy machine that took more than a minute.
+const READY_TIMEOUT_MS: u64 = 240_000;
 const REJOIN: &str = "a control plane leaves with `kubeadm reset`; take its machine out of the cluster file first";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
