@@ -5,10 +5,12 @@
 mod cluster;
 mod host;
 mod operator;
+mod probe;
 
 pub use cluster::{BundleFacts, BundleItem, ClusterFacts, EtcdFacts, EtcdMember, ItemKind};
 pub use host::*;
 pub use operator::{CaFacts, OperatorFacts, SecretBytes, SecretId};
+pub use probe::*;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +33,8 @@ pub struct Facts {
 pub enum MachineFacts {
     Found(Box<HostFacts>),
     Unreachable { reason: String },
+    /// It was reached, and could not say what it is like.
+    Silent { reason: String },
 }
 
 impl Facts {

@@ -19,6 +19,7 @@ mod hash;
 pub mod local;
 mod lock;
 mod machine;
+mod probe;
 pub mod proto;
 pub mod remote;
 pub mod ssh;

@@ -150,6 +150,10 @@ impl dyn Machine + '_ {
         Err(MachineError::new(self.name(), &operation, ErrorKind::Timeout, message))
     }
 
+    pub async fn probe(&self, probe: Probe) -> Result<Probed, MachineError> {
+        ask!(self, Request::Probe(probe), Response::Probed(probed) => probed)
+    }
+
     pub async fn lock(&self, request: LockRequest) -> Result<LockReply, MachineError> {
         ask!(self, Request::Lock(request), Response::Lock(reply) => reply)
     }

@@ -14,6 +14,7 @@ use quorate_facts::{FileFacts, HostFacts, NetworkFacts, UnitFacts};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RemoteError;
+pub use crate::probe::{Probe, Probed};
 
 /// Raised with every incompatible change of these types. Both sides are the same binary, so a mismatch means that
 /// something else answered.
@@ -143,6 +144,9 @@ pub enum Request {
         ruleset: Option<Bytes>,
     },
 
+    /// Tries something out between machines or on this one; changes nothing that stays. [`Response::Probed`].
+    Probe(Probe),
+
     /// Takes or renews a lock. [`Response::Lock`], acquired or not.
     Lock(LockRequest),
     /// Gives a lock back; a lock that is not ours is left alone. [`Response::Done`].
@@ -169,6 +173,7 @@ pub enum Response {
     Http(HttpReply),
     Network(NetworkFacts),
     Lock(LockReply),
+    Probed(Probed),
 }
 
 /// A request's answer as it travels.
@@ -647,6 +652,7 @@ impl Request {
                 name,
                 ruleset: None,
             } => format!("delete nft table {family} {name}"),
+            Self::Probe(probe) => probe.operation(),
             Self::Lock(lock) => format!("take lock {}", lock.name),
             Self::Unlock { name, .. } => format!("release lock {name}"),
             Self::Sync => "sync disks".into(),
@@ -693,6 +699,7 @@ impl Request {
             | Self::WaitFile { .. }
             | Self::WaitHttp { .. }
             | Self::Network
+            | Self::Probe(_)
             | Self::Lock(_)
             | Self::Unlock { .. }
             | Self::Sync

@@ -49,10 +49,15 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
         ..Plan::default()
     };
     for machine in spec.machines.iter().filter(|machine| !machine.maintenance) {
-        if let Some(MachineFacts::Unreachable { reason }) = facts.machines.get(&machine.name) {
+        let message = match facts.machines.get(&machine.name) {
+            Some(MachineFacts::Unreachable { reason }) => Some(format!("not reached: {reason}")),
+            Some(MachineFacts::Silent { reason }) => Some(format!("reached, but gave no facts: {reason}")),
+            _ => None,
+        };
+        if let Some(message) = message {
             plan.notes.push(Note {
                 machine: Some(machine.name.clone()),
-                message: format!("not reached: {reason}"),
+                message,
                 hint: Some("nothing is planned for it; apply again when it is back".into()),
             });
         }

@@ -35,6 +35,8 @@ enum Verb {
     Apply(apply::ApplyArgs),
     /// Check the running cluster and show what it is made of.
     Status(status::StatusArgs),
+    /// Check everything about a running cluster: machines, network between them, cluster.
+    Doctor(doctor::DoctorArgs),
     /// Print a kubeconfig of the cluster's administrator.
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Make a lost operator's folder anew from what a control plane holds.
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Plan(args) => wait(plan::run(args)),
         Verb::Apply(args) => wait(apply::run(args)),
         Verb::Status(args) => wait(status::run(args)),
+        Verb::Doctor(args) => wait(doctor::run(args)),
         Verb::Kubeconfig(args) => kubeconfig::run(args),
         Verb::Recover(args) => wait(recover::run(args)),
         Verb::Reset(args) => wait(reset::run(args)),

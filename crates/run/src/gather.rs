@@ -96,15 +96,21 @@ async fn one(
     });
     let (found, images) = match asked.await {
         Ok((Ok(host), images)) => (MachineFacts::Found(Box::new(host)), images),
-        Ok((Err(error), _)) => (
+        Ok((Err(error), _)) if error.is_unreachable() => (
             MachineFacts::Unreachable {
                 reason: error.to_string(),
             },
             None,
         ),
+        Ok((Err(error), _)) => (
+            MachineFacts::Silent {
+                reason: error.to_string(),
+            },
+            None,
+        ),
         Err(_) => (
-            MachineFacts::Unreachable {
-                reason: format!("gave no facts within {} s", MACHINE_TIMEOUT.as_secs()),
+            MachineFacts::Silent {
+                reason: format!("nothing within {} s", MACHINE_TIMEOUT.as_secs()),
             },
             None,
         ),

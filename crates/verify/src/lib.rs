@@ -7,7 +7,7 @@ mod dns;
 mod preflight;
 pub mod probe;
 
-pub use preflight::preflight;
+pub use preflight::{measure, preflight, preflight_measured, worth_measuring};
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,9 +28,16 @@ pub struct Check {
     pub ok: bool,
     /// What was found.
     pub detail: String,
-    /// What to do about it; empty when it holds.
+    /// What to do about it; empty when all is well. One that holds and has a hint is a warning.
     pub hint: String,
     pub took_ms: u64,
+}
+
+impl Check {
+    /// It holds, and somebody should know all the same.
+    pub fn is_warning(&self) -> bool {
+        self.ok && !self.hint.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +53,10 @@ impl Report {
 
     pub fn passed(&self) -> usize {
         self.checks.iter().filter(|check| check.ok).count()
+    }
+
+    pub fn warnings(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| check.is_warning())
     }
 
     pub fn failed(&self) -> impl Iterator<Item = &Check> {

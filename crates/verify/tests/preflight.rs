@@ -2,22 +2,27 @@
 
 use quorate_facts::*;
 use quorate_spec::Spec;
-use quorate_verify::preflight;
+use quorate_verify::{Report, preflight};
 
 #[test]
 fn healthy_machines_raise_nothing() {
     let (spec, facts) = healthy();
-    let failed: Vec<String> = preflight(&spec, &facts)
-        .failed()
+    let report = preflight(&spec, &facts);
+    assert_eq!(said(&report), Vec::<String>::new());
+}
+
+/// What does not hold, and warnings.
+fn said(report: &Report) -> Vec<String> {
+    let marked = report.checks.iter().filter(|check| !check.ok || check.is_warning());
+    marked
         .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
-        .collect();
-    assert_eq!(failed, Vec::<String>::new());
+        .collect()
 }
 
 #[test]
 fn every_awkward_machine_is_found() {
     type Change = fn(&mut HostFacts);
-    let cases: [(&str, Change); 25] = [
+    let cases: [(&str, Change); 34] = [
         ("no-root", |host| host.privilege.uid = 1000),
         ("no-systemd", |host| host.systemd = None),
         ("address-elsewhere", |host| host.network.addresses.clear()),
@@ -76,6 +81,44 @@ fn every_awkward_machine_is_found() {
             host.clock.service = None;
         }),
         ("another-architecture", |host| host.arch = "aarch64".into()),
+        ("little-disk-in-all", |host| {
+            (host.mounts[0].total_bytes, host.mounts[0].free_bytes) = (12 << 30, 11 << 30)
+        }),
+        ("foreign-etcd-data", |host| {
+            host.files.insert(
+                "/var/lib/etcd/member".into(),
+                FileFacts {
+                    kind: FileKind::Directory,
+                    ..FileFacts::absent()
+                },
+            );
+        }),
+        ("foreign-pod-network", |host| {
+            host.network.links.push(LinkFacts {
+                name: "cni0".into(),
+                ..LinkFacts::default()
+            })
+        }),
+        ("foreign-kube-proxy", |host| {
+            host.firewall.nft_tables.push("ip kube-proxy".into())
+        }),
+        ("no-vxlan", |host| {
+            host.kernel_features.insert("vxlan".into(), Feature::Absent);
+        }),
+        ("selinux-enforcing", |host| {
+            host.security.selinux = Some("enforcing".into())
+        }),
+        ("rules-that-drop", |host| {
+            host.firewall.dropping.push("inet filter input".into())
+        }),
+        ("the-vip-on-a-bare-holder", |host| {
+            host.network.addresses.push(AddressFacts {
+                interface: "eth0".into(),
+                address: "10.77.0.100".parse().unwrap(),
+                prefix: 24,
+            })
+        }),
+        ("memory-below-advice", |host| host.memory_bytes = 2 << 30),
         ("route-under-the-pods", |host| {
             host.network.routes.push(RouteFacts {
                 destination: "10.244.7.0".parse().unwrap(),
@@ -94,11 +137,12 @@ fn every_awkward_machine_is_found() {
         };
         change(host);
         let report = preflight(&spec, &facts);
-        assert!(!report.ok(), "{name} is not found");
-        for check in report.failed() {
+        assert!(!said(&report).is_empty(), "{name} is not found");
+        for check in report.checks.iter().filter(|check| !check.ok || check.is_warning()) {
             assert!(!check.hint.is_empty(), "{name}: {} has no hint", check.name);
+            let mark = if check.ok { " (warning)" } else { "" };
             text.push_str(&format!(
-                "{name}: {} {}: {}\n    hint: {}\n",
+                "{name}: {} {}: {}{mark}\n    hint: {}\n",
                 check.name, check.target, check.detail, check.hint
             ));
         }
@@ -123,11 +167,20 @@ fn a_machine_that_is_away_and_a_vip_that_is_taken_are_found() {
         address: "10.77.0.100".parse().unwrap(),
         prefix: 32,
     });
-    let failed: Vec<String> = preflight(&spec, &facts)
+    facts.machines.insert(
+        "m3".into(),
+        MachineFacts::Silent {
+            reason: "m3: gather facts: Input/output error".into(),
+        },
+    );
+    let report = preflight(&spec, &facts);
+    let failed: Vec<String> = report
         .failed()
         .map(|check| format!("{} {}", check.name, check.target))
         .collect();
-    assert_eq!(failed, ["reachable m5", "vip m4"]);
+    assert_eq!(failed, ["facts m3", "reachable m5", "vip m4"]);
+    let silent = report.failed().next().unwrap();
+    assert!(silent.detail.contains("Input/output error") && silent.hint.contains("maintenance"));
 }
 
 #[test]

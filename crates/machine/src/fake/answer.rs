@@ -312,6 +312,7 @@ impl FakeState {
                 Response::Done
             }
             Request::Sync | Request::Ping => Response::Done,
+            Request::Probe(probe) => Response::Probed(self.probe(&probe)),
             Request::Http(_) | Request::WaitHttp { .. } | Request::WaitPort { .. } | Request::Exec(_) => {
                 return Err(RemoteError::new(ErrorKind::Invalid, "not answered from the state"));
             }

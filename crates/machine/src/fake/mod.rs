@@ -11,15 +11,16 @@
 //! ```
 
 mod answer;
+mod probe;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use quorate_facts::{HostFacts, UserFacts};
+use quorate_facts::{DiskLatency, HostFacts, LinkSeen, UserFacts};
 
 use crate::{
     error::{ErrorKind, MachineError, RemoteError},
@@ -69,6 +70,14 @@ pub struct FakeState {
     pub disk_full: bool,
     /// Each call takes this long (use tokio's paused clock).
     pub latency: Duration,
+    /// What its disk takes for a write that is forced out.
+    pub disk: DiskLatency,
+    /// Hosts that answer nothing to this one, and ports of others that do not.
+    pub silent: BTreeSet<(IpAddr, Option<u16>)>,
+    /// Largest packet that leaves it; 0: no limit.
+    pub path_mtu: u16,
+    /// What there is to be seen on its link.
+    pub link: LinkSeen,
     /// Calls answered so far.
     pub calls: u64,
     /// Operations carried out, in order ([`Request::operation`]).

@@ -12,11 +12,14 @@ mod http;
 mod locks;
 mod netlink;
 mod owners;
+mod probe;
 mod procfs;
 mod units;
 mod wait;
 
 use std::{path::PathBuf, sync::Arc};
+
+pub use probe::{LinkProber, set_link_prober};
 
 use crate::{
     error::{ErrorKind, MachineError, RemoteError},
@@ -41,6 +44,7 @@ struct Session {
     http: http::Pool,
     door: door::Door,
     unpackers: tokio::sync::Semaphore,
+    listeners: probe::Listeners,
 }
 
 impl LocalMachine {
@@ -58,6 +62,7 @@ impl LocalMachine {
             locks: locks::Held::default(),
             http: http::Pool::default(),
             door: door::Door::default(),
+            listeners: probe::Listeners::default(),
             unpackers: tokio::sync::Semaphore::new(unpackers),
             state_dir,
         };
@@ -77,6 +82,7 @@ impl LocalMachine {
             Request::Gather(query) => gather::gather(session.clone(), query)
                 .await
                 .map(|facts| Response::Facts(Box::new(facts))),
+            Request::Probe(probe) => probe::carry_out(&session.listeners, probe).await.map(Response::Probed),
             Request::Http(request) => session.http.send(&request).await.map(Response::Http),
             Request::WaitPort { address, timeout_ms } => Ok(Response::Wait(wait::port(address, timeout_ms).await)),
             Request::WaitFile {

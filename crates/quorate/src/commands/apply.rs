@@ -45,12 +45,21 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     let session = cluster::session(&loaded, &args.connect, Purpose::Apply).await?;
     let (facts, plan) = cluster::plan(&session).await?;
-    let preflight = quorate_verify::preflight(&session.spec, &facts);
+    // What is between the machines is tried out before the first program is on one, not at every apply.
+    let preflight = if !plan.is_empty() && quorate_verify::worth_measuring(&facts) {
+        let measured = quorate_verify::measure(&session.spec, &session.fleet, &facts).await;
+        quorate_verify::preflight_measured(&session.spec, &facts, &measured)
+    } else {
+        quorate_verify::preflight(&session.spec, &facts)
+    };
     // A machine that is away is no reason to leave the others as they are.
     let obstacles: Vec<&Check> = preflight.failed().filter(|check| check.name != "reachable").collect();
     if !obstacles.is_empty() && !args.ignore_checks {
-        check::print(&obstacles);
+        check::list(&obstacles);
         return Err(Unmet.into());
+    }
+    for check in preflight.warnings() {
+        crate::err!("warning: {} {}: {}", check.name, check.target, check.detail);
     }
     crate::err!("{}", show::notes(&plan.notes).trim_end());
     if plan.is_empty() {

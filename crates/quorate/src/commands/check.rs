@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use quorate_verify::Check;
+use quorate_verify::{Check, Report};
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
 use crate::console::DRIFT;
@@ -15,6 +15,9 @@ pub(crate) struct CheckArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     connect: ConnectArgs,
+    /// Print what holds as well.
+    #[arg(short, long)]
+    all: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -23,16 +26,33 @@ pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
     let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
     let facts = session.gather().await?;
-    let report = quorate_verify::preflight(&session.spec, &facts);
-    match args.output {
-        Output::Json => crate::out!("{}", serde_json::to_string(&report)?),
+    let measured = quorate_verify::measure(&session.spec, &session.fleet, &facts).await;
+    let report = quorate_verify::preflight_measured(&session.spec, &facts, &measured);
+    print(&report, args.all, args.output)
+}
+
+/// The whole report; the exit code says whether all of it holds.
+pub(crate) fn print(report: &Report, all: bool, output: Output) -> anyhow::Result<ExitCode> {
+    match output {
+        Output::Json => crate::out!("{}", serde_json::to_string(report)?),
         Output::Text => {
-            print(&report.failed().collect::<Vec<_>>());
-            crate::out!(
-                "{} checks hold, {} do not",
-                report.passed(),
-                report.checks.len() - report.passed()
-            );
+            let shown: Vec<&Check> = report
+                .checks
+                .iter()
+                .filter(|check| all || !check.ok || check.is_warning())
+                .collect();
+            list(&shown);
+            let failed = report.checks.len() - report.passed();
+            let warnings = report.warnings().count();
+            let mut parts = vec![format!("{} checks hold", report.passed())];
+            if failed > 0 {
+                parts.push(format!("{failed} {} not", if failed == 1 { "does" } else { "do" }));
+            }
+            if warnings > 0 {
+                let plural = if warnings == 1 { "" } else { "s" };
+                parts.push(format!("{warnings} warning{plural}"));
+            }
+            crate::out!("{}", parts.join(", "));
         }
     }
     Ok(if report.ok() {
@@ -42,12 +62,24 @@ pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Checks that do not hold, aligned, each with its way out.
-pub(crate) fn print(failed: &[&Check]) {
-    let name = failed.iter().map(|check| check.name.len()).max().unwrap_or(0);
-    let target = failed.iter().map(|check| check.target.len()).max().unwrap_or(0);
-    for check in failed {
-        crate::out!("FAIL  {:name$}  {:target$}  {}", check.name, check.target, check.detail);
-        crate::out!("      hint: {}", check.hint);
+/// Checks in columns, each that asks for something with its way out.
+pub(crate) fn list(checks: &[&Check]) {
+    let name = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let target = checks.iter().map(|check| check.target.len()).max().unwrap_or(0);
+    for check in checks {
+        let mark = match (check.ok, check.is_warning()) {
+            (false, _) => "FAIL",
+            (true, true) => "warn",
+            (true, false) => "ok  ",
+        };
+        crate::out!(
+            "{mark}  {:name$}  {:target$}  {}",
+            check.name,
+            check.target,
+            check.detail
+        );
+        if !check.hint.is_empty() {
+            crate::out!("      hint: {}", check.hint);
+        }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod clean;
 pub(crate) mod cni;
 pub(crate) mod completions;
+pub(crate) mod doctor;
 pub(crate) mod drill;
 pub(crate) mod init;
 pub(crate) mod kubeconfig;
