@@ -66,7 +66,7 @@ pub(crate) fn print(report: &Report, all: bool, output: Output) -> anyhow::Resul
 pub(crate) fn list(checks: &[&Check]) {
     let name = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     let target = checks.iter().map(|check| check.target.len()).max().unwrap_or(0);
-    for check in checks {
+    for (index, check) in checks.iter().enumerate() {
         let mark = match (check.ok, check.is_warning()) {
             (false, _) => "FAIL",
             (true, true) => "warn",
@@ -78,7 +78,9 @@ pub(crate) fn list(checks: &[&Check]) {
             check.target,
             check.detail
         );
-        if !check.hint.is_empty() {
+        // Said once where several machines lack the same.
+        let repeated = checks.get(index + 1).is_some_and(|next| next.hint == check.hint);
+        if !check.hint.is_empty() && !repeated {
             crate::out!("      hint: {}", check.hint);
         }
     }

@@ -13,13 +13,12 @@ const UNITS: [&str; 4] = [
     "containerd.service",
 ];
 /// Interfaces that Pod networks and kube-proxy make.
-const INTERFACES: [&str; 8] = [
+const INTERFACES: [&str; 7] = [
     "cni0",
     "flannel.1",
     "kube-ipvs0",
     "cilium_host",
     "vxlan.calico",
-    "tunl0",
     "weave",
     "kube-bridge",
 ];

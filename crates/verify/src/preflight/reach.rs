@@ -42,6 +42,16 @@ pub(super) fn check(input: &Input<'_>, list: &mut List) {
             .iter()
             .map(|(port, sources)| format!("{port} from {}", names(sources)))
             .collect();
+        if to_be_opened(input, target) {
+            let text = format!("closed by its firewall, which apply opens: {}", found.join("; "));
+            list.warn(
+                "reach",
+                target,
+                text,
+                "run `quorate doctor` after apply: it tries them again",
+            );
+            continue;
+        }
         let hint =
             format!("open them on {target} and between: `quorate plan --firewall` lists what each machine needs");
         list.note("reach", target, fail(found.join("; "), hint));
