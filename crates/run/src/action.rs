@@ -333,6 +333,9 @@ async fn approve(run: &Run, machine: &MachineRef, node: &str, names: &[String], 
     Ok(())
 }
 
+/// containerd's word for an image that kubelet's garbage collection leaves alone (internal/cri/labels).
+const PINNED: &str = "io.cri-containerd.pinned=pinned";
+
 async fn import(machine: &MachineRef, image: &BlobRef) -> Done {
     let ctr = |words: &[&str]| {
         let program = paths::bin("ctr");
@@ -345,6 +348,8 @@ async fn import(machine: &MachineRef, image: &BlobRef) -> Done {
     };
     let reference = image.name.strip_prefix("image:").unwrap_or(&image.name);
     machine.exec_ok(ctr(&["import", &paths::blob(&image.sha256)])).await?;
+    // A kubelet that is short of disk deletes what no container uses, and there may be no registry to bring it back from.
+    machine.exec_ok(ctr(&["label", reference, PINNED])).await?;
     // Last: it says that the import is whole.
     let mark = format!("quorate.dev/imported:{}", &image.sha256[..image.sha256.len().min(32)]);
     machine.exec_ok(ctr(&["tag", "--force", reference, &mark])).await?;
