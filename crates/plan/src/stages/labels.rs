@@ -14,6 +14,8 @@ use crate::want::{Context, Draft};
 /// Remembers on the node which taints came from the cluster file, so that one taken out of it can be told from one the
 /// cluster put there itself. (Labels need no such thing: server-side apply knows their owner.)
 const TAINTS: &str = "quorate.dev/taints";
+/// Names the labels that an apply takes away.
+const REMOVED: &str = "quorate.dev/removed-labels";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "labels", "labels and taints are as declared");
@@ -23,6 +25,12 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         .map(|machine| node(machine, context.live(&node_path(&machine.name))))
         .collect();
     draft.objects("nodes", "label and taint nodes", objects, Vec::new(), &[]);
+    // The annotation is how a label leaves; what the reader should know is that it does.
+    for why in draft.stage.steps.iter_mut().flat_map(|step| &mut step.why) {
+        if let Some((node, _)) = why.split_once(": ").filter(|(_, reason)| reason.contains(REMOVED)) {
+            *why = format!("{node}: a label is no longer declared");
+        }
+    }
     draft.stage.into()
 }
 
@@ -41,8 +49,7 @@ fn node(machine: &Machine, live: Option<&Value>) -> ApiObject {
         .map(|live| stale_labels(live, machine))
         .filter(|stale| !stale.is_empty())
     {
-        body["metadata"]["annotations"]["quorate.dev/removed-labels"] =
-            json!(stale.into_iter().collect::<Vec<_>>().join(","));
+        body["metadata"]["annotations"][REMOVED] = json!(stale.into_iter().collect::<Vec<_>>().join(","));
     }
     if let Some(live) = live
         && let Some(taints) = taints(machine, live)
