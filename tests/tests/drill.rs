@@ -38,7 +38,11 @@ fn excludes_an_apply_and_stops_when_asked(lab: &Lab) {
     let report = lab.folder.join("interrupted");
     // It stays long enough for another operator to be refused meanwhile, who must have something to do.
     let file = lab.cluster_file();
-    edit(&file, "roles: [worker]", "labels: {drilled: meanwhile}, roles: [worker]");
+    edit(
+        &file,
+        "roles: [worker]",
+        "labels: {drilled: meanwhile}, roles: [worker]",
+    );
     let mut drill = begin(lab, "scheduler-leader-killed", &report);
     assert!(stopped(lab).is_some(), "it was broken");
     let apply = lab.cluster("apply", &["--yes"]);
@@ -152,7 +156,10 @@ fn somewhere(lab: &Lab, command: &str) -> Option<String> {
 }
 
 fn stopped(lab: &Lab) -> Option<String> {
-    somewhere(lab, "systemctl is-active --quiet kube-scheduler || echo kube-scheduler is stopped")
+    somewhere(
+        lab,
+        "systemctl is-active --quiet kube-scheduler || echo kube-scheduler is stopped",
+    )
 }
 
 fn cut_off(lab: &Lab) -> Option<String> {
