@@ -32,9 +32,13 @@ pub struct Facts {
 #[derive(Clone, Debug, Serialize)]
 pub enum MachineFacts {
     Found(Box<HostFacts>),
-    Unreachable { reason: String },
+    Unreachable {
+        reason: String,
+    },
     /// It was reached, and could not say what it is like.
-    Silent { reason: String },
+    Silent {
+        reason: String,
+    },
 }
 
 impl Facts {

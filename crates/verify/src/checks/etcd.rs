@@ -12,7 +12,9 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let members = cluster.spec.etcd_members();
     let statuses = join_all(members.iter().map(|member| async {
         match cluster.machine(&member.name) {
-            Some(machine) => etcd::status(machine, cluster.spec).await.map_err(|error| error.to_string()),
+            Some(machine) => etcd::status(machine, cluster.spec)
+                .await
+                .map_err(|error| error.to_string()),
             None => Err("its machine does not answer".to_owned()),
         }
     }))
@@ -32,7 +34,10 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let mut list = Vec::new();
     for (member, status) in members.iter().zip(&statuses) {
         let finding = match status {
-            Err(error) => fail(error.clone(), format!("on {}: {}", member.name, cluster.logs_of("etcd"))),
+            Err(error) => fail(
+                error.clone(),
+                format!("on {}: {}", member.name, cluster.logs_of("etcd")),
+            ),
             Ok(status) if status.cluster_id != first_cluster => fail(
                 "belongs to another etcd cluster",
                 "its data directory comes from elsewhere; empty it and apply",
