@@ -254,7 +254,8 @@ impl Core {
                 backend,
                 id,
                 timeout,
-            } => self.probe(frontend, backend, id, timeout),
+                connect_timeout,
+            } => self.probe(frontend, backend, id, timeout, connect_timeout),
             Action::ResetConnections {
                 frontend,
                 backend,
@@ -294,7 +295,7 @@ impl Core {
         }
     }
 
-    fn probe(&self, frontend: String, backend: String, id: u64, timeout: Duration) {
+    fn probe(&self, frontend: String, backend: String, id: u64, timeout: Duration, connect_timeout: Duration) {
         let key = (frontend, backend);
         let (Some(&address), Some(how)) = (self.addresses.get(&key), self.methods.get(&key.0)) else {
             return;
@@ -307,6 +308,7 @@ impl Core {
             address,
             how: Arc::clone(how),
             timeout,
+            connect_timeout,
             ordered: Instant::now(),
         });
     }

@@ -591,6 +591,7 @@ impl BackendSet {
             backend: m.config.name.clone(),
             id,
             timeout: self.pace.patience(now, self.health.timeout.get()),
+            connect_timeout: self.health.timeout.get() / 2,
         }]);
     }
 

@@ -191,12 +191,14 @@ pub enum Action {
         backends: Vec<BackendView>,
     },
     /// Check one backend now as its `health` says; answer with the same `id` by `timeout` at the latest.
-    /// Several checks of one backend may be under way.
+    /// Several checks of one backend may be under way. `connect_timeout` is for TCP's part: a kernel answers at once
+    /// however busy its programs are.
     Probe {
         frontend: String,
         backend: String,
         id: u64,
         timeout: Duration,
+        connect_timeout: Duration,
     },
     /// Reset (RST) every client connection of this backend, in random order spread over `spread`.
     /// For IPVS and eBPF: destroy local sockets connected to `address`.

@@ -95,8 +95,9 @@ impl Farm {
                     backend,
                     id,
                     timeout,
+                    connect_timeout,
                 } => {
-                    let (after, outcome) = answer(self.servers[backend], *timeout);
+                    let (after, outcome) = answer(self.servers[backend], *timeout, *connect_timeout);
                     let input = Input::Probed {
                         frontend: frontend.clone(),
                         backend: backend.clone(),
@@ -198,14 +199,19 @@ fn config(count: usize, health: &str, extra: &str) -> AgentConfig {
     config
 }
 
-fn answer(server: Server, timeout: Duration) -> (Duration, ProbeOutcome) {
+fn answer(server: Server, timeout: Duration, connect_timeout: Duration) -> (Duration, ProbeOutcome) {
     let ran_out = |stage| (timeout, ProbeOutcome::Timeout { stage });
     match server {
         Server::Ready => (ms(3), ProbeOutcome::Ready),
         Server::Slow(after) if ms(after) <= timeout => (ms(after), ProbeOutcome::Ready),
         Server::Slow(_) => ran_out(ProbeStage::Http),
         Server::Refuses => (ms(1), ProbeOutcome::Refused),
-        Server::Cut => ran_out(ProbeStage::Connect),
+        Server::Cut => (
+            connect_timeout,
+            ProbeOutcome::Timeout {
+                stage: ProbeStage::Connect,
+            },
+        ),
         Server::Unreachable => (ms(1), ProbeOutcome::Unreachable),
         Server::Hangs => ran_out(ProbeStage::Tls),
         Server::Stalls => ran_out(ProbeStage::Http),

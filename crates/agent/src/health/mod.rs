@@ -28,6 +28,8 @@ pub struct Job {
     pub address: SocketAddr,
     pub how: Arc<Method>,
     pub timeout: Duration,
+    /// For TCP's part of it.
+    pub connect_timeout: Duration,
     pub ordered: Instant,
 }
 
@@ -167,7 +169,13 @@ async fn carry_out(job: Job) -> Answer {
         Ok(outcome) => outcome,
         Err(_) => ProbeOutcome::Timeout { stage },
     };
-    let late = waited.max(start.elapsed().saturating_sub(job.timeout));
+    let limit = match outcome {
+        ProbeOutcome::Timeout {
+            stage: ProbeStage::Connect,
+        } => job.connect_timeout,
+        _ => job.timeout,
+    };
+    let late = waited.max(start.elapsed().saturating_sub(limit));
     Answer {
         frontend: job.frontend,
         backend: job.backend,
@@ -178,9 +186,10 @@ async fn carry_out(job: Job) -> Answer {
 }
 
 async fn probe(job: &Job, stage: &mut ProbeStage) -> ProbeOutcome {
-    let tcp = match TcpStream::connect(job.address).await {
-        Ok(s) => s,
-        Err(e) => return failed("connecting", &e),
+    let tcp = match tokio::time::timeout(job.connect_timeout, TcpStream::connect(job.address)).await {
+        Ok(Ok(s)) => s,
+        Ok(Err(e)) => return failed("connecting", &e),
+        Err(_) => return ProbeOutcome::Timeout { stage: *stage },
     };
     let _ = tcp.set_nodelay(true);
     match job.how.kind {

@@ -44,7 +44,7 @@ pub(super) const ALL: [Scenario; 10] = [
                 "signal KILL quorate-agent",
                 "start quorate-agent",
             )],
-            UNSEEN,
+            VIP_MOVES,
         )
     },
     Scenario {

@@ -20,7 +20,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "a control plane loses its power, one after the other",
             &[power_cut(Target::EachControlPlane)],
-            UNSEEN,
+            VIP_MOVES,
         )
     },
     Scenario {
@@ -30,7 +30,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "the VIP's holder loses its power",
             &[power_cut(Target::VipHolder)],
-            UNSEEN,
+            VIP_MOVES,
         )
     },
     one(
