@@ -78,6 +78,7 @@ fn check(health: &Health, address: SocketAddr) -> (ProbeOutcome, Duration) {
         address,
         how: Arc::new(Method::new(health).unwrap()),
         timeout: health.timeout.get(),
+        connect_timeout: health.timeout.get() / 2,
         ordered: start,
     });
     let a = rx.recv_timeout(Duration::from_secs(5)).unwrap();
