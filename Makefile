@@ -7,7 +7,7 @@ DEMO    := target/demo
 SOURCES := $(shell find crates bundles -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := build
-.PHONY: build demo demo-down bundle test test-fast test-lab test-designs lint sim bench proof proof-render dependencies clean
+.PHONY: build demo demo-down bundle test test-fast test-lab test-designs test-drill lint sim bench proof proof-render dependencies clean
 
 ## The static program, at target/release/quorate.
 build: $(BIN)
@@ -46,6 +46,10 @@ test-lab: $(BIN) bundle
 ## Every design's example file, from bare machines to all checks green, its own proof, and back: some minutes each.
 test-designs: $(BIN) bundle
 	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests --test designs -- --ignored --nocapture --test-threads=1
+
+## Operators who stop or die in the middle of a drill.
+test-drill: $(BIN) bundle
+	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests --test drill -- --ignored --nocapture --test-threads=1
 
 lint:
 	cargo fmt --all --check
