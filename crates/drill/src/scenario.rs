@@ -23,7 +23,7 @@ signal() {
 }
 start() { systemctl reset-failed "$1.service" 2>/dev/null || true
   if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl start --no-block "$1.service"; fi; }
-stop() { if systemctl --quiet is-active "$1.service"; then systemctl stop "$1.service"; else signal TERM "$1"; fi; }
+stop() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl stop "$1.service"; else signal TERM "$1"; fi; }
 again() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl restart --no-block "$1.service"; else signal TERM "$1"; fi; }
 cannot() { echo "$*" >&2; exit 77; }
 undo() { nft delete table inet quorate_drill 2>/dev/null || true; }
