@@ -11,6 +11,7 @@ mod nodes;
 mod prepare;
 mod programs;
 mod runtime;
+mod token;
 
 pub(crate) use control_plane::{ControlPlane, api_server_files, control_plane_flags, etcd_servers, join_nets, level};
 pub(crate) use kubeadm::config_map;

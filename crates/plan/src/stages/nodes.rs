@@ -7,7 +7,7 @@ use crate::components::kubelet::Kubelet;
 use crate::components::{kube_proxy, kubeconfig, objects};
 use crate::model::*;
 use crate::paths;
-use crate::stages::{Planned, control_plane};
+use crate::stages::{Planned, control_plane, token};
 use crate::want::{Context, Draft, Wanted};
 
 /// CSR, approval by the controller manager, certificate back.
@@ -24,7 +24,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let token = if joining.is_empty() {
         None
     } else {
-        admit(&mut draft, joining.len())
+        token::admit(&mut draft, joining.len(), objects::JOINING_GROUP)
     };
     let mut approved = Vec::new();
     for machine in &nodes {
@@ -43,9 +43,14 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     // A run that ended early may have left the token with machines that have joined.
     let leftover =
         |machine: &&&Machine| joining.iter().any(|other| other.name == machine.name) || holds_token(context, machine);
-    let holders: Vec<&Machine> = nodes.iter().filter(leftover).copied().collect();
+    let holders: Vec<(&Machine, Vec<String>)> = nodes
+        .iter()
+        .filter(leftover)
+        .map(|machine| (*machine, vec![bootstrap_conf()]))
+        .collect();
     if !holders.is_empty() {
-        close(&mut draft, context, &holders, approved);
+        let spent = "the kubelet has a certificate of its own";
+        token::close(&mut draft, context, holders, spent, approved);
     }
     draft.stage.into()
 }
@@ -74,30 +79,6 @@ fn bootstrap_conf() -> String {
 
 pub(crate) fn node_path(name: &str) -> String {
     format!("/api/v1/nodes/{name}")
-}
-
-/// The bootstrap token exists for as long as nodes are joining, no longer.
-fn admit(draft: &mut Draft<'_>, joining: usize) -> Option<String> {
-    let machine = draft.context.api_machine()?.to_owned();
-    let id = draft.id(&machine, "token");
-    draft.push(Step {
-        id: id.clone(),
-        machine,
-        title: "admit new nodes with a bootstrap token".into(),
-        why: vec![format!("{joining} machines have not joined yet")],
-        action: Action::Apply {
-            objects: vec![objects::bootstrap_token(
-                objects::BOOTSTRAP_TOKEN_PATH,
-                objects::JOINING_GROUP,
-            )],
-        },
-        needs: Vec::new(),
-        done_when: Vec::new(),
-        undo: Undo::Objects,
-        attempts: 8,
-        essential: true,
-    });
-    Some(id)
 }
 
 fn kubelet(wanted: &mut Wanted<'_>, joining: bool) {
@@ -232,50 +213,6 @@ pub(crate) fn approve(
         essential: machine.is_control_plane(),
     });
     Some(id)
-}
-
-/// The token goes away again, in the cluster and then on the machines: what lies there says that it may still be valid.
-fn close(draft: &mut Draft<'_>, context: &Context<'_>, holders: &[&Machine], approved: Vec<String>) {
-    let Some(via) = context.api_machine().map(str::to_owned) else {
-        return;
-    };
-    let revoke = draft.id(&via, "revoke-token");
-    draft.push(Step {
-        id: revoke.clone(),
-        machine: via,
-        title: "revoke the bootstrap token".into(),
-        why: vec!["no machine is joining any more".into()],
-        action: Action::Delete {
-            paths: vec![objects::BOOTSTRAP_TOKEN_PATH.into()],
-        },
-        needs: approved,
-        done_when: Vec::new(),
-        undo: Undo::Nothing {
-            because: "the next apply admits nodes with it again".into(),
-        },
-        attempts: 3,
-        essential: false,
-    });
-    for machine in holders {
-        draft.push(Step {
-            id: draft.id(&machine.name, "forget-token"),
-            machine: machine.name.clone(),
-            title: "forget the bootstrap token".into(),
-            why: vec!["the kubelet has a certificate of its own".into()],
-            action: Action::Remove {
-                paths: vec![bootstrap_conf()],
-                recursive: false,
-            },
-            needs: vec![revoke.clone()],
-            done_when: Vec::new(),
-            undo: Undo::Nothing {
-                because: "a spent token is of no use".into(),
-            },
-            attempts: 2,
-            // Left out when a machine failed to join; the next apply does it.
-            essential: false,
-        });
-    }
 }
 
 fn taint(taint: &quorate_spec::Taint) -> Value {

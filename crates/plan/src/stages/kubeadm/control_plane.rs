@@ -4,10 +4,10 @@ use quorate_spec::{EtcdTopology, Machine};
 use serde_json::{Value, json};
 
 use super::state::{self, State};
-use super::{admit, forget_node, kubelet, reset, run, with_token};
+use super::{forget_node, kubelet, reset, run, with_token};
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
-use crate::stages::{Planned, api_server_files, control_plane, etcd as membership};
+use crate::stages::{Planned, api_server_files, control_plane, etcd as membership, token};
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
 
@@ -61,7 +61,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             continue;
         }
         if !std::mem::replace(&mut admitted, true) && founder.is_none() {
-            chain.extend(admit(&mut draft, joining, Vec::new()));
+            chain.extend(token::admit(&mut draft, joining, kubeadm::TOKEN_GROUP));
         }
         chain = join(&mut draft, context, machine, state, ready, chain);
     }

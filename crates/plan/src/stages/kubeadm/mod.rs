@@ -13,7 +13,7 @@ pub(crate) use control_plane::{config_map, plan as control_plane};
 pub(crate) use pki::plan as pki;
 pub(crate) use workers::plan as workers;
 
-use crate::components::{kubeadm, objects};
+use crate::components::kubeadm;
 use crate::model::*;
 use crate::want::Draft;
 
@@ -112,30 +112,6 @@ pub(crate) fn forget_node(draft: &mut Draft<'_>, machine: &str, needs: Vec<Strin
         essential: false,
     });
     vec![id]
-}
-
-/// The bootstrap token, made again for those who join a cluster that is there.
-pub(crate) fn admit(draft: &mut Draft<'_>, joining: usize, needs: Vec<String>) -> Option<String> {
-    let machine = draft.context.api_machine()?.to_owned();
-    let id = draft.id(&machine, "token");
-    draft.push(Step {
-        id: id.clone(),
-        machine,
-        title: "admit new nodes with a bootstrap token".into(),
-        why: vec![format!("{joining} machines have not joined yet")],
-        action: Action::Apply {
-            objects: vec![objects::bootstrap_token(
-                objects::BOOTSTRAP_TOKEN_PATH,
-                kubeadm::TOKEN_GROUP,
-            )],
-        },
-        needs,
-        done_when: Vec::new(),
-        undo: Undo::Objects,
-        attempts: 8,
-        essential: true,
-    });
-    Some(id)
 }
 
 /// Files whose content names the token; a template.

@@ -3,11 +3,11 @@
 use quorate_spec::Machine;
 
 use super::state::{self, State};
-use super::{admit, forget_node, kubelet, reset, run, with_token};
-use crate::components::{kube_proxy, kubeadm, objects};
+use super::{forget_node, kubelet, reset, run, with_token};
+use crate::components::{kube_proxy, kubeadm};
 use crate::model::*;
 use crate::paths;
-use crate::stages::{Planned, nodes};
+use crate::stages::{Planned, nodes, token};
 use crate::want::{Context, Draft};
 
 const JOIN_TIMEOUT_MS: u64 = 120_000;
@@ -26,7 +26,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let token = if joining == 0 {
         None
     } else {
-        admit(&mut draft, joining, Vec::new())
+        token::admit(&mut draft, joining, kubeadm::TOKEN_GROUP)
     };
     let mut approved = Vec::new();
     let mut arrived = Vec::new();
@@ -61,7 +61,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         })
         .collect();
     if !holders.is_empty() {
-        close(&mut draft, context, &holders, approved);
+        token::close(&mut draft, context, holders, "the machine has joined", approved);
         await_proxy(&mut draft, context, arrived);
     }
     draft.stage.into()
@@ -115,49 +115,6 @@ fn join(
     }];
     draft.push(step);
     vec![id]
-}
-
-/// The token goes away again, in the cluster and then on the machines: what lies there says that it may still be valid.
-fn close(draft: &mut Draft<'_>, context: &Context<'_>, holders: &[(&Machine, Vec<String>)], approved: Vec<String>) {
-    let Some(via) = context.api_machine().map(str::to_owned) else {
-        return;
-    };
-    let revoke = draft.id(&via, "revoke-token");
-    draft.push(Step {
-        id: revoke.clone(),
-        machine: via,
-        title: "revoke the bootstrap token".into(),
-        why: vec!["no machine is joining any more".into()],
-        action: Action::Delete {
-            paths: vec![objects::BOOTSTRAP_TOKEN_PATH.into()],
-        },
-        needs: approved,
-        done_when: Vec::new(),
-        undo: Undo::Nothing {
-            because: "the next apply admits nodes with it again".into(),
-        },
-        attempts: 3,
-        essential: false,
-    });
-    for (machine, paths) in holders {
-        draft.push(Step {
-            id: draft.id(&machine.name, "forget-token"),
-            machine: machine.name.clone(),
-            title: "forget the bootstrap token".into(),
-            why: vec!["the machine has joined".into()],
-            action: Action::Remove {
-                paths: paths.clone(),
-                recursive: false,
-            },
-            needs: vec![revoke.clone()],
-            done_when: Vec::new(),
-            undo: Undo::Nothing {
-                because: "a spent token is of no use".into(),
-            },
-            attempts: 2,
-            essential: false,
-        });
-    }
 }
 
 /// Services work on the machines that joined.
