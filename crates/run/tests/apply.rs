@@ -59,29 +59,7 @@ async fn every_example_is_carried_out() {
 
 #[tokio::test(start_paused = true)]
 async fn killed_after_every_step_it_converges_to_the_same_cluster() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = Sim::new(MINIMAL, folder.path());
-    let (plan, _) = first.apply().await;
-    let expected = first.fingerprint();
-    // Every step with QUORATE_SIM_RUNS, every seventh without.
-    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
-        1
-    } else {
-        7
-    };
-    for count in (0..plan.step_count()).step_by(stride) {
-        let sim = Sim::with(first.spec.clone(), first.operator.clone());
-        assert!(sim.apply_killed_after(count).await.is_some());
-        let (_, outcome) = sim.apply().await;
-        assert_eq!(
-            outcome.ended,
-            Ended::Complete,
-            "after {count} steps: {:#?}",
-            outcome.failures
-        );
-        assert_eq!(sim.left().await, [], "after {count} steps");
-        assert_same(&expected, &sim.fingerprint(), &format!("after {count} steps"));
-    }
+    sim::killed_after_every_step(MINIMAL, assert_same).await;
 }
 
 #[tokio::test(start_paused = true)]

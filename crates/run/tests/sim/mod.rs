@@ -17,7 +17,7 @@ use quorate_machine::proto::{Exec, ExecOutput, HttpReply, HttpRequest, PackedBlo
 use quorate_machine::{FakeMachine, MachineRef};
 use quorate_pki::inventory::{Ca, CertificateWanted, Holder, Owner, Place};
 use quorate_plan::{Plan, paths};
-use quorate_run::{Catalogue, Event, Fleet, Listener, Operator, Options, Outcome, Session, silent};
+use quorate_run::{Catalogue, Ended, Event, Fleet, Listener, Operator, Options, Outcome, Session, silent};
 use quorate_spec::Spec;
 use serde_json::{Value, json};
 
@@ -265,6 +265,32 @@ pub fn options() -> Options {
     Options {
         steal: true,
         ..Options::default()
+    }
+}
+
+/// The operator dies after each step of a first apply (every seventh without QUORATE_SIM_RUNS) and applies again: nothing
+/// is left to do then, and `compare` is given what an undisturbed apply made, what this one made, and when it died.
+pub async fn killed_after_every_step(
+    cluster: &str,
+    compare: impl Fn(&BTreeMap<String, String>, &BTreeMap<String, String>, &str),
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Sim::new(cluster, folder.path());
+    let (plan, _) = first.apply().await;
+    let expected = first.fingerprint();
+    let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
+        1
+    } else {
+        7
+    };
+    for count in (0..plan.step_count()).step_by(stride) {
+        let when = format!("after {count} steps");
+        let sim = Sim::with(first.spec.clone(), first.operator.clone());
+        assert!(sim.apply_killed_after(count).await.is_some());
+        let (_, outcome) = sim.apply().await;
+        assert_eq!(outcome.ended, Ended::Complete, "{when}: {:#?}", outcome.failures);
+        assert_eq!(sim.left().await, [], "{when}");
+        compare(&expected, &sim.fingerprint(), &when);
     }
 }
 
