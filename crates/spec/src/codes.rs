@@ -9,6 +9,7 @@ pub const CODES: &[&str] = &[
     "bad-data-dir",
     "bad-dns-address",
     "bad-domain",
+    "bad-election-timeout",
     "bad-endpoint-name",
     "bad-etcd-version",
     "bad-feature-gate",

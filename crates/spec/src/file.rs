@@ -268,6 +268,10 @@ pub(crate) struct EtcdFile {
     #[serde(rename = "quotaGiB")]
     #[schemars(range(min = 1, max = 8), extend("default" = 8))]
     pub(crate) quota_gib: Option<u8>,
+    /// How long members wait for a leader that is silent before they elect another, 100ms to 50s; its heartbeats come ten
+    /// times as often. At least ten round trips between the members (etcd.io, "Tuning").
+    #[schemars(extend("default" = "500ms"))]
+    pub(crate) election_timeout: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

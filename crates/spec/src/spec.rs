@@ -181,6 +181,15 @@ pub struct Etcd {
     pub vip: Option<EtcdVip>,
     /// `--quota-backend-bytes` in GiB, 1–8 (etcd advises at most 8).
     pub quota_gib: u8,
+    /// `--election-timeout`, 100–50,000; `--heartbeat-interval` is a tenth of it.
+    pub election_timeout_ms: u32,
+}
+
+impl Etcd {
+    /// How often a leader says that it lives, milliseconds.
+    pub fn heartbeat_ms(&self) -> u32 {
+        self.election_timeout_ms / 10
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! etcd ≥ 3.6 under its own user. Flags: <https://etcd.io/docs/v3.6/op-guide/configuration/>.
 
+use quorate_spec::Etcd;
+
 use crate::components::unit::{Flags, Unit};
 use crate::names::{Member, host_port};
 use crate::paths;
@@ -12,13 +14,13 @@ pub(crate) const METRICS_PORT: u16 = 2381;
 /// Largest database, bytes. 8 GiB is the most etcd's documentation advises.
 const GIB: u64 = 1 << 30;
 
-pub(crate) fn flags(member: &Member, quota_gib: u64, data: &str, extra: &[(&String, &String)]) -> Flags {
+pub(crate) fn flags(member: &Member, etcd: &Etcd) -> Flags {
     let address = member.address;
     let mut flags = Flags::default();
     let pki = |file: &str| format!("{}/pki/{file}", paths::ETCD);
     flags
         .set("name", &member.name)
-        .set("data-dir", data)
+        .set("data-dir", &etcd.data_dir)
         .set(
             "listen-client-urls",
             format!(
@@ -47,10 +49,12 @@ pub(crate) fn flags(member: &Member, quota_gib: u64, data: &str, extra: &[(&Stri
         .set("tls-min-version", "TLS1.2")
         .set("feature-gates", "InitialCorruptCheck=true,CompactHashCheck=true")
         .set("watch-progress-notify-interval", "5s")
-        .set("quota-backend-bytes", (quota_gib * GIB).to_string())
+        // The API answers nothing that must be up to date while members elect a leader.
+        .set("heartbeat-interval", etcd.heartbeat_ms().to_string())
+        .set("election-timeout", etcd.election_timeout_ms.to_string())
+        .set("quota-backend-bytes", (u64::from(etcd.quota_gib) * GIB).to_string())
         .set("logger", "zap")
         .set("log-level", "info");
-    flags.extend(extra.iter().copied());
     flags
 }
 

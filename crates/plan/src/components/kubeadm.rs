@@ -102,7 +102,13 @@ const SCHEDULER_OWN: [&str; 7] = [
     "leader-elect",
 ];
 /// Of etcd's flags the ones kubeadm leaves to its user.
-const ETCD_OURS: [&str; 3] = ["feature-gates", "quota-backend-bytes", "tls-min-version"];
+const ETCD_OURS: [&str; 5] = [
+    "feature-gates",
+    "quota-backend-bytes",
+    "tls-min-version",
+    "heartbeat-interval",
+    "election-timeout",
+];
 
 /// Checks of kubeadm's that Quorate makes itself before anything is changed, with this machine's facts, or whose finding
 /// is what Quorate laid there on purpose.
@@ -255,7 +261,7 @@ fn etcd_of(context: &Context<'_>) -> Value {
         name: String::new(),
         address: std::net::Ipv4Addr::LOCALHOST.into(),
     };
-    let flags = etcd::flags(&nobody, spec.etcd.quota_gib.into(), &spec.etcd.data_dir, &[]);
+    let flags = etcd::flags(&nobody, &spec.etcd);
     let ours: Vec<Value> = flags
         .iter()
         .filter(|(name, _)| ETCD_OURS.contains(name))

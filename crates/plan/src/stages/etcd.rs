@@ -74,7 +74,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             }
         };
         let data_dir = &context.spec.etcd.data_dir;
-        let flags = component::flags(&member, u64::from(context.spec.etcd.quota_gib), data_dir, &[]);
+        let flags = component::flags(&member, &context.spec.etcd);
         let text = component::unit(flags, data_dir, wanted.profile());
         let inputs = [
             paths::bin("etcd"),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::machines::Draft;
-use super::{address, names};
+use super::{address, milliseconds, names};
 use crate::document::{Document, Path, at};
 use crate::file::{EndpointFile, EndpointOnFile, StatisticsFile};
 use crate::spec::*;
@@ -381,14 +381,7 @@ fn endpoint_name(document: &mut Document<'_>, at: &Path, name: &str, drafts: &[D
 
 /// Milliseconds; RFC 9568, section 5.2.5: 12 bits of centiseconds.
 fn interval(document: &mut Document<'_>, at: &Path, text: &str) -> Option<u32> {
-    let parsed = match text.strip_suffix("ms") {
-        Some(number) => number.trim().parse::<f64>().ok(),
-        None => text
-            .strip_suffix('s')
-            .and_then(|number| number.trim().parse::<f64>().ok())
-            .map(|s| s * 1000.0),
-    };
-    let millis = parsed.filter(|ms| (10.0..=40950.0).contains(ms) && (ms / 10.0).fract() == 0.0);
+    let millis = milliseconds(text).filter(|ms| (10.0..=40950.0).contains(ms) && (ms / 10.0).fract() == 0.0);
     if millis.is_none() {
         document
             .error("bad-interval", at, format!("`{text}` is no advertisement interval"))

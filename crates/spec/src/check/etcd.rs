@@ -3,7 +3,7 @@
 use semver::Version;
 
 use super::machines::Draft;
-use super::{address, endpoint};
+use super::{address, endpoint, milliseconds};
 use crate::derive::Quorum;
 use crate::document::{Document, Path, at};
 use crate::file::{EtcdFile, SpecFile};
@@ -67,13 +67,32 @@ pub(super) fn etcd(
     let data_dir = file.data_dir.clone().unwrap_or_else(|| "/var/lib/etcd".to_owned());
     data_directory(document, &at.join("dataDir"), &data_dir);
     let vip = vip(document, &at, file, topology, endpoint, &members);
+    let written = file.election_timeout.as_deref().unwrap_or("500ms");
+    let election_timeout_ms = election_timeout(document, &at.join("electionTimeout"), written);
     Some(Etcd {
         topology,
         version,
         data_dir,
         vip,
         quota_gib: file.quota_gib.unwrap_or(8),
+        election_timeout_ms: election_timeout_ms?,
     })
+}
+
+/// etcd refuses more than 50 s; below 100 ms (heartbeats each 10 ms) a scheduler's hiccup looks like a death.
+fn election_timeout(document: &mut Document<'_>, at: &Path, text: &str) -> Option<u32> {
+    let millis = milliseconds(text).filter(|ms| (100.0..=50_000.0).contains(ms) && ms.fract() == 0.0);
+    if millis.is_none() {
+        document
+            .error(
+                "bad-election-timeout",
+                at,
+                format!("`{text}` is no election timeout of etcd"),
+            )
+            .reason("members wait 100ms to 50s for a silent leader, at least ten round trips between them")
+            .fix("write `500ms` for members in one place, `1s` and more for members that are far apart");
+    }
+    millis.map(|ms| ms as u32)
 }
 
 fn majority(document: &mut Document<'_>, members: &[&Draft<'_>], topology: EtcdTopology) {

@@ -104,3 +104,14 @@ pub(crate) fn spec(document: &mut Document<'_>, file: &ClusterFile) -> Option<Sp
         machines: machines?,
     })
 }
+
+/// `250ms` or `1.5s`, in milliseconds.
+fn milliseconds(text: &str) -> Option<f64> {
+    match text.strip_suffix("ms") {
+        Some(number) => number.trim().parse().ok(),
+        None => {
+            let seconds: f64 = text.strip_suffix('s')?.trim().parse().ok()?;
+            Some(seconds * 1000.0)
+        }
+    }
+}

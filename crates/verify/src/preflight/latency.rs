@@ -7,12 +7,12 @@ use crate::fail;
 
 /// Members agree on every write; more than this is felt in each.
 const GOOD_US: u32 = 10_000;
-/// etcd's heartbeat interval: members that are farther apart elect leaders over and over (etcd.io, "Tuning").
-const ETCD_US: u32 = 100_000;
-
 pub(super) fn check(input: &Input<'_>, list: &mut List) {
     let Some(measured) = input.measured else { return };
     let members = input.spec.etcd_members();
+    // Members that are farther apart than a heartbeat elect leaders over and over (etcd.io, "Tuning").
+    let etcd = &input.spec.etcd;
+    let heartbeat_us = etcd.heartbeat_ms() * 1_000;
     let is_member = |name: &str| members.iter().any(|member| member.name == name);
     let round_trip = |one: &Echoed| {
         let smallest = one.echoes.iter().min_by_key(|echo| echo.size)?;
@@ -25,10 +25,15 @@ pub(super) fn check(input: &Input<'_>, list: &mut List) {
     let apart = all
         .iter()
         .rev()
-        .find(|(us, from, to)| *us > ETCD_US && is_member(from) && is_member(to));
+        .find(|(us, from, to)| *us > heartbeat_us && is_member(from) && is_member(to));
     if let Some((us, from, to)) = apart {
         let found = text(*us, from, to);
-        let hint = "etcd members must be within 100 ms of each other; place them nearer";
+        let hint = format!(
+            "with `etcd.electionTimeout: {}ms` members must be within {} ms of each other; place them nearer, or let \
+             them wait at least ten round trips",
+            etcd.election_timeout_ms,
+            etcd.heartbeat_ms()
+        );
         list.note("latency", "cluster", fail(found, hint));
     } else if *slowest > GOOD_US {
         let hint = "above 10 ms every write is slower; keep control planes in one place";
