@@ -52,6 +52,10 @@ fn main() {
             "strangers_on_the_link_are_noticed",
             strangers_on_the_link_are_noticed as fn(),
         ),
+        (
+            "local_clients_are_freed_when_another_machine_takes_the_vip",
+            local_clients_are_freed_when_another_machine_takes_the_vip as fn(),
+        ),
         ("a_hosts_own_address_is_no_vip", a_hosts_own_address_is_no_vip as fn()),
         (
             "starved_and_lossy_machines_do_not_flap",
@@ -518,6 +522,43 @@ fn a_vip_removed_by_someone_else_comes_back() {
         until(Duration::from_secs(1), || machine.has(VIP4)),
         "VIP was not added again"
     );
+}
+
+/// A holder's own clients have the VIP as their source address too: nobody would ever answer them again.
+fn local_clients_are_freed_when_another_machine_takes_the_vip() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("local", 2);
+    let node = |at: usize| {
+        let machine = &lab.machines[at];
+        Node::start(&lab, machine, &config(machine, 100 + 10 * at as u8, 2), false)
+    };
+    let _low = node(0);
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [1]));
+    let namespace = [lab.machines[0].namespace()];
+    let connect = |_: &Path| {
+        let listener = std::net::TcpListener::bind((vip_v4().ip(), 0)).expect("listen on the VIP");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect to the VIP");
+        (listener.accept().expect("accept"), client)
+    };
+    let (_server, mut client) = quorate_agent::netlink::in_namespaces(&namespace, connect)
+        .expect("in the holder's namespace")
+        .remove(0)
+        .expect("connect");
+    client.set_read_timeout(Some(Duration::from_secs(5))).expect("time-out");
+    let _high = node(1);
+    let begun = Instant::now();
+    let error = client.read(&mut [0]).expect_err("a client of the old holder");
+    println!("{error} after {:?}", begun.elapsed());
+    assert!(
+        !matches!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+        ),
+        "{error}"
+    );
+    assert!(until(Duration::from_secs(1), || holders(&lab, VIP4) == [2]));
 }
 
 /// Questions before a VIP and a VRID are chosen, and what the running agent says about strangers.

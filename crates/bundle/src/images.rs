@@ -83,7 +83,7 @@ pub(crate) fn build(
     }
 
     let hash = UnitCache::hash(&(
-        "image",
+        "image, its layer compressed",
         image,
         arch,
         &contents,

@@ -1,8 +1,9 @@
 //! Writes container images: an OCI image layout (image-spec v1.1, "Image Layout") in one tar file, for
 //! `ctr --namespace k8s.io images import`.
 //!
-//! Deterministic: entries are sorted, times are zero, owners are root. The one layer is not compressed, because the
-//! whole tar file travels zstd-compressed and a machine imports it fastest without a second compression.
+//! Deterministic: entries are sorted, times are zero, owners are root. The one layer is zstd-compressed (image-spec v1.1,
+//! "+zstd Media Types"): a machine writes an archive's content three times, to its blob store, to containerd's content
+//! store (and waits for the disk there), and unpacked; only the last must have its full size.
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::{Error, Result, io_error},
-    pack::{Hashing, sum},
+    pack::{self, Hashing, sum},
 };
 
 /// What [`write`] puts into an image.
@@ -42,7 +43,7 @@ pub(crate) enum Entry {
 /// Debian's and Docker's; static Pods name programs without their directory.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -56,14 +57,18 @@ pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
         image: name.clone(),
         reason: reason.to_string(),
     };
-    let (layer_sum, layer_size) = write_layer(&image.entries, layer.as_file()).map_err(fail)?;
+    let Layer {
+        content_sum,
+        sum: layer_sum,
+        size: layer_size,
+    } = write_layer(&image.entries, layer.as_file()).map_err(fail)?;
 
     let config = bytes(&json!({
         "architecture": image.architecture,
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
         "config": {"Entrypoint": image.entrypoint, "Env": [PATH], "WorkingDir": "/"},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_sum}")]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{content_sum}")]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "quorate bundle build"}],
     }));
     let manifest = bytes(&json!({
@@ -114,9 +119,18 @@ pub(crate) fn write(image: &Image, output: &Path) -> Result<()> {
     assemble().map_err(fail)
 }
 
-/// The layer's SHA-256 and size.
-fn write_layer(entries: &BTreeMap<String, Entry>, output: &File) -> io::Result<(String, u64)> {
-    let mut tar = tar::Builder::new(Hashing::new(BufWriter::with_capacity(1 << 20, output)));
+struct Layer {
+    /// SHA-256 of the tar file itself.
+    content_sum: String,
+    /// SHA-256 and size of its compressed form.
+    sum: String,
+    size: u64,
+}
+
+fn write_layer(entries: &BTreeMap<String, Entry>, output: &File) -> io::Result<Layer> {
+    let mut encoder = zstd::stream::Encoder::new(Hashing::new(output), pack::LEVEL)?;
+    encoder.include_checksum(false)?; // SHA-256 covers it
+    let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, Hashing::new(encoder)));
     for (path, entry) in &with_parents(entries) {
         let path = path.trim_start_matches('/');
         match entry {
@@ -137,9 +151,10 @@ fn write_layer(entries: &BTreeMap<String, Entry>, output: &File) -> io::Result<(
             Entry::Directory { mode } => append_directory(&mut tar, &format!("{path}/"), *mode)?,
         }
     }
-    let (mut writer, digest, size) = tar.into_inner()?.finish();
-    writer.flush()?;
-    Ok((digest, size))
+    let content = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let (encoder, content_sum, _) = content.finish();
+    let (_, sum, size) = encoder.finish()?.finish();
+    Ok(Layer { content_sum, sum, size })
 }
 
 /// Adds the directories above each entry. A parent sorts before its children.
@@ -273,7 +288,8 @@ mod tests {
         let manifest: Value = serde_json::from_slice(blob(&index["manifests"][0])).unwrap();
         let config: Value = serde_json::from_slice(blob(&manifest["config"])).unwrap();
         let layer = blob(&manifest["layers"][0]);
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sum(layer)));
+        let layer = zstd::decode_all(&layer[..]).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sum(&layer)));
         let names: Vec<_> = tar::Archive::new(&layer[..])
             .entries()
             .unwrap()

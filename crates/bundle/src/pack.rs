@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Result, io_error};
 
 /// Measured on Go binaries: beyond it the time doubles per level for two or three per cent of size.
-const LEVEL: i32 = 6;
+pub(crate) const LEVEL: i32 = 6;
 
 /// Large enough that system calls do not matter, small enough to stay in the second-level cache.
 const BUFFER: usize = 256 * 1024;

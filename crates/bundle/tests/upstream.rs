@@ -138,7 +138,7 @@ fn answer(
             Ok(())
         }
         Behaviour::Slow => body.chunks(1024).try_for_each(|chunk| {
-            thread::sleep(Duration::from_millis(3));
+            thread::sleep(Duration::from_millis(30));
             stream.write_all(chunk)
         }),
         _ => stream.write_all(body),
@@ -344,13 +344,13 @@ fn time_is_bounded() {
     let root = tempfile::tempdir().unwrap();
     let server = Server::start(files(), &[(TOOL, &[Behaviour::Slow])]);
     let mut options = options(root.path(), &server);
-    options.limits.total = Duration::from_millis(80);
+    options.limits.total = Duration::from_millis(700);
     let error = build(&options, &mut |_| {}).unwrap_err().to_string();
     assert!(
         error.contains("not complete after 0 s; the next build resumes it"),
         "{error}"
     );
-    options.limits.total = Duration::from_secs(8);
+    options.limits.total = Duration::from_secs(30);
     build(&options, &mut |_| {}).unwrap();
     let requests = server.requests();
     let resumed = requests

@@ -347,9 +347,13 @@ async fn import(machine: &MachineRef, image: &BlobRef) -> Done {
         Exec::new(argv).timeout_ms(IMPORT_TIMEOUT_MS)
     };
     let reference = image.name.strip_prefix("image:").unwrap_or(&image.name);
-    machine.exec_ok(ctr(&["import", &paths::blob(&image.sha256)])).await?;
     // A kubelet that is short of disk deletes what no container uses, and there may be no registry to bring it back from.
-    machine.exec_ok(ctr(&["label", reference, PINNED])).await?;
+    // What a machine never runs is not unpacked: containerd does so before an image's first container
+    // (internal/cri/opts/container.go, `WithNewSnapshot`).
+    let blob = paths::blob(&image.sha256);
+    machine
+        .exec_ok(ctr(&["import", "--no-unpack", "--label", PINNED, &blob]))
+        .await?;
     // Last: it says that the import is whole.
     let mark = format!("quorate.dev/imported:{}", &image.sha256[..image.sha256.len().min(32)]);
     machine.exec_ok(ctr(&["tag", "--force", reference, &mark])).await?;

@@ -218,8 +218,9 @@ impl Kernel {
     /// Removes a VIP if we hold it or it carries our mark (from an earlier life). An address without our mark is
     /// somebody else's, and removing it could cut the machine off.
     ///
-    /// Clients connected to it get a RST first, so that they go to the new holder at once; `urgent` leaves that out,
-    /// since listing sockets takes milliseconds and another machine has the VIP already.
+    /// Clients connected to it get a RST first, so that they go to the new holder at once. `urgent`: another machine has
+    /// the VIP already, and listing sockets takes milliseconds, so that comes afterwards. Remote clients are reset by the
+    /// new holder then; those on this machine would wait for their own time-outs, since the address was theirs too.
     pub(super) fn remove_vip(&mut self, instance: String, interface: &str, vip: Vip, urgent: bool) -> Input {
         let held = self.held.remove(&vip.address).is_some();
         if held && !urgent {
@@ -228,6 +229,9 @@ impl Kernel {
         }
         self.lease.let_go(vip.address);
         let result = self.remove(interface, vip, held).map_err(|error| error.to_string());
+        if held && urgent {
+            let _ = crate::sockdiag::destroy_local(&[vip.address]);
+        }
         if result.is_err() && held {
             self.held.insert(vip.address, vip);
         }
