@@ -56,6 +56,10 @@ fn main() {
             "local_clients_are_freed_when_another_machine_takes_the_vip",
             local_clients_are_freed_when_another_machine_takes_the_vip as fn(),
         ),
+        (
+            "a_client_that_was_too_early_is_freed_when_its_machine_gets_the_vip",
+            a_client_that_was_too_early_is_freed_when_its_machine_gets_the_vip as fn(),
+        ),
         ("a_hosts_own_address_is_no_vip", a_hosts_own_address_is_no_vip as fn()),
         (
             "starved_and_lossy_machines_do_not_flap",
@@ -559,6 +563,25 @@ fn local_clients_are_freed_when_another_machine_takes_the_vip() {
         "{error}"
     );
     assert!(until(Duration::from_secs(1), || holders(&lab, VIP4) == [2]));
+}
+
+/// A connection that was begun while nobody held the VIP waits for ARP; it must not wait for ARP's time-out of 3 s when
+/// its own machine gets the VIP.
+fn a_client_that_was_too_early_is_freed_when_its_machine_gets_the_vip() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("early", 1);
+    let machine = &lab.machines[0];
+    let client = Client::start(machine, vip_v4(), Duration::from_secs(5));
+    std::thread::sleep(Duration::from_millis(200));
+    let _node = Node::start(&lab, machine, &config(machine, 100, 2), true);
+    assert!(until(Duration::from_secs(5), || machine.has(VIP4)));
+    let begun = Instant::now();
+    let answered = || client.seen_since(begun).iter().any(|attempt| attempt.answer.is_some());
+    assert!(until(Duration::from_secs(5), answered), "never answered");
+    println!("answered {:?} after the machine got the VIP", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 /// Questions before a VIP and a VRID are chosen, and what the running agent says about strangers.

@@ -30,6 +30,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
+const RTM_DELNEIGH: u16 = 29;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
@@ -43,6 +44,8 @@ const IFA_PROTO: u16 = 11;
 const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+
+const NDA_DST: u16 = 1;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -160,6 +163,31 @@ impl Routes {
         match found {
             Some(found) if found.ours || (found.address.is_ipv6() && found.deprecated) => Ok(()),
             _ => Err(refused),
+        }
+    }
+
+    /// Forgets where `address` was on the link, and fails the packets that wait to learn it. A connection this machine
+    /// began before it got the address itself would wait for ARP's three seconds: TCP sends no second SYN while the first
+    /// is in the neighbour's queue (`skb_still_in_host_queue`). `false`: there was no such entry.
+    pub(crate) fn forget_neighbour(&mut self, link: &Link, address: IpAddr) -> Result<bool, Error> {
+        // struct ndmsg.
+        let mut header = [0; 12];
+        header[0] = if address.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        } as u8;
+        header[4..8].copy_from_slice(&link.index.to_ne_bytes());
+        let message = MessageBuilder::new(RTM_DELNEIGH, 0)
+            .fixed(&header)
+            .attr(NDA_DST, &octets(address));
+        match self
+            .0
+            .request(&format!("forgetting the neighbour {address} on {}", link.name), message)
+        {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

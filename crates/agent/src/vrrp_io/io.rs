@@ -192,6 +192,8 @@ impl Kernel {
                 let link = link.clone();
                 let added = self.routes.add_vip(&link, vip.address, vip.prefix);
                 if added.is_ok() {
+                    // Only this machine's own clients of the moment would wait if it failed.
+                    let _ = self.routes.forget_neighbour(&link, vip.address);
                     self.lease.hold(link, vip.address, vip.prefix);
                 }
                 added.map_err(|error| match error.errno() {
