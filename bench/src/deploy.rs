@@ -40,9 +40,9 @@ pub(crate) fn render(out: &Path, page: &Path) -> anyhow::Result<()> {
     std::fs::write(out.join("results.json"), serde_json::to_vec_pretty(&lines)?)?;
     let about = std::fs::read_to_string(out.join("about.txt")).unwrap_or_default();
     let loads: Vec<f64> = runs.iter().map(|run| run.load).collect();
-    let (low, high) = loads
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(low, high), load| (low.min(*load), high.max(*load)));
+    let (low, high) = loads.iter().fold((f64::MAX, f64::MIN), |(low, high), load| {
+        (low.min(*load), high.max(*load))
+    });
     let mut text = format!(
         "{HEADING}\n\n{HEAD}\n{}\n{}\n{}, {} runs each; load average before a run {low:.1} to {high:.1}.\n",
         table(&lines, PEER),
@@ -76,9 +76,8 @@ fn lines(runs: &[Run]) -> Vec<Line> {
         ("processor time of the machines", |run| run.machines_cpu),
         ("processor time of the operator", |run| run.operator_cpu),
     ];
-    let samples = |setup: &str, value: Value| -> Vec<f64> {
-        runs.iter().filter(|run| run.setup == setup).map(value).collect()
-    };
+    let samples =
+        |setup: &str, value: Value| -> Vec<f64> { runs.iter().filter(|run| run.setup == setup).map(value).collect() };
     let mut lines = Vec::new();
     for (setup, goal) in [("binary", 0.4), ("kubeadm", 0.7)] {
         for (number, (kind, value)) in kinds.into_iter().enumerate() {

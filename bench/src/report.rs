@@ -158,9 +158,7 @@ pub(crate) fn median(v: &[f64]) -> Option<f64> {
 
 /// Half the range, as a part of the median.
 pub(crate) fn spread(v: &[f64]) -> f64 {
-    let (min, max) = v
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+    let (min, max) = v.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
     match median(v) {
         Some(middle) if middle != 0.0 => (max - min) / 2.0 / middle,
         _ => 0.0,

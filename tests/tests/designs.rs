@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use quorate_tests::{Lab, cannot_run, text};
+use quorate_tests::{Lab, cannot_run, edit, text};
 
 #[test]
 #[ignore = "some minutes; make test-designs"]
@@ -47,6 +47,93 @@ fn one_click() {
             lab.must(&["lab", "on", &lab.name, &holder]);
             lab.await_green(Duration::from_secs(120));
         }
+    });
+}
+
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn lb_pair() {
+    let machines = ["--machines", "4", "--load-balancers", "2"];
+    story("lb-pair", &machines, &[], |lab| {
+        let holder = holder(lab, "vip");
+        lab.must(&["lab", "off", &lab.name, &holder]);
+        within(Duration::from_secs(15), "the API answers through the VIP", || {
+            get(lab, "https://10.77.0.100:8443/readyz", &[]) == "200"
+        });
+        lab.must(&["lab", "on", &lab.name, &holder]);
+        is_kubeadms(lab);
+    });
+}
+
+/// VIP and proxy are static Pods: there before the API they lead to, renewed with their configuration, and without power,
+/// killed or hung they cost nobody the API for long.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn colocated() {
+    story("colocated", &["--machines", "5"], &[], |lab| {
+        is_kubeadms(lab);
+        assert_eq!(agent_pods(lab), ["m1", "m2", "m3"]);
+        let shown = lab.ssh("m1", &["/opt/quorate/bin/quorate", "agent", "ctl", "show"]);
+        assert!(shown.contains("10.77.0.100"), "{shown}");
+        let answers = |lab: &Lab| get(lab, "https://10.77.0.100:8443/readyz", &[]) == "200";
+        for (how, break_it) in [
+            ("killed", "'kill -9 $(pidof quorate-agent)'"),
+            ("hung", "'kill -STOP $(pidof quorate-agent)'"),
+        ] {
+            let was = holder(lab, "vip");
+            lab.ssh(&was, &["sh", "-c", break_it]);
+            within(
+                Duration::from_secs(15),
+                &format!("the VIP of an agent that is {how} moves"),
+                || answers(lab) && ![String::new(), was.clone()].contains(&holder(lab, "vip")),
+            );
+            lab.await_green(Duration::from_secs(120));
+            let pods = agent_pods(lab);
+            assert_eq!(pods.len(), 3, "{pods:?}");
+        }
+        let was = holder(lab, "vip");
+        lab.must(&["lab", "off", &lab.name, &was]);
+        within(
+            Duration::from_secs(15),
+            "the VIP of a machine without power moves",
+            || answers(lab),
+        );
+        lab.must(&["lab", "on", &lab.name, &was]);
+        lab.await_green(Duration::from_secs(180));
+        edit(&lab.cluster_file(), "interval: 100ms", "interval: 200ms");
+        text(&lab.cluster("apply", &["--yes"]), &["apply with another interval"]);
+        assert_eq!(agent_pods(lab).len(), 3);
+        no_steps(lab);
+    });
+}
+
+/// The shape of ipvs.yaml where the kernel has no IPVS: the node's own proxy, as a static Pod. Joining goes by it.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn access_by_static_pods() {
+    let ipvs = "  access: ipvs\n  accessOptions:\n    ipvs:\n      virtual: \"10.103.97.2:6443\"     # on every node; outside of the \
+                Pod and Service ranges\n      name: apiserver.cluster.local   # in the hosts files; on a control plane it means the \
+                machine itself\n";
+    story("ipvs", &["--machines", "5"], &[(ipvs, "  access: proxy\n")], |lab| {
+        assert_eq!(agent_pods(lab).len(), 5);
+        let left = lab.ssh(
+            "m4",
+            &["systemctl", "list-units", "--all", "--no-legend", "'quorate-agent*'"],
+        );
+        assert_eq!(left.trim(), "", "the unit that served until the Pod did is gone");
+        lab.must(&["lab", "off", &lab.name, "m1"]);
+        within(Duration::from_secs(10), "the worker's own way leads elsewhere", || {
+            checks(lab, "access").get("m4").is_some_and(|(ok, _)| *ok)
+        });
+        // A worker that boots has nobody but its kubelet to bring its way to the API up.
+        lab.must(&["lab", "off", &lab.name, "m4"]);
+        lab.must(&["lab", "on", &lab.name, "m4"]);
+        within(
+            Duration::from_secs(60),
+            "a worker that booted has its way again",
+            || checks(lab, "access").get("m4").is_some_and(|(ok, _)| *ok),
+        );
+        lab.must(&["lab", "on", &lab.name, "m1"]);
     });
 }
 
@@ -163,7 +250,7 @@ fn ipvs_without_the_kernel() {
         return;
     }
     let lab = Lab::with("ipvs", &["--machines", "4"]);
-    use_example(&lab, "minimal", &[("spec:\n", "spec:\n  access: ipvs\n")]);
+    use_example(&lab, "ipvs", &[]);
     let before = traces(&lab);
     let applied = lab.cluster("apply", &["--yes"]);
     let said = String::from_utf8_lossy(&applied.stderr).into_owned() + &String::from_utf8_lossy(&applied.stdout);
@@ -201,6 +288,32 @@ fn story(example: &str, machines: &[&str], edits: &[(&str, &str)], proof: fn(&La
     no_steps(&lab);
     text(&lab.cluster("reset", &["--yes"]), &["reset"]);
     assert_same(&before, &traces(&lab));
+}
+
+/// kubeadm takes the cluster for one of its own.
+fn is_kubeadms(lab: &Lab) {
+    let kubeadm = |words: &[&str]| lab.ssh("m1", &[&["/opt/quorate/bin/kubeadm"], words].concat());
+    let certificates = kubeadm(&["certs", "check-expiration"]);
+    assert!(certificates.contains("apiserver-kubelet-client"), "{certificates}");
+    assert!(!certificates.contains("invalid"), "{certificates}");
+}
+
+/// Machines whose agent is a Pod that is ready.
+fn agent_pods(lab: &Lab) -> Vec<String> {
+    let wanted = [
+        "-n",
+        "kube-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=quorate-agent",
+        "-o",
+        "'jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].ready}{\"\\n\"}{end}'",
+    ];
+    let pods = text(&lab.kubectl("m1", &wanted), &["get pods"]);
+    pods.lines()
+        .filter_map(|line| line.strip_suffix(" true").map(str::to_owned))
+        .collect()
 }
 
 fn no_steps(lab: &Lab) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use quorate_facts::HostFacts;
 use quorate_lb::config::*;
 use quorate_lb::pod::Pod;
-use quorate_spec::{Access, Balancer, Bootstrap, Machine, Spec};
+use quorate_spec::{Access, Balancer, Bootstrap, Machine, RunAs, Spec};
 
 use crate::components::kubeadm::INPUTS;
 use crate::components::unit::{Flags, Unit};
@@ -159,6 +159,13 @@ pub(crate) fn divide(work: AgentConfig, balancer: Balancer) -> (Option<AgentConf
         by_agent.stats = LOCAL_STATS.parse().ok().map(|listen| Stats { listen, login: None });
     }
     (Some(by_agent).filter(|config| !idle(config)), by_haproxy)
+}
+
+/// Whether the machine's agent, if it has one, is a static Pod.
+pub(crate) fn is_pod(spec: &Spec, machine: &Machine) -> bool {
+    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
+    let (by_agent, _) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    spec.balancer_as == RunAs::StaticPod && by_agent.is_some()
 }
 
 /// Programs of the distribution that a machine needs for its part in the balancing.

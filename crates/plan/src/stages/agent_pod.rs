@@ -3,7 +3,7 @@
 
 use quorate_facts::SecretId;
 use quorate_lb::AgentConfig;
-use quorate_spec::{Bootstrap, Machine, RunAs};
+use quorate_spec::{Bootstrap, Machine};
 use serde_json::json;
 
 use super::{kubeadm, nodes};
@@ -99,7 +99,7 @@ pub(crate) fn before_kubeadm(draft: &mut Draft<'_>, machine: &str, needs: Vec<St
 
 fn wanted_manifest(wanted: &Wanted<'_>) -> Option<(String, String)> {
     let spec = wanted.context.spec;
-    if spec.balancer_as != RunAs::StaticPod {
+    if !agent::is_pod(spec, wanted.machine) {
         return None;
     }
     let work = agent::work(spec, wanted.machine, wanted.host);

@@ -1,8 +1,9 @@
 //! Programs: the bundle's blobs on the machines that need them, and links to them.
 
 use quorate_facts::{BundleItem, ItemKind};
-use quorate_spec::{Bootstrap, Cni, Machine, RunAs};
+use quorate_spec::{Bootstrap, Cni, Machine};
 
+use crate::components::agent;
 use crate::model::*;
 use crate::paths;
 use crate::stages::Planned;
@@ -105,7 +106,7 @@ pub(crate) fn image_names(context: &Context<'_>, machine: &Machine) -> Vec<&'sta
             names.extend((!context.etcd_unit()).then_some("/etcd"));
         }
     }
-    if context.spec.balancer_as == RunAs::StaticPod {
+    if agent::is_pod(context.spec, machine) {
         names.push("/agent");
     }
     if !matches!(context.spec.network.cni, Cni::None) || context.spec.dns.replicas > 0 {
