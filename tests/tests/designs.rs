@@ -241,6 +241,58 @@ fn dual_stack() {
     });
 }
 
+/// An operator who dies at five points of a kubeadm installation, and a control plane that loses power when etcd has just
+/// admitted it: the next `apply` goes on from what is there.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn half_failed_installs_converge() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let lab = Lab::with("half", &["--machines", "4"]);
+    use_example(&lab, "colocated", &[]);
+    let begin = || {
+        lab.command("apply", &["--yes", "--no-progress", "--steal"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("start apply")
+    };
+    let seed = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
+    for part in 0..5_u32 {
+        let after = Duration::from_millis(u64::from(seed.rotate_left(part * 6) % 20_000) + 500);
+        let mut child = begin();
+        std::thread::sleep(after);
+        let _ = child.kill();
+        let _ = child.wait();
+        eprintln!("operator killed after {after:.1?}");
+    }
+    // The next one to be admitted, if all have not been by now.
+    let members = || {
+        let list = "'/opt/quorate/bin/etcdctl --cacert=/etc/kubernetes/pki/etcd/ca.crt --cert=/etc/kubernetes/pki/etcd/server.crt \
+                    --key=/etc/kubernetes/pki/etcd/server.key member list 2>/dev/null || true'";
+        lab.ssh("m1", &["sh", "-c", list]).lines().count()
+    };
+    let before = members();
+    if before < 3 {
+        let joining = if before < 2 { "m2" } else { "m3" };
+        let mut child = begin();
+        within(Duration::from_secs(120), &format!("etcd admits {joining}"), || {
+            members() > before.max(1)
+        });
+        lab.must(&["lab", "off", &lab.name, joining]);
+        let _ = child.wait();
+        lab.must(&["lab", "on", &lab.name, joining]);
+    } else {
+        eprintln!("skipped: all three were members before the power could be cut");
+    }
+    text(&lab.cluster("apply", &["--yes", "--steal"]), &["apply", "--steal"]);
+    lab.await_green(Duration::from_secs(180));
+    no_steps(&lab);
+    assert_eq!(members(), 3);
+}
+
 /// What a kernel lacks is said before anything is changed.
 #[test]
 #[ignore = "some minutes; make test-designs"]
