@@ -112,8 +112,7 @@ fn colocated() {
 #[ignore = "some minutes; make test-designs"]
 fn access_by_static_pods() {
     let ipvs = "  access: ipvs\n  accessOptions:\n    ipvs:\n      virtual: \"10.103.97.2:6443\"     # on every node; outside of the \
-                Pod and Service ranges\n      name: apiserver.cluster.local   # in the hosts files; on a control plane it means the \
-                machine itself\n";
+                Pod and Service ranges\n      name: apiserver.cluster.local   # in the hosts files of all machines\n";
     story("ipvs", &["--machines", "5"], &[(ipvs, "  access: proxy\n")], |lab| {
         assert_eq!(agent_pods(lab).len(), 5);
         let left = lab.ssh(

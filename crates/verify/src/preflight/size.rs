@@ -6,6 +6,8 @@ use quorate_spec::Machine;
 
 use super::{Input, List};
 
+/// Per cent of the images' file system that a kubelet wants free (`imagefs.available`, its default eviction threshold).
+const KUBELET_WANTS: u64 = 15;
 const ADVICE: &str = "`quorate plan --capacity` lists what each machine should have";
 
 pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list: &mut List) {
@@ -28,6 +30,11 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         if free < least.disk_mb {
             let hint = format!("free at least {} MB", least.disk_mb);
             list.require("disk", name, false, found, &hint);
+        } else if machine.is_node() && free * 100 < total * KUBELET_WANTS {
+            let hint = format!(
+                "free more than {KUBELET_WANTS} % of it: below that kubelets take no Pods and evict those they have"
+            );
+            list.require("disk", name, false, format!("{found}, of {total}"), &hint);
         } else if total < advised.disk_mb {
             let found = format!("{total} MB on {}, {} advised", mount.target, advised.disk_mb);
             list.warn("disk", name, found, ADVICE);
