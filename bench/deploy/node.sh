@@ -3,6 +3,8 @@ modprobe -a overlay br_netfilter 2>/dev/null || true
 sysctl -qw net.ipv4.ip_forward=1
 sysctl -qw net.bridge.bridge-nf-call-iptables=1 2>/dev/null || true
 swapoff -a 2>/dev/null || true
+# CoreDNS wants to have somebody to ask.
+grep -qs ^nameserver /etc/resolv.conf || echo nameserver 10.77.0.1 >>/etc/resolv.conf
 mkdir -p /etc/containerd /etc/cni/net.d /etc/systemd/system/kubelet.service.d
 cat >/etc/containerd/config.toml <<END
 version = 3
