@@ -396,9 +396,19 @@ fn use_example(lab: &Lab, example: &str, edits: &[(&str, &str)]) {
         .lines()
         .find(|line| line.starts_with("  ssh:"))
         .expect("the lab's ssh");
+    // How much of the computer's disk kubelets want free.
+    let kubelet = own
+        .lines()
+        .find(|line| line.starts_with("    kubelet:"))
+        .expect("the lab's kubelets");
     let mut out = String::new();
+    if !file.contains("\n  kubernetes:\n") {
+        file = file.replacen("spec:\n", "spec:\n  kubernetes:\n", 1);
+    }
     for line in file.lines() {
-        if line == "  machines:" {
+        if line == "  kubernetes:" {
+            out += &format!("{line}\n{kubelet}\n");
+        } else if line == "  machines:" {
             out += &format!("{ssh}\n{line}\n");
         } else if line.starts_with("    - {") {
             let of_role = machines.entry(field(line, "roles: [")).or_default();
