@@ -7,7 +7,7 @@ DEMO    := target/demo
 SOURCES := $(shell find crates bundles -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := build
-.PHONY: build demo demo-down bundle test test-fast test-lab test-designs test-drill lint sim bench proof proof-render dependencies clean
+.PHONY: build demo demo-down bundle test test-fast test-lab test-designs test-drill lint sim bench bench-deploy proof proof-render dependencies clean
 
 ## The static program, at target/release/quorate.
 build: $(BIN)
@@ -64,6 +64,11 @@ sim:
 ## Side by side with haproxy and keepalived.
 bench: $(BIN)
 	cargo run --release --locked -p quorate-bench -- run
+
+## Three ways from bare machines to a cluster, in turn: some twenty minutes.
+bench-deploy: $(BIN) bundle
+	bench/deploy/run $(BIN) target/bench-deploy
+	cargo run --locked -p quorate-bench -- deploy target/bench-deploy
 
 ## The same failures against Quorate's VIP, its balancers on nodes, and haproxy with keepalived: raw data, then the page.
 proof: $(BIN) bundle

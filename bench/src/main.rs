@@ -3,6 +3,7 @@
 //! Everything runs on this machine's loopback, is bounded in count and time, and ends by itself.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod deploy;
 mod load;
 mod measure;
 mod proof;
@@ -49,6 +50,14 @@ enum Verb {
         #[arg(default_value = "target/proof")]
         raw: PathBuf,
         #[arg(long, default_value = "docs/proof.md")]
+        table: PathBuf,
+    },
+    /// results.json and the table from the raw data of bench/deploy/run.
+    Deploy {
+        #[arg(default_value = "target/bench-deploy")]
+        out: PathBuf,
+        /// The page whose last part the table is.
+        #[arg(long, default_value = "docs/benchmarks.md")]
         table: PathBuf,
     },
     /// One measurement, for a profiler.
@@ -117,14 +126,19 @@ fn main() -> anyhow::Result<()> {
             measure::idle(dir.path(), &mut results)?;
             measure::failures(dir.path(), &mut results)?;
             results.write(&out)?;
-            let text = format!("{HEAD}\nPeer: {version}.\n\n{}", results.table());
+            let mut text = format!("{HEAD}\nPeer: {version}.\n\n{}", results.table());
             print!("{text}");
             if !table.as_os_str().is_empty() {
+                let page = std::fs::read_to_string(&table).unwrap_or_default();
+                if let Some(at) = page.find(deploy::HEADING) {
+                    text += &format!("\n{}", &page[at..]);
+                }
                 std::fs::write(table, text)?;
             }
             Ok(())
         }
         Verb::Proof { raw, table } => proof::render(&raw, &table, &raw.join("proof.html")),
+        Verb::Deploy { out, table } => deploy::render(&out, &table),
         Verb::One { haproxy, what, seconds } => {
             sys::pin(&[1]);
             let dir = tempfile::tempdir()?;

@@ -29,16 +29,16 @@ pub(crate) struct Results {
 /// One line of `results.json`.
 #[derive(Serialize)]
 pub(crate) struct Line {
-    name: String,
-    unit: String,
-    quorate: f64,
-    peer: &'static str,
-    peer_value: Option<f64>,
-    ratio: Option<f64>,
+    pub(crate) name: String,
+    pub(crate) unit: String,
+    pub(crate) quorate: f64,
+    pub(crate) peer: &'static str,
+    pub(crate) peer_value: Option<f64>,
+    pub(crate) ratio: Option<f64>,
     /// Half the range of quorate's samples, as a part of their median.
-    spread: f64,
-    goal: String,
-    met: Option<bool>,
+    pub(crate) spread: f64,
+    pub(crate) goal: String,
+    pub(crate) met: Option<bool>,
 }
 
 impl Results {
@@ -63,9 +63,6 @@ impl Results {
                 let quorate = median(ours)?;
                 let peer_value = median(theirs);
                 let ratio = peer_value.filter(|p| *p != 0.0).map(|p| quorate / p);
-                let (min, max) = ours
-                    .iter()
-                    .fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
                 Some(Line {
                     name: name.clone(),
                     unit: unit.clone(),
@@ -73,11 +70,7 @@ impl Results {
                     peer: "haproxy",
                     peer_value,
                     ratio,
-                    spread: if quorate == 0.0 {
-                        0.0
-                    } else {
-                        (max - min) / 2.0 / quorate
-                    },
+                    spread: spread(ours),
                     goal: match goal {
                         Goal::None => String::new(),
                         Goal::AtLeast(x) => format!("≥ {x} × haproxy"),
@@ -110,48 +103,64 @@ impl Results {
 
     /// The table, as Markdown.
     pub(crate) fn table(&self) -> String {
-        let mut t = "| what | unit | quorate | haproxy | ratio | spread | goal | met |\n|---|---|---:|---:|---:|---:|---|---|\n"
-            .to_owned();
-        for l in self.lines() {
-            let number = |v: f64| {
-                if v == 0.0 || v.abs() >= 100.0 {
-                    format!("{v:.0}")
-                } else if v.abs() >= 1.0 {
-                    format!("{v:.2}")
-                } else {
-                    format!("{v:.3}")
-                }
-            };
-            let _ = writeln!(
-                t,
-                "| {} | {} | {} | {} | {} | ±{:.0} % | {} | {} |",
-                l.name,
-                l.unit,
-                number(l.quorate),
-                l.peer_value.map_or_else(String::new, number),
-                l.ratio.map_or_else(String::new, |r| format!("{r:.2}")),
-                l.spread.abs() * 100.0,
-                l.goal,
-                match l.met {
-                    Some(true) => "yes",
-                    Some(false) => "**no**",
-                    None => "",
-                }
-            );
+        let mut text = table(&self.lines(), "haproxy");
+        for note in &self.notes {
+            let _ = writeln!(text, "\n{note}");
         }
-        for n in &self.notes {
-            let _ = writeln!(t, "\n{n}");
-        }
-        t
+        text
     }
 }
 
-fn median(v: &[f64]) -> Option<f64> {
+/// Lines against one peer, as Markdown.
+pub(crate) fn table(lines: &[Line], peer: &str) -> String {
+    let mut text = format!(
+        "| what | unit | quorate | {peer} | ratio | spread | goal | met |\n|---|---|---:|---:|---:|---:|---|---|\n"
+    );
+    let number = |v: f64| {
+        if v == 0.0 || v.abs() >= 100.0 {
+            format!("{v:.0}")
+        } else if v.abs() >= 1.0 {
+            format!("{v:.2}")
+        } else {
+            format!("{v:.3}")
+        }
+    };
+    for l in lines {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | ±{:.0} % | {} | {} |",
+            l.name,
+            l.unit,
+            number(l.quorate),
+            l.peer_value.map_or_else(String::new, number),
+            l.ratio.map_or_else(String::new, |r| format!("{r:.2}")),
+            l.spread.abs() * 100.0,
+            l.goal,
+            match l.met {
+                Some(true) => "yes",
+                Some(false) => "**no**",
+                None => "",
+            }
+        );
+    }
+    text
+}
+
+pub(crate) fn median(v: &[f64]) -> Option<f64> {
     let mut v = v.to_vec();
     v.sort_by(f64::total_cmp);
     match v.len() {
         0 => None,
         n if n % 2 == 1 => Some(v[n / 2]),
         n => Some((v[n / 2 - 1] + v[n / 2]) / 2.0),
+    }
+}
+
+/// Half the range, as a part of the median.
+pub(crate) fn spread(v: &[f64]) -> f64 {
+    let (min, max) = v.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+    match median(v) {
+        Some(middle) if middle != 0.0 => (max - min) / 2.0 / middle,
+        _ => 0.0,
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use quorate_tests::{Lab, cannot_run, text};
+use quorate_tests::{Lab, cannot_run, edit, text};
 
 #[test]
 #[ignore = "some minutes; make test-designs"]
@@ -47,6 +47,88 @@ fn one_click() {
             lab.must(&["lab", "on", &lab.name, &holder]);
             lab.await_green(Duration::from_secs(120));
         }
+    });
+}
+
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn lb_pair() {
+    let machines = ["--machines", "4", "--load-balancers", "2"];
+    story("lb-pair", &machines, &[], |lab| {
+        let holder = holder(lab, "vip");
+        lab.must(&["lab", "off", &lab.name, &holder]);
+        within(Duration::from_secs(15), "the API answers through the VIP", || {
+            get(lab, "https://10.77.0.100:8443/readyz", &[]) == "200"
+        });
+        lab.must(&["lab", "on", &lab.name, &holder]);
+        is_kubeadms(lab);
+    });
+}
+
+/// VIP and proxy are static Pods: there before the API they lead to, renewed with their configuration, and without power,
+/// killed or hung they cost nobody the API for long.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn colocated() {
+    story("colocated", &["--machines", "5"], &[], |lab| {
+        is_kubeadms(lab);
+        assert_eq!(agent_pods(lab), ["m1", "m2", "m3"]);
+        let shown = lab.ssh("m1", &["/opt/quorate/bin/quorate", "agent", "ctl", "show"]);
+        assert!(shown.contains("10.77.0.100"), "{shown}");
+        let answers = |lab: &Lab| get(lab, "https://10.77.0.100:8443/readyz", &[]) == "200";
+        for (how, break_it) in [
+            ("killed", "'kill -9 $(pidof quorate-agent)'"),
+            ("hung", "'kill -STOP $(pidof quorate-agent)'"),
+        ] {
+            let was = holder(lab, "vip");
+            lab.ssh(&was, &["sh", "-c", break_it]);
+            within(
+                Duration::from_secs(15),
+                &format!("the VIP of an agent that is {how} moves"),
+                || answers(lab) && ![String::new(), was.clone()].contains(&holder(lab, "vip")),
+            );
+            lab.await_green(Duration::from_secs(120));
+            within(Duration::from_secs(60), "its kubelet has it run again", || {
+                agent_pods(lab).len() == 3
+            });
+        }
+        let was = holder(lab, "vip");
+        lab.must(&["lab", "off", &lab.name, &was]);
+        within(
+            Duration::from_secs(15),
+            "the VIP of a machine without power moves",
+            || answers(lab),
+        );
+        lab.must(&["lab", "on", &lab.name, &was]);
+        lab.await_green(Duration::from_secs(180));
+        edit(&lab.cluster_file(), "interval: 100ms", "interval: 200ms");
+        text(&lab.cluster("apply", &["--yes"]), &["apply with another interval"]);
+        assert_eq!(agent_pods(lab).len(), 3);
+        no_steps(lab);
+    });
+}
+
+/// The shape of ipvs.yaml where the kernel has no IPVS: the node's own proxy, as a static Pod. Joining goes by it.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn access_by_static_pods() {
+    let ipvs = "  access: ipvs\n  accessOptions:\n    ipvs:\n      virtual: \"10.103.97.2:6443\"     # on every node; outside of the \
+                Pod and Service ranges\n      name: apiserver.cluster.local   # in the hosts files of all machines\n";
+    story("ipvs", &["--machines", "5"], &[(ipvs, "  access: proxy\n")], |lab| {
+        assert_eq!(agent_pods(lab).len(), 5);
+        lab.must(&["lab", "off", &lab.name, "m1"]);
+        within(Duration::from_secs(10), "the worker's own way leads elsewhere", || {
+            checks(lab, "access").get("m4").is_some_and(|(ok, _)| *ok)
+        });
+        // A worker that boots has nobody but its kubelet to bring its way to the API up.
+        lab.must(&["lab", "off", &lab.name, "m4"]);
+        lab.must(&["lab", "on", &lab.name, "m4"]);
+        within(
+            Duration::from_secs(60),
+            "a worker that booted has its way again",
+            || checks(lab, "access").get("m4").is_some_and(|(ok, _)| *ok),
+        );
+        lab.must(&["lab", "on", &lab.name, "m1"]);
     });
 }
 
@@ -154,6 +236,58 @@ fn dual_stack() {
     });
 }
 
+/// An operator who dies at five points of a kubeadm installation, and a control plane that loses power when etcd has just
+/// admitted it: the next `apply` goes on from what is there.
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn half_failed_installs_converge() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let lab = Lab::with("half", &["--machines", "4"]);
+    use_example(&lab, "colocated", &[]);
+    let begin = || {
+        lab.command("apply", &["--yes", "--no-progress", "--steal"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("start apply")
+    };
+    let seed = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
+    for part in 0..5_u32 {
+        let after = Duration::from_millis(u64::from(seed.rotate_left(part * 6) % 20_000) + 500);
+        let mut child = begin();
+        std::thread::sleep(after);
+        let _ = child.kill();
+        let _ = child.wait();
+        eprintln!("operator killed after {after:.1?}");
+    }
+    // The next one to be admitted, if all have not been by now.
+    let members = || {
+        let list = "'/opt/quorate/bin/etcdctl --cacert=/etc/kubernetes/pki/etcd/ca.crt --cert=/etc/kubernetes/pki/etcd/server.crt \
+                    --key=/etc/kubernetes/pki/etcd/server.key member list 2>/dev/null || true'";
+        lab.ssh("m1", &["sh", "-c", list]).lines().count()
+    };
+    let before = members();
+    if before < 3 {
+        let joining = if before < 2 { "m2" } else { "m3" };
+        let mut child = begin();
+        within(Duration::from_secs(120), &format!("etcd admits {joining}"), || {
+            members() > before.max(1)
+        });
+        lab.must(&["lab", "off", &lab.name, joining]);
+        let _ = child.wait();
+        lab.must(&["lab", "on", &lab.name, joining]);
+    } else {
+        eprintln!("skipped: all three were members before the power could be cut");
+    }
+    text(&lab.cluster("apply", &["--yes", "--steal"]), &["apply", "--steal"]);
+    lab.await_green(Duration::from_secs(180));
+    no_steps(&lab);
+    assert_eq!(members(), 3);
+}
+
 /// What a kernel lacks is said before anything is changed.
 #[test]
 #[ignore = "some minutes; make test-designs"]
@@ -163,7 +297,7 @@ fn ipvs_without_the_kernel() {
         return;
     }
     let lab = Lab::with("ipvs", &["--machines", "4"]);
-    use_example(&lab, "minimal", &[("spec:\n", "spec:\n  access: ipvs\n")]);
+    use_example(&lab, "ipvs", &[]);
     let before = traces(&lab);
     let applied = lab.cluster("apply", &["--yes"]);
     let said = String::from_utf8_lossy(&applied.stderr).into_owned() + &String::from_utf8_lossy(&applied.stdout);
@@ -203,6 +337,32 @@ fn story(example: &str, machines: &[&str], edits: &[(&str, &str)], proof: fn(&La
     assert_same(&before, &traces(&lab));
 }
 
+/// kubeadm takes the cluster for one of its own.
+fn is_kubeadms(lab: &Lab) {
+    let kubeadm = |words: &[&str]| lab.ssh("m1", &[&["/opt/quorate/bin/kubeadm"], words].concat());
+    let certificates = kubeadm(&["certs", "check-expiration"]);
+    assert!(certificates.contains("apiserver-kubelet-client"), "{certificates}");
+    assert!(!certificates.contains("invalid"), "{certificates}");
+}
+
+/// Machines whose agent is a Pod that is ready.
+fn agent_pods(lab: &Lab) -> Vec<String> {
+    let wanted = [
+        "-n",
+        "kube-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=quorate-agent",
+        "-o",
+        "'jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].ready}{\"\\n\"}{end}'",
+    ];
+    let pods = text(&lab.kubectl("m1", &wanted), &["get pods"]);
+    pods.lines()
+        .filter_map(|line| line.strip_suffix(" true").map(str::to_owned))
+        .collect()
+}
+
 fn no_steps(lab: &Lab) {
     let plan = lab.cluster("plan", &[]);
     assert_eq!(
@@ -232,9 +392,19 @@ fn use_example(lab: &Lab, example: &str, edits: &[(&str, &str)]) {
         .lines()
         .find(|line| line.starts_with("  ssh:"))
         .expect("the lab's ssh");
+    // How much of the computer's disk kubelets want free.
+    let kubelet = own
+        .lines()
+        .find(|line| line.starts_with("    kubelet:"))
+        .expect("the lab's kubelets");
     let mut out = String::new();
+    if !file.contains("\n  kubernetes:\n") {
+        file = file.replacen("spec:\n", "spec:\n  kubernetes:\n", 1);
+    }
     for line in file.lines() {
-        if line == "  machines:" {
+        if line == "  kubernetes:" {
+            out += &format!("{line}\n{kubelet}\n");
+        } else if line == "  machines:" {
             out += &format!("{ssh}\n{line}\n");
         } else if line.starts_with("    - {") {
             let of_role = machines.entry(field(line, "roles: [")).or_default();

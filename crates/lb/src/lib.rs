@@ -12,6 +12,7 @@ pub mod config;
 pub mod frames;
 pub mod health;
 mod io;
+pub mod pod;
 pub mod vrrp;
 
 pub use agent::{Agent, AgentStatus};

@@ -72,16 +72,6 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
     plan
 }
 
-/// Options of the cluster file that this version cannot deploy, each with what to write instead. Nothing may be planned
-/// while there are any.
-pub fn not_deployable(spec: &Spec) -> Vec<String> {
-    let mut options = Vec::new();
-    if spec.balancer_as == quorate_spec::RunAs::StaticPod {
-        options.push("the agent as a static Pod (write `unit`)".to_owned());
-    }
-    options
-}
-
 /// Programs of the distribution, not of the bundle, that this machine needs: haproxy and keepalived where they balance.
 pub fn programs_needed(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<&'static str> {
     components::agent::programs(spec, machine)

@@ -292,6 +292,10 @@ pub enum Condition {
     File {
         path: String,
     },
+    /// Nothing is at the path any more.
+    Gone {
+        path: String,
+    },
     UnitActive {
         unit: String,
     },

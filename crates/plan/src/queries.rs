@@ -90,6 +90,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     texts.insert(format!("{}/config.toml", paths::CONTAINERD));
     texts.insert(agent::CONFIG.into());
     texts.insert(agent::CA.into());
+    texts.insert(agent::MANIFEST.into());
     texts.insert("/etc/hosts".into());
     texts.insert("/etc/fstab".into());
     texts.insert("/etc/sysctl.d/90-quorate.conf".into());
@@ -137,7 +138,11 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
         paths: paths_.into_iter().collect(),
         texts: texts.into_iter().collect(),
         keys: keys.into_iter().collect(),
-        units: paths::ALL_UNITS.iter().map(|unit| (*unit).to_owned()).collect(),
+        units: paths::ALL_UNITS
+            .iter()
+            .chain(&[agent::UNTIL_JOINED])
+            .map(|unit| (*unit).to_owned())
+            .collect(),
         sysctls,
         users: vec!["etcd".into()],
         modules: [

@@ -6,6 +6,7 @@ use quorate_facts::{Facts, HostFacts};
 use quorate_spec::{Machine, Spec};
 use serde_json::Value;
 
+use crate::components::agent;
 use crate::model::*;
 use crate::{paths, queries};
 
@@ -91,8 +92,15 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
         .filter(|unit| host.units.get(**unit).is_some_and(|found| found.exists()))
         .map(|unit| (*unit).to_owned())
         .collect();
-    if !units.is_empty() {
-        let why: Vec<String> = units.iter().map(|unit| format!("{unit} is Quorate's")).collect();
+    // Has no file, and is gone when it is stopped.
+    let joining = host.units.get(agent::UNTIL_JOINED).filter(|unit| unit.exists());
+    let joining = joining.map(|_| agent::UNTIL_JOINED.to_owned());
+    if !units.is_empty() || joining.is_some() {
+        let why: Vec<String> = units
+            .iter()
+            .chain(&joining)
+            .map(|unit| format!("{unit} is Quorate's"))
+            .collect();
         // An API server waits for its clients, etcd for its peers; here all of them go. The units are stopped in the next
         // step, within the second that systemd waits before a restart.
         let running = |unit: &&String| {
@@ -124,7 +132,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
                 reload: false,
                 enable: vec![],
                 disable: units.clone(),
-                stop: units,
+                stop: units.into_iter().chain(joining).collect(),
                 start: vec![],
                 restart: vec![],
             },

@@ -1,5 +1,6 @@
 //! A deployment's table of contents. Each stage is one file; the order here is the order on the machines.
 
+mod agent_pod;
 mod control_plane;
 mod dns;
 mod endpoint;

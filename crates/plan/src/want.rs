@@ -193,10 +193,13 @@ pub(crate) struct Wanted<'a> {
     directories: Vec<Directory>,
     files: Vec<FileChange>,
     links: Vec<Link>,
+    pods: Vec<FileChange>,
+    no_pods: Vec<(String, Vec<Wait>)>,
     why: BTreeMap<&'static str, Vec<String>>,
     touched: BTreeSet<String>,
     units: Units,
     waits: Vec<Wait>,
+    pod_waits: Vec<Wait>,
 }
 
 #[derive(Default)]
@@ -221,10 +224,13 @@ impl<'a> Wanted<'a> {
             directories: Vec::new(),
             files: Vec::new(),
             links: Vec::new(),
+            pods: Vec::new(),
+            no_pods: Vec::new(),
             why: BTreeMap::new(),
             touched: BTreeSet::new(),
             units: Units::default(),
             waits: Vec::new(),
+            pod_waits: Vec::new(),
         }
     }
 
@@ -276,37 +282,70 @@ impl<'a> Wanted<'a> {
     }
 
     pub(crate) fn file(&mut self, path: &str, owner: &str, mode: u32, content: Content) {
-        let hash = self.expected_hash(&content);
-        let found = self.host.files.get(path).filter(|found| found.exists());
-        let before = match found {
-            None => {
-                self.because("files", format!("{path} does not exist"));
-                Before::Absent
-            }
-            Some(found) if hash.is_some() && found.sha256 == hash => {
-                if found.owner == owner && found.mode == mode {
-                    return;
-                }
-                self.because(
-                    "files",
-                    format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode),
-                );
-                Before::Attributes {
-                    owner: found.owner.clone(),
-                    mode: found.mode,
-                }
-            }
-            Some(found) => {
-                self.because("files", format!("{path} differs"));
-                match &found.text {
-                    Some(text) if !content.is_secret() => Before::Text { text: text.clone() },
-                    _ => Before::Hash {
-                        sha256: found.sha256.clone().unwrap_or_default(),
-                    },
-                }
-            }
+        if let Some((reason, before)) = self.file_difference(path, owner, mode, &content) {
+            self.because("files", reason);
+            self.change(path, owner, mode, content, before);
+        }
+    }
+
+    /// What is wrong with what lies at the path, and what it is; `None` when nothing is.
+    fn file_difference(&self, path: &str, owner: &str, mode: u32, content: &Content) -> Option<(String, Before)> {
+        let hash = self.expected_hash(content);
+        let Some(found) = self.host.files.get(path).filter(|found| found.exists()) else {
+            return Some((format!("{path} does not exist"), Before::Absent));
         };
-        self.change(path, owner, mode, content, before);
+        if hash.is_some() && found.sha256 == hash {
+            if found.owner == owner && found.mode == mode {
+                return None;
+            }
+            let reason = format!("{path} is {}:{:o}, wanted {owner}:{mode:o}", found.owner, found.mode);
+            let before = Before::Attributes {
+                owner: found.owner.clone(),
+                mode: found.mode,
+            };
+            return Some((reason, before));
+        }
+        let before = match &found.text {
+            Some(text) if !content.is_secret() => Before::Text { text: text.clone() },
+            _ => Before::Hash {
+                sha256: found.sha256.clone().unwrap_or_default(),
+            },
+        };
+        Some((format!("{path} differs"), before))
+    }
+
+    /// A static Pod's manifest, written when all else is done: whatever did its work before has ended then. `anew`: what lies
+    /// there now will have been removed.
+    pub(crate) fn pod(&mut self, path: &str, manifest: &str, anew: bool, waits: Vec<Wait>) {
+        let content = Content::text(manifest);
+        let difference = if anew {
+            Some((format!("{path} does not exist"), Before::Absent))
+        } else {
+            self.file_difference(path, "root", 0o600, &content)
+        };
+        let Some((reason, before)) = difference else { return };
+        self.because("pods", reason);
+        self.pods.push(FileChange {
+            path: path.into(),
+            owner: "root".into(),
+            mode: 0o600,
+            content,
+            before,
+        });
+        self.pod_waits.extend(waits);
+    }
+
+    /// A static Pod that is no longer wanted, or not yet, ends before anything else.
+    pub(crate) fn no_pod(&mut self, path: &str, waits: Vec<Wait>) {
+        if self.host.files.get(path).is_some_and(|found| found.exists()) {
+            self.because("no-pods", format!("{path} is not wanted here now"));
+            self.no_pods.push((path.into(), waits));
+        }
+    }
+
+    /// Whether a static Pod comes, goes or is replaced.
+    pub(crate) fn changes_pods(&self) -> bool {
+        !self.pods.is_empty() || !self.no_pods.is_empty()
     }
 
     fn change(&mut self, path: &str, owner: &str, mode: u32, content: Content, before: Before) {
@@ -556,7 +595,8 @@ impl<'a> Wanted<'a> {
         self.waits.push(Wait { until, timeout_ms });
     }
 
-    fn fingerprint(&self, inputs: &[&str]) -> String {
+    /// What these files hold, or will, in sixteen digits.
+    pub(crate) fn fingerprint(&self, inputs: &[&str]) -> String {
         let mut digest = Sha256::new();
         // Certificates and their keys have no bytes before they are issued; the programs reload them by themselves.
         for input in inputs
@@ -620,6 +660,20 @@ impl<'a> Wanted<'a> {
         let mut planned: Vec<Planned> = Vec::new();
         let mut why = std::mem::take(&mut self.why);
         let mut reasons = |what: &str| why.remove(what).unwrap_or_default();
+        let (no_pods, ended): (Vec<String>, Vec<Vec<Wait>>) = self.no_pods.into_iter().unzip();
+        if !no_pods.is_empty() {
+            planned.push((
+                "no-pods",
+                "end the static Pod".to_owned(),
+                reasons("no-pods"),
+                Action::Remove {
+                    paths: no_pods,
+                    recursive: false,
+                },
+                Undo::Kept,
+                ended.concat(),
+            ));
+        }
         if !self.users.is_empty() {
             let title = format!("create {}", count(self.users.len(), "user"));
             planned.push((
@@ -699,6 +753,16 @@ impl<'a> Wanted<'a> {
                 restart: units.restart,
             };
             planned.push(("units", title, reasons("units"), action, Undo::Units, self.waits));
+        }
+        if !self.pods.is_empty() {
+            planned.push((
+                "pods",
+                format!("run {}", count(self.pods.len(), "static Pod")),
+                reasons("pods"),
+                Action::Files { files: self.pods },
+                Undo::Kept,
+                self.pod_waits,
+            ));
         }
         planned
     }

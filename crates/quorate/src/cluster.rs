@@ -162,14 +162,6 @@ fn control_planes(loaded: &Loaded) -> Vec<String> {
 
 /// What is found now, and what follows from it.
 pub(crate) async fn plan(session: &Session) -> anyhow::Result<(Facts, Plan)> {
-    let missing = quorate_plan::not_deployable(&session.spec);
-    if !missing.is_empty() {
-        return Err(
-            UserError::new(format!("this version cannot deploy {}", missing.join(", ")))
-                .hint("nothing was changed; SPECIFICATION.md says what is shown")
-                .into(),
-        );
-    }
     let facts = session.gather().await?;
     let plan = quorate_plan::plan(&session.spec, &facts);
     let broken = quorate_plan::lint::lint(&plan);

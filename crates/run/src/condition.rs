@@ -29,6 +29,7 @@ pub(crate) fn describe(condition: &Condition) -> String {
         Condition::Http { url, .. } => format!("{url} to answer 200"),
         Condition::Port { address } => format!("{address} to accept connections"),
         Condition::File { path } => format!("{path} to exist"),
+        Condition::Gone { path } => format!("{path} to be gone"),
         Condition::UnitActive { unit } => format!("{unit} to be active"),
         Condition::Object { path, pointer, equals } => format!("{path} to have {pointer} = {equals}"),
         Condition::DaemonSet { path, nodes } => format!("{path} to be ready on {} nodes", nodes.len()),
@@ -109,12 +110,12 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
             }
             Err(_) => Err((format!("{address} is no address"), left)),
         },
-        Condition::File { path } => {
+        Condition::File { path } | Condition::Gone { path } => {
             waited(
                 machine,
                 Request::WaitFile {
                     path: path.clone(),
-                    absent: false,
+                    absent: matches!(condition, Condition::Gone { .. }),
                     timeout_ms: slice,
                 },
             )

@@ -217,8 +217,7 @@ pub(crate) struct AccessIpvs {
     /// IPv6 first.
     #[serde(rename = "virtual")]
     pub(crate) virtual_address: Option<String>,
-    /// The name for it in the machines' hosts files; on a control plane it means the machine itself. Default:
-    /// `apiserver.` and the cluster's DNS domain.
+    /// The name for it in the machines' hosts files. Default: `apiserver.` and the cluster's DNS domain.
     pub(crate) name: Option<String>,
 }
 

@@ -22,13 +22,16 @@ fn said(report: &Report) -> Vec<String> {
 #[test]
 fn every_awkward_machine_is_found() {
     type Change = fn(&mut HostFacts);
-    let cases: [(&str, Change); 34] = [
+    let cases: [(&str, Change); 35] = [
         ("no-root", |host| host.privilege.uid = 1000),
         ("no-systemd", |host| host.systemd = None),
         ("address-elsewhere", |host| host.network.addresses.clear()),
         ("little-memory", |host| host.memory_bytes = 512 << 20),
         ("one-cpu", |host| host.cpus = 1),
         ("full-disk", |host| host.mounts[0].free_bytes = 1 << 20),
+        ("disk-short-for-kubelets", |host| {
+            (host.mounts[0].total_bytes, host.mounts[0].free_bytes) = (200 << 30, 29 << 30)
+        }),
         ("port-taken", |host| {
             host.listening.push(listener(6443, "nginx", "0.0.0.0"))
         }),

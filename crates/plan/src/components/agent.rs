@@ -1,11 +1,14 @@
 //! The agent's configuration and unit: VIP and proxy on the endpoint's machines, a way to the API on every node.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use quorate_facts::HostFacts;
 use quorate_lb::config::*;
-use quorate_spec::{Access, Balancer, Bootstrap, Machine, Spec};
+use quorate_lb::pod::Pod;
+use quorate_spec::{Access, Balancer, Bootstrap, Machine, RunAs, Spec};
 
+use crate::components::kubeadm::INPUTS;
 use crate::components::unit::{Flags, Unit};
 use crate::components::{apiserver, etcd};
 use crate::paths;
@@ -19,6 +22,13 @@ pub(crate) const STATISTICS_PASSWORD: &str = "/etc/quorate/statistics.password";
 pub(crate) const LOCAL_STATS: &str = "127.0.0.1:9445";
 /// The cluster CA where machines without Kubernetes files (load balancers, etcd) have it.
 pub(crate) const CA: &str = "/etc/quorate/ca.crt";
+
+/// There while it runs.
+pub(crate) const SOCKET: &str = "/run/quorate/agent.sock";
+/// Where its kubelet finds it, when it is a static Pod.
+pub(crate) const MANIFEST: &str = "/etc/kubernetes/manifests/quorate-agent.yaml";
+/// Its unit while the machine is joining, when it is a static Pod afterwards.
+pub(crate) const UNTIL_JOINED: &str = "quorate-agent-joining.service";
 
 /// VRRP id of the VIP in front of etcd is the cluster file's own.
 const ETCD_FRONTEND: &str = "etcd";
@@ -151,6 +161,13 @@ pub(crate) fn divide(work: AgentConfig, balancer: Balancer) -> (Option<AgentConf
     (Some(by_agent).filter(|config| !idle(config)), by_haproxy)
 }
 
+/// Whether the machine's agent, if it has one, is a static Pod.
+pub(crate) fn is_pod(spec: &Spec, machine: &Machine) -> bool {
+    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
+    let (by_agent, _) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    spec.balancer_as == RunAs::StaticPod && by_agent.is_some()
+}
+
 /// Programs of the distribution that a machine needs for its part in the balancing.
 pub(crate) fn programs(spec: &Spec, machine: &Machine) -> Vec<&'static str> {
     // Which interface carries the VIP, the only thing asked of the host, makes no difference.
@@ -197,6 +214,44 @@ pub(crate) fn unit(profile: &Profile) -> String {
         files: 1_048_576,
     }
     .render(profile)
+}
+
+/// The manifest of the static Pod. `inputs`: what it was made of; another one makes its kubelet replace the Pod.
+pub(crate) fn pod(config: &AgentConfig, image: &str, inputs: &str) -> String {
+    quorate_lb::pod::manifest(&Pod {
+        image,
+        path: Path::new(CONFIG),
+        config,
+        annotation: Some((INPUTS, inputs)),
+    })
+}
+
+/// A unit that ends with the boot, or when the Pod relieves it: for a machine whose kubelet does not run Pods yet. It waits for
+/// a predecessor of an earlier attempt to end, but not for ever.
+pub(crate) fn until_joined() -> Vec<String> {
+    [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--no-block",
+        &format!("--unit={}", UNTIL_JOINED.trim_end_matches(".service")),
+        "--description=Quorate agent until the machine has joined",
+        "--property=Type=notify",
+        "--property=NotifyAccess=all",
+        "--property=Restart=on-failure",
+        "--property=RestartSec=1",
+        "--property=StartLimitIntervalSec=600",
+        "--property=StartLimitBurst=60",
+        "--property=KillMode=mixed",
+        "--property=TimeoutStopSec=10",
+        &paths::bin("quorate"),
+        "agent",
+        "run",
+        "--take-over",
+        &format!("--config={CONFIG}"),
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 /// Whether the machine takes part in VRRP, and so needs the shared key.

@@ -3,13 +3,13 @@
 use quorate_facts::Feature;
 use quorate_lb::config::AgentConfig;
 use quorate_pki::inventory::Ca;
-use quorate_spec::{Access, Bootstrap, Machine, Spec};
+use quorate_spec::{Access, Bootstrap, Machine, RunAs};
 
 use crate::components::{agent, haproxy, keepalived};
 use crate::model::*;
 use crate::names::host_port;
 use crate::paths;
-use crate::stages::Planned;
+use crate::stages::{Planned, agent_pod};
 use crate::want::{Context, Draft, Wanted};
 
 /// Three missed advertisements and the proxies' first checks are below a second; machines may be busy.
@@ -51,7 +51,7 @@ fn balance<'a>(
     draft: &mut Draft<'a>,
     context: &'a Context<'a>,
     machines: Vec<&'a Machine>,
-    answers: fn(&Spec, &mut Wanted<'_>),
+    answers: fn(&Wanted<'_>) -> Vec<Wait>,
 ) -> Vec<Note> {
     let mut notes = Vec::new();
     // Holders of a VIP change one at a time, so that it always has somewhere to go.
@@ -65,8 +65,12 @@ fn balance<'a>(
         let holder = !work.vrrp.is_empty();
         let (by_agent, by_haproxy) = agent::divide(work, context.spec.balancer);
         // What is no longer wanted goes first: it may hold the ports and addresses.
-        if by_agent.is_none() {
+        let as_pod = context.spec.balancer_as == RunAs::StaticPod;
+        if by_agent.is_none() || as_pod {
             wanted.no_unit(AGENT);
+        }
+        if by_agent.is_none() || !as_pod {
+            wanted.no_pod(agent::MANIFEST, pod_is_gone());
         }
         let vrrp = by_haproxy.as_ref().filter(|work| !work.vrrp.is_empty());
         if vrrp.is_none() {
@@ -75,8 +79,19 @@ fn balance<'a>(
         if by_haproxy.is_none() {
             wanted.no_unit(haproxy::UNIT);
         }
+        let works = by_agent.is_some() || by_haproxy.is_some();
+        let answers = if works { answers(&wanted) } else { Vec::new() };
+        let mut before_joining = false;
         if let Some(work) = &by_agent {
-            run_agent(&mut wanted, work);
+            agent_files(&mut wanted, work);
+            if !as_pod {
+                run_agent(&mut wanted);
+            } else if agent_pod::has_joined(context, machine) {
+                agent_pod::renew(&mut wanted, work, &answers);
+            } else {
+                wanted.no_pod(agent::MANIFEST, Vec::new());
+                before_joining = true;
+            }
         }
         if let Some(work) = &by_haproxy {
             run_haproxy(&mut wanted, work);
@@ -84,13 +99,18 @@ fn balance<'a>(
         if let Some(work) = vrrp {
             run_keepalived(&mut wanted, work);
         }
-        let works = by_agent.is_some() || by_haproxy.is_some();
         authority(&mut wanted, works);
-        if works {
-            answers(context.spec, &mut wanted);
+        // A Pod comes after the units.
+        if by_haproxy.is_some() || !as_pod {
+            for wait in &answers {
+                wanted.wait(wait.until.clone(), wait.timeout_ms);
+            }
         }
-        let rolling = holder && wanted.restarts_any();
-        let last = draft.add(wanted, if rolling { &chain } else { &[] });
+        let rolling = holder && (wanted.restarts_any() || wanted.changes_pods());
+        let mut last = draft.add(wanted, if rolling { &chain } else { &[] });
+        if before_joining {
+            last = agent_pod::until_joined(draft, machine, last, answers);
+        }
         if let Some(last) = last.filter(|_| rolling) {
             chain = vec![last];
         }
@@ -115,7 +135,7 @@ fn authority(wanted: &mut Wanted<'_>, works: bool) {
     }
 }
 
-fn run_agent(wanted: &mut Wanted<'_>, work: &AgentConfig) {
+fn agent_files(wanted: &mut Wanted<'_>, work: &AgentConfig) {
     if agent::needs_key(work) {
         wanted.secret(agent::VRRP_KEY, "root", quorate_facts::SecretId::VrrpKey);
     }
@@ -127,6 +147,9 @@ fn run_agent(wanted: &mut Wanted<'_>, work: &AgentConfig) {
         );
     }
     wanted.file(agent::CONFIG, "root", 0o600, Content::text(agent::render(work)));
+}
+
+fn run_agent(wanted: &mut Wanted<'_>) {
     let program = paths::bin("quorate");
     wanted.unit(
         AGENT,
@@ -134,6 +157,13 @@ fn run_agent(wanted: &mut Wanted<'_>, work: &AgentConfig) {
         &[agent::CONFIG, agent::VRRP_KEY, agent::STATISTICS_PASSWORD, &program],
     );
     active(wanted, AGENT);
+}
+
+/// What it served is free again: it drains its connections before it ends.
+fn pod_is_gone() -> Vec<Wait> {
+    vec![soon(Condition::Gone {
+        path: agent::SOCKET.into(),
+    })]
 }
 
 fn run_haproxy(wanted: &mut Wanted<'_>, work: &AgentConfig) {
@@ -167,29 +197,39 @@ fn active(wanted: &mut Wanted<'_>, unit: &str) {
 }
 
 /// At the machine's own proxy, and where it may hold the VIP, there.
-fn api_answers(spec: &Spec, wanted: &mut Wanted<'_>) {
-    let machine = wanted.machine;
+fn api_answers(wanted: &Wanted<'_>) -> Vec<Wait> {
+    let (spec, machine) = (wanted.context.spec, wanted.machine);
     // kubeadm founds the cluster through the endpoint, so its balancers are up before anything answers behind them.
     if spec.kubernetes.bootstrap == Bootstrap::Kubeadm && wanted.context.facts.cluster.ready_api_servers.is_empty() {
-        return;
+        return Vec::new();
     }
+    let mut until = Vec::new();
     if let Access::Proxy { listen } = &spec.access
         && machine.is_node()
     {
-        wanted.wait(ready(&listen.to_string(), true), ENDPOINT_TIMEOUT_MS);
+        until.push(ready(&listen.to_string(), true));
     }
     if let Some(endpoint) = &spec.endpoint
         && spec.vip_holders().iter().any(|holder| holder.name == machine.name)
     {
         let address = host_port(endpoint.vip, endpoint.port);
-        wanted.wait(ready(&address, machine.is_node()), ENDPOINT_TIMEOUT_MS);
+        until.push(ready(&address, machine.is_node()));
     }
+    until.into_iter().map(soon).collect()
 }
 
-fn etcd_answers(spec: &Spec, wanted: &mut Wanted<'_>) {
-    if let Some(vip) = &spec.etcd.vip {
-        let address = host_port(vip.address, vip.port);
-        wanted.wait(Condition::Port { address }, ENDPOINT_TIMEOUT_MS);
+fn etcd_answers(wanted: &Wanted<'_>) -> Vec<Wait> {
+    let vip = wanted.context.spec.etcd.vip.as_ref();
+    let port = vip.map(|vip| Condition::Port {
+        address: host_port(vip.address, vip.port),
+    });
+    port.into_iter().map(soon).collect()
+}
+
+fn soon(until: Condition) -> Wait {
+    Wait {
+        until,
+        timeout_ms: ENDPOINT_TIMEOUT_MS,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::components::kubelet::Kubelet;
 use crate::components::{kube_proxy, kubeconfig, objects};
 use crate::model::*;
 use crate::paths;
-use crate::stages::{Planned, control_plane, token};
+use crate::stages::{Planned, agent_pod, control_plane, token};
 use crate::want::{Context, Draft, Wanted};
 
 /// CSR, approval by the controller manager, certificate back.
@@ -34,6 +34,9 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         let is_joining = joining.iter().any(|other| other.name == machine.name);
         kubelet(&mut wanted, is_joining);
         proxy(&mut wanted);
+        if is_joining {
+            agent_pod::relieve(&mut wanted);
+        }
         let after: Vec<String> = token.iter().cloned().collect();
         let last = draft.add(wanted, &after);
         if let Some(id) = approve(&mut draft, context, machine, last) {
@@ -56,7 +59,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 }
 
 /// The kubelet has a client certificate and its node object is there.
-fn joined(context: &Context<'_>, machine: &Machine) -> bool {
+pub(crate) fn joined(context: &Context<'_>, machine: &Machine) -> bool {
     let certificate = context
         .facts
         .host(&machine.name)

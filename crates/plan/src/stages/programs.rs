@@ -3,6 +3,7 @@
 use quorate_facts::{BundleItem, ItemKind};
 use quorate_spec::{Bootstrap, Cni, Machine};
 
+use crate::components::agent;
 use crate::model::*;
 use crate::paths;
 use crate::stages::Planned;
@@ -25,9 +26,13 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 packed_size: item.packed_size,
             })
             .collect();
+        let images = image_names(context, machine).into_iter();
+        let images = images.filter(|name| machine.is_node() && context.image(name).is_none());
         for name in wanted_names(context, machine)
             .into_iter()
             .filter(|name| !context.facts.bundle.items.contains_key(*name))
+            .map(str::to_owned)
+            .chain(images.map(|name| format!("image {}", name.trim_start_matches('/'))))
         {
             notes.push(Note {
                 machine: None,
@@ -100,6 +105,9 @@ pub(crate) fn image_names(context: &Context<'_>, machine: &Machine) -> Vec<&'sta
             names.extend(["/kube-apiserver", "/kube-controller-manager", "/kube-scheduler"]);
             names.extend((!context.etcd_unit()).then_some("/etcd"));
         }
+    }
+    if agent::is_pod(context.spec, machine) {
+        names.push("/agent");
     }
     if !matches!(context.spec.network.cni, Cni::None) || context.spec.dns.replicas > 0 {
         names.push("/coredns");

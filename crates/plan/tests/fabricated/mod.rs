@@ -84,6 +84,7 @@ pub(crate) fn bundle() -> BundleFacts {
     let images = [
         "image:registry.k8s.io/pause:3.10.2",
         "image:quorate.dev/probe:0.1.0",
+        "image:quorate.dev/agent:0.1.0",
         "image:registry.k8s.io/coredns/coredns:v1.14.2",
         "image:registry.k8s.io/kube-apiserver:v1.36.3",
         "image:registry.k8s.io/kube-controller-manager:v1.36.3",

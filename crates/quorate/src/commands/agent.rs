@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use quorate_agent::admin::{Request, request};
 use quorate_agent::{config, manifest, replay, run, supervise};
 use quorate_lb::config::AgentConfig;
+use quorate_lb::pod::{self, Pod};
 use quorate_lb::{AdminState, Command as Order};
 use serde_json::Value;
 
@@ -148,7 +149,13 @@ pub(crate) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             ..
         } => {
             let config = parsed(&path)?;
-            crate::out!("{}", manifest::static_pod(&image, &path, &config).trim_end());
+            let pod = Pod {
+                image: &image,
+                path: &path,
+                config: &config,
+                annotation: None,
+            };
+            crate::out!("{}", pod::manifest(&pod).trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Ctl(args) => ctl(&args),
@@ -185,7 +192,9 @@ fn run_agent(args: RunArgs) -> anyhow::Result<ExitCode> {
         log.with_ansi(console::colour()).init();
     }
     let config = loaded(&args.config)?;
-    if !config.vrrp.is_empty() && !args.unsupervised {
+    // The first process of a container has nobody who would start it again at once.
+    let first = std::process::id() == 1;
+    if (first || !config.vrrp.is_empty()) && !args.unsupervised {
         let program = std::env::current_exe().context("finding this program's path")?;
         let mut child = Process::new(program);
         child.args(std::env::args_os().skip(1)).arg("--unsupervised");

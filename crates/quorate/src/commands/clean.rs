@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use quorate_agent::bpf;
 use quorate_agent::ipvs::Ipvs;
+use quorate_agent::{bpf, supervise};
+use quorate_lb::AgentConfig;
 use quorate_machine::clean::Cleaned;
 
 #[derive(Debug, Args)]
@@ -43,8 +44,15 @@ pub(crate) fn run(args: CleanArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// What the agent leaves in the kernel on purpose, so that a new agent takes over without a gap.
+/// What the agent leaves in the kernel, mostly on purpose, so that a new agent takes over without a gap.
 fn balancing(cleaned: &mut Cleaned) {
+    // An agent in a Pod was ended without a word.
+    match supervise::purge(&AgentConfig::new("")) {
+        Ok(gone) => cleaned
+            .done
+            .extend(gone.iter().map(|vip| format!("removed the VIP {vip}"))),
+        Err(error) => cleaned.problems.push(error.to_string()),
+    }
     match bpf::remove(Path::new(PIN)) {
         Ok(true) => cleaned.done.push(format!("detached the programs pinned in {PIN}")),
         Ok(false) => {}

@@ -22,6 +22,8 @@ use quorate_spec::Spec;
 use serde_json::{Value, json};
 
 const CLIENT_CONF: &str = "/etc/kubernetes/kubelet.conf";
+const AGENT_POD: &str = "quorate-agent";
+const AGENT_UNTIL_JOINED: &str = "quorate-agent-joining.service";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
 pub struct Sim {
@@ -63,10 +65,8 @@ struct Member {
 
 impl Sim {
     pub fn new(yaml: &str, folder: &Path) -> Self {
-        let (spec, _) = quorate_spec::load(yaml, "cluster.yaml")
-            .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, yaml, false)));
         let operator = Operator::open(folder, None, &"ab".repeat(32)).unwrap();
-        Self::with(spec, operator)
+        Self::with(load(yaml), operator)
     }
 
     pub fn with(spec: Spec, operator: Operator) -> Self {
@@ -294,6 +294,12 @@ pub async fn killed_after_every_step(
     }
 }
 
+pub fn load(yaml: &str) -> Spec {
+    quorate_spec::load(yaml, "cluster.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, yaml, false)))
+        .0
+}
+
 /// What `bundle` would offer, with files that are as small as can be.
 pub fn catalogue() -> Catalogue {
     let binaries = [
@@ -323,6 +329,7 @@ pub fn catalogue() -> Catalogue {
     let images = [
         "image:registry.k8s.io/pause:3.10.2",
         "image:quorate.dev/probe:0.1.0",
+        "image:quorate.dev/agent:0.1.0",
         "image:registry.k8s.io/coredns/coredns:v1.14.2",
         "image:registry.k8s.io/kube-apiserver:v1.36.3",
         "image:registry.k8s.io/kube-controller-manager:v1.36.3",
@@ -419,9 +426,33 @@ impl World {
         if apis {
             for machine in self.all() {
                 self.kubelet(&machine);
+                self.agent_pod(&machine);
             }
             self.controllers();
         }
+    }
+
+    /// Its kubelet runs it and says so; what did its work before ends.
+    fn agent_pod(&self, machine: &FakeMachine) {
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        let path = format!("/api/v1/namespaces/kube-system/pods/{AGENT_POD}-{name}");
+        if !Self::runs_pod(machine, AGENT_POD) {
+            self.state().objects.remove(&path);
+            return;
+        }
+        let manifest = text(machine, &format!("{}/{AGENT_POD}.yaml", paths::STATIC_PODS)).unwrap_or_default();
+        let inputs = manifest.split_once("quorate.dev/inputs: ").map(|(_, rest)| rest);
+        let inputs = inputs.and_then(|rest| rest.split_once('}')).map(|(inputs, _)| inputs);
+        assert!(inputs.is_some(), "{manifest}");
+        assert!(!active(machine, "quorate-agent.service"), "{name} runs the agent twice");
+        machine.state().units.remove(AGENT_UNTIL_JOINED);
+        self.state().objects.insert(
+            path,
+            json!({
+                "metadata": {"annotations": {"quorate.dev/inputs": inputs}},
+                "status": {"containerStatuses": [{"ready": true}]},
+            }),
+        );
     }
 
     fn start_etcd(&self, machine: &FakeMachine) {
@@ -643,7 +674,9 @@ impl World {
             return Some(self.api(request, path));
         }
         // A proxy on the machine, or the VIP.
-        let local = active(machine, "quorate-agent.service");
+        let local = active(machine, "quorate-agent.service")
+            || active(machine, AGENT_UNTIL_JOINED)
+            || Self::runs_pod(machine, AGENT_POD);
         let any = self
             .servers
             .values()
@@ -767,6 +800,12 @@ impl World {
             })
         };
         match words.as_slice() {
+            ["systemd-run", ..] if exec.argv.iter().any(|word| word == "agent") => {
+                let mut state = machine.state();
+                state.units.entry(AGENT_UNTIL_JOINED.into()).or_default().active = true;
+                drop(state);
+                said(String::new())
+            }
             [ctr, rest @ ..] if ctr.ends_with("/ctr") => {
                 if !active(machine, "containerd.service") {
                     return Some(ExecOutput {

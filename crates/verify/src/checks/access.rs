@@ -1,7 +1,7 @@
 //! Every node's own way to the API works, where that is not the endpoint.
 
 use futures_util::future::join_all;
-use quorate_spec::{Access, Balancer};
+use quorate_spec::{Access, Balancer, RunAs};
 
 use crate::checks::endpoint::ready;
 use crate::{Check, Cluster, check};
@@ -21,6 +21,8 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let by_haproxy = cluster.spec.balancer == Balancer::Haproxy && matches!(cluster.spec.access, Access::Proxy { .. });
     let hint = if by_haproxy {
         "on the machine: journalctl -u haproxy-quorate"
+    } else if cluster.spec.balancer_as == RunAs::StaticPod {
+        "on the machine: tail /var/log/pods/kube-system_quorate-agent-*/agent/*.log"
     } else {
         "on the machine: journalctl -u quorate-agent"
     };

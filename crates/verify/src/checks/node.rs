@@ -17,12 +17,14 @@ pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
                 let Some(found) = nodes.get(&node.name) else {
                     return fail("has not joined", hint);
                 };
-                let conditions = found
-                    .pointer("/status/conditions")
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten();
-                let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready");
+                let conditions = found.pointer("/status/conditions").and_then(Value::as_array);
+                let conditions = conditions.map_or(&[][..], Vec::as_slice);
+                let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
+                if let Some(pressed) = pressed(conditions) {
+                    let hint =
+                        "a kubelet that is short of something takes no Pods and evicts those it has: give it more";
+                    return fail(pressed, hint);
+                }
                 let version = found
                     .pointer("/status/nodeInfo/kubeletVersion")
                     .and_then(Value::as_str)
@@ -46,4 +48,32 @@ pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
         );
     }
     list
+}
+
+/// `DiskPressure: kubelet has disk pressure` and its like, of a node that may be Ready all the same.
+fn pressed(conditions: &[Value]) -> Option<String> {
+    let text = |condition: &Value, key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+    let pressed = conditions
+        .iter()
+        .find(|condition| condition["status"] == "True" && text(condition, "type").ends_with("Pressure"))?;
+    Some(format!("{}: {}", text(pressed, "type"), text(pressed, "message")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_ready_node_may_be_short_of_disk() {
+        let ready = json!({"type": "Ready", "status": "True", "message": "kubelet is posting ready status"});
+        let disk =
+            |status: &str| json!({"type": "DiskPressure", "status": status, "message": "kubelet has disk pressure"});
+        assert_eq!(pressed(&[disk("False"), ready.clone()]), None);
+        assert_eq!(
+            pressed(&[disk("True"), ready]).as_deref(),
+            Some("DiskPressure: kubelet has disk pressure")
+        );
+    }
 }

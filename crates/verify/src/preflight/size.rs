@@ -2,10 +2,12 @@
 
 use quorate_facts::{HostFacts, MountFacts};
 use quorate_plan::sizing;
-use quorate_spec::Machine;
+use quorate_spec::{Machine, Spec};
 
 use super::{Input, List};
 
+/// Per cent of the images' file system that a kubelet wants free (`imagefs.available`, its default eviction threshold).
+const KUBELET_WANTS: u64 = 15;
 const ADVICE: &str = "`quorate plan --capacity` lists what each machine should have";
 
 pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list: &mut List) {
@@ -28,6 +30,11 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         if free < least.disk_mb {
             let hint = format!("free at least {} MB", least.disk_mb);
             list.require("disk", name, false, found, &hint);
+        } else if machine.is_node() && !has_limits_of_its_own(input.spec) && free * 100 < total * KUBELET_WANTS {
+            let hint = format!(
+                "free more than {KUBELET_WANTS} % of it: below that kubelets take no Pods and evict those they have"
+            );
+            list.require("disk", name, false, format!("{found}, of {total}"), &hint);
         } else if total < advised.disk_mb {
             let found = format!("{total} MB on {}, {} advised", mount.target, advised.disk_mb);
             list.warn("disk", name, found, ADVICE);
@@ -35,6 +42,12 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
             list.note("disk", name, Ok(found));
         }
     }
+}
+
+/// Whether the cluster file says itself when kubelets begin to evict.
+fn has_limits_of_its_own(spec: &Spec) -> bool {
+    let flags = &spec.kubernetes.kubelet.extra_args;
+    flags.keys().any(|flag| flag.trim_start_matches('-') == "eviction-hard")
 }
 
 fn amount(list: &mut List, what: &str, name: &str, found: u64, least: u64, advised: u64, unit: &str) {

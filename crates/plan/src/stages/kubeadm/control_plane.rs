@@ -7,7 +7,7 @@ use super::state::{self, State};
 use super::{forget_node, kubelet, reset, run, with_token};
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
-use crate::stages::{Planned, api_server_files, control_plane, etcd as membership, token};
+use crate::stages::{Planned, agent_pod, api_server_files, control_plane, etcd as membership, token};
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
 
@@ -188,8 +188,9 @@ fn found(draft: &mut Draft<'_>, machine: &Machine, ready: Option<String>) -> Vec
         &["init", "--config", kubeadm::INIT],
         "`quorate reset` takes the cluster off its machines",
     );
-    step.needs = ready.into_iter().collect();
-    step.done_when = joined(draft.context, machine);
+    let (needs, pod) = agent_pod::before_kubeadm(draft, name, ready.into_iter().collect());
+    step.needs = needs;
+    step.done_when = [joined(draft.context, machine), pod].concat();
     // It goes on from what an earlier attempt left.
     step.attempts = 2;
     draft.push(step);
@@ -248,8 +249,9 @@ fn join(
         &["join", "--config", kubeadm::JOIN],
         REJOIN,
     );
-    step.needs = chain;
-    step.done_when = joined(context, machine);
+    let (needs, pod) = agent_pod::before_kubeadm(draft, &machine.name, chain);
+    step.needs = needs;
+    step.done_when = [joined(context, machine), pod].concat();
     draft.push(step);
     through(draft, machine, kubeadm::JOINING, id)
 }

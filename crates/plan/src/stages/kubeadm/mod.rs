@@ -13,13 +13,25 @@ pub(crate) use control_plane::{config_map, plan as control_plane};
 pub(crate) use pki::plan as pki;
 pub(crate) use workers::plan as workers;
 
+use quorate_spec::Machine;
+
 use crate::components::kubeadm;
 use crate::model::*;
-use crate::want::Draft;
+use crate::want::{Context, Draft};
 
 /// Upstream gives up after four or five minutes by itself, and says why.
 const KUBEADM_TIMEOUT_MS: u64 = 330_000;
 const RESET_TIMEOUT_MS: u64 = 120_000;
+
+/// Whether the machine is part of the cluster, with a kubelet that runs Pods.
+pub(crate) fn has_joined(context: &Context<'_>, machine: &Machine) -> bool {
+    let state = if machine.is_control_plane() {
+        state::control_plane(context, machine)
+    } else {
+        state::worker(context, machine)
+    };
+    state == state::State::Member
+}
 
 /// One call of kubeadm.
 pub(crate) fn run(id: String, machine: &str, title: String, why: Vec<String>, words: &[&str], hint: &str) -> Step {

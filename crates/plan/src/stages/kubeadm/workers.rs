@@ -7,7 +7,7 @@ use super::{forget_node, kubelet, reset, run, with_token};
 use crate::components::{kube_proxy, kubeadm};
 use crate::model::*;
 use crate::paths;
-use crate::stages::{Planned, nodes, token};
+use crate::stages::{Planned, agent_pod, nodes, token};
 use crate::want::{Context, Draft};
 
 const JOIN_TIMEOUT_MS: u64 = 120_000;
@@ -105,6 +105,7 @@ fn join(
         &["join", "--config", kubeadm::JOIN],
         "a worker leaves with `kubectl drain`, `kubectl delete node` and `kubeadm reset`",
     );
+    let (needs, pod) = agent_pod::before_kubeadm(draft, &machine.name, needs);
     step.needs = needs;
     step.essential = false;
     step.done_when = vec![Wait {
@@ -113,6 +114,7 @@ fn join(
         },
         timeout_ms: JOIN_TIMEOUT_MS,
     }];
+    step.done_when.extend(pod);
     draft.push(step);
     vec![id]
 }
