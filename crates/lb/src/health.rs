@@ -571,8 +571,17 @@ impl BackendSet {
         };
         let (to, reason, detail) = match outcome {
             ProbeOutcome::Unreachable => (Availability::Down, Reason::Unreachable, "unreachable".to_string()),
-            // A wrong check must not take every server out of service for good.
-            ProbeOutcome::Broken { error } => (Availability::LastResort, Reason::Broken, error.clone()),
+            // A wrong check must not take every server out of service for good. But kube-apiserver refuses checks also
+            // while it starts, before it has read who may do what: then others are up.
+            ProbeOutcome::Broken { error } => {
+                let up = |m: &Member| m.availability == Availability::Up;
+                let to = if self.members.iter().any(up) {
+                    alive
+                } else {
+                    Availability::LastResort
+                };
+                (to, Reason::Broken, error.clone())
+            }
             _ if silent => (Availability::Down, Reason::Silent, format!("{bad} checks unanswered")),
             _ => {
                 let to = if proven { Availability::Down } else { alive };

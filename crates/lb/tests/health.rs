@@ -579,6 +579,23 @@ fn a_starting_server_gets_no_traffic_even_when_it_is_alone() {
     assert_eq!(f.path(), Some(true));
 }
 
+/// Real API servers, one killed and started again: it answered checks with 403 before it had loaded its roles, became a last
+/// resort, and hedged connections went there.
+#[test]
+fn a_starting_server_that_refuses_checks_gets_no_traffic() {
+    let mut f = Farm::settled(3);
+    for (server, expected) in [
+        (Server::Refuses, (Availability::Down, Reason::Refused)),
+        (Server::Garbage, (Availability::Down, Reason::Broken)),
+        (Server::Unready, (Availability::Down, Reason::Starting)),
+        (Server::Ready, (Availability::Up, Reason::Ready)),
+    ] {
+        f.set("m2", server);
+        f.run(ms(1500));
+        assert_eq!(f.view("m2"), expected);
+    }
+}
+
 #[test]
 fn a_graceful_shutdown_is_followed_step_by_step() {
     let mut f = Farm::settled(3);
