@@ -45,7 +45,7 @@ pub(crate) fn render(out: &Path, page: &Path) -> anyhow::Result<()> {
     });
     let mut text = format!(
         "{HEADING}\n\n{HEAD}\n{}\n{}\n{}, {} runs each; load average before a run {low:.1} to {high:.1}.\n",
-        table(&lines, PEER),
+        table(&lines),
         stages(&runs),
         about.lines().collect::<Vec<_>>().join(", "),
         runs.iter().filter(|run| run.setup == "by-hand").count(),

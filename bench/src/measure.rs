@@ -18,7 +18,7 @@ use crate::sys;
 /// CPU of the proxy under test, and of everything else.
 pub(crate) const PROXY_CPU: usize = 0;
 pub(crate) const LOAD_CPU: usize = 1;
-/// Idle connections: client's and server's ends are files of one process, whose limit may be 20,000.
+/// Idle connections: a process may be limited to 20,000 files, and a proxy needs two for each, whoever the clients are.
 const IDLE: usize = 9_500;
 const KINDS: [Kind; 2] = [Kind::Quorate, Kind::Haproxy];
 /// Until both have checked their backends.

@@ -55,7 +55,7 @@ impl Proxy {
             Kind::Haproxy => {
                 let path = dir.join("haproxy.cfg");
                 std::fs::write(&path, haproxy_config(addr, backends, checks))?;
-                command.args(["haproxy", "-db", "-q", "-f"]).arg(path);
+                command.arg(haproxy()).args(["-db", "-q", "-f"]).arg(path);
             }
         }
         let log = std::fs::File::create(dir.join(format!("{kind:?}.log")))?;
@@ -115,9 +115,14 @@ impl Drop for Proxy {
     }
 }
 
-/// Version line of the installed haproxy.
+/// The distribution's, or the one that HAPROXY names.
+fn haproxy() -> std::ffi::OsString {
+    std::env::var_os("HAPROXY").unwrap_or_else(|| "haproxy".into())
+}
+
+/// Version line of haproxy.
 pub(crate) fn haproxy_version() -> anyhow::Result<String> {
-    let out = Command::new("haproxy")
+    let out = Command::new(haproxy())
         .arg("-v")
         .output()
         .context("haproxy is not installed (apt-get install haproxy)")?;

@@ -22,8 +22,23 @@ pub(crate) enum Goal {
 #[derive(Default)]
 pub(crate) struct Results {
     order: Vec<String>,
-    samples: BTreeMap<String, (String, Goal, [Vec<f64>; 2])>,
+    samples: BTreeMap<String, Samples>,
     notes: Vec<String>,
+}
+
+struct Samples {
+    unit: String,
+    peer: &'static str,
+    goal: Goal,
+    /// Ours, the peer's.
+    values: [Vec<f64>; 2],
+}
+
+/// Whose sample it is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Side {
+    Ours,
+    Peer,
 }
 
 /// One line of `results.json`.
@@ -43,12 +58,22 @@ pub(crate) struct Line {
 
 impl Results {
     pub(crate) fn sample(&mut self, name: &str, unit: &str, kind: Kind, value: f64, goal: Goal) {
-        let name = name.to_owned();
-        let entry = self.samples.entry(name.clone()).or_insert_with(|| {
-            self.order.push(name);
-            (unit.to_owned(), goal, Default::default())
+        let side = if kind == Kind::Quorate { Side::Ours } else { Side::Peer };
+        self.against("haproxy", name, unit, side, value, goal);
+    }
+
+    /// A sample where the peer is another one.
+    pub(crate) fn against(&mut self, peer: &'static str, name: &str, unit: &str, side: Side, value: f64, goal: Goal) {
+        let entry = self.samples.entry(name.to_owned()).or_insert_with(|| {
+            self.order.push(name.to_owned());
+            Samples {
+                unit: unit.to_owned(),
+                peer,
+                goal,
+                values: Default::default(),
+            }
         });
-        entry.2[usize::from(kind == Kind::Haproxy)].push(value);
+        entry.values[usize::from(side == Side::Peer)].push(value);
     }
 
     pub(crate) fn note(&mut self, text: String) {
@@ -59,7 +84,12 @@ impl Results {
         self.order
             .iter()
             .filter_map(|name| {
-                let (unit, goal, [ours, theirs]) = self.samples.get(name)?;
+                let Samples {
+                    unit,
+                    peer,
+                    goal,
+                    values: [ours, theirs],
+                } = self.samples.get(name)?;
                 let quorate = median(ours)?;
                 let peer_value = median(theirs);
                 let ratio = peer_value.filter(|p| *p != 0.0).map(|p| quorate / p);
@@ -67,14 +97,14 @@ impl Results {
                     name: name.clone(),
                     unit: unit.clone(),
                     quorate,
-                    peer: "haproxy",
+                    peer,
                     peer_value,
                     ratio,
                     spread: spread(ours),
                     goal: match goal {
                         Goal::None => String::new(),
-                        Goal::AtLeast(x) => format!("≥ {x} × haproxy"),
-                        Goal::AtMost(x) => format!("≤ {x} × haproxy"),
+                        Goal::AtLeast(x) => format!("≥ {x} × {peer}"),
+                        Goal::AtMost(x) => format!("≤ {x} × {peer}"),
                         Goal::Below(x) => format!("≤ {x} {unit}"),
                     },
                     met: match goal {
@@ -94,16 +124,21 @@ impl Results {
         let raw: BTreeMap<_, _> = self
             .samples
             .iter()
-            .map(|(n, (unit, _, [q, h]))| (n, serde_json::json!({"unit": unit, "quorate": q, "haproxy": h})))
+            .map(|(n, s)| {
+                (
+                    n,
+                    serde_json::json!({"unit": s.unit, "quorate": s.values[0], s.peer: s.values[1]}),
+                )
+            })
             .collect();
-        std::fs::write(out.join("raw/proxy.json"), serde_json::to_vec_pretty(&raw)?)?;
+        std::fs::write(out.join("raw/samples.json"), serde_json::to_vec_pretty(&raw)?)?;
         std::fs::write(out.join("results.json"), serde_json::to_vec_pretty(&self.lines())?)?;
         Ok(())
     }
 
     /// The table, as Markdown.
     pub(crate) fn table(&self) -> String {
-        let mut text = table(&self.lines(), "haproxy");
+        let mut text = table(&self.lines());
         for note in &self.notes {
             let _ = writeln!(text, "\n{note}");
         }
@@ -111,11 +146,11 @@ impl Results {
     }
 }
 
-/// Lines against one peer, as Markdown.
-pub(crate) fn table(lines: &[Line], peer: &str) -> String {
-    let mut text = format!(
-        "| what | unit | quorate | {peer} | ratio | spread | goal | met |\n|---|---|---:|---:|---:|---:|---|---|\n"
-    );
+/// Lines as Markdown, each with its peer.
+pub(crate) fn table(lines: &[Line]) -> String {
+    let mut text =
+        "| what | unit | quorate | peer | | ratio | spread | goal | met |\n|---|---|---:|---|---:|---:|---:|---|---|\n"
+            .to_owned();
     let number = |v: f64| {
         if v == 0.0 || v.abs() >= 100.0 {
             format!("{v:.0}")
@@ -128,10 +163,11 @@ pub(crate) fn table(lines: &[Line], peer: &str) -> String {
     for l in lines {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | ±{:.0} % | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | ±{:.0} % | {} | {} |",
             l.name,
             l.unit,
             number(l.quorate),
+            if l.peer_value.is_some() { l.peer } else { "" },
             l.peer_value.map_or_else(String::new, number),
             l.ratio.map_or_else(String::new, |r| format!("{r:.2}")),
             l.spread.abs() * 100.0,

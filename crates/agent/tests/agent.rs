@@ -310,6 +310,90 @@ fn health_orders_reload_and_the_end() {
     assert!(inputs > 10 && probes > 4, "{inputs} inputs, {probes} probes");
 }
 
+/// From another address of this machine.
+fn from(source: [u8; 4], to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    socket.connect(&to.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok(stream)
+}
+
+/// Silent clients, slow ones, scanners and garbage, on every port: bounded or counted, and others are served.
+#[test]
+fn hostile_clients_on_every_port_stop_nothing() {
+    const SILENT: u64 = 10_000;
+    const ALLOWED: u64 = 300;
+    let files = quorate_agent::proxy::raise_open_files();
+    let silent = SILENT.min(files.saturating_sub(1_500));
+    let s = Setup::new(2);
+    let text = std::fs::read_to_string(&s.config).unwrap();
+    let text = text.replace("  health:", &format!("  perSource: {ALLOWED}\n  health:"));
+    std::fs::write(&s.config, text).unwrap();
+    let _agent = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let counter = |name: &str| s.show().unwrap()["frontends"][0][name].as_u64().unwrap();
+    let served = |what: &str| {
+        let mut other = from([127, 0, 0, 2], s.front).unwrap();
+        ping(&mut other).unwrap_or_else(|e| panic!("{what}: others are not served: {e}"));
+        let start = Instant::now();
+        assert!(s.http("/healthz", false).starts_with("HTTP/1.1 200"), "{what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(2),
+            "{what}: {:?}",
+            start.elapsed()
+        );
+    };
+
+    // Clients that connect and say nothing; the first byte of a ClientHello and no more.
+    let mut held: Vec<_> = (0..silent).map(|_| TcpStream::connect(s.front).unwrap()).collect();
+    held.iter_mut().take(100).for_each(|c| drop(c.write_all(&[0x16])));
+    let end = Instant::now() + Duration::from_secs(10);
+    while counter("refusedSource") < silent - ALLOWED {
+        assert!(Instant::now() < end, "{} refused", counter("refusedSource"));
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(counter("refusedSource"), silent - ALLOWED);
+    assert_eq!(counter("active"), ALLOWED);
+    served("silent clients");
+    drop(held);
+
+    // Requests that never end: more than the statistics page serves at a time.
+    let slow: Vec<_> = (0..300)
+        .map(|_| {
+            let mut c = TcpStream::connect(s.stats).unwrap();
+            c.write_all(b"GET /metrics HTTP/1.1\r\nX-a: b\r\n").unwrap();
+            c
+        })
+        .collect();
+    served("slow clients");
+    drop(slow);
+
+    // A port scan, and whatever bytes.
+    for to in [s.front, s.stats] {
+        for i in 0..1_000u32 {
+            let mut c = from([127, 0, 0, 3], to).unwrap();
+            let junk: Vec<u8> = (0..i % 50 * 30).map(|k| (k.wrapping_mul(i | 1) >> 3) as u8).collect();
+            let _ = c.write_all(&junk);
+            if i % 2 == 0 {
+                socket2::SockRef::from(&c).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+        }
+    }
+    let mut admin = std::os::unix::net::UnixStream::connect(&s.socket).unwrap();
+    admin.write_all(b"\x00\xff{\n").unwrap();
+    served("a scan");
+    let mut answer = [0; 512];
+    let n = admin.read(&mut answer).unwrap_or(0);
+    assert!(n == 0 || String::from_utf8_lossy(&answer[..n]).contains("not a request"));
+    let end = Instant::now() + Duration::from_secs(10);
+    while counter("active") > 0 {
+        assert!(Instant::now() < end, "{} still there", counter("active"));
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn another_process_takes_over_without_a_refused_connection() {
     let s = Setup::new(2);

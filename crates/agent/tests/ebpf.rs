@@ -29,6 +29,7 @@ fn main() {
     match std::env::var("QT_ROLE").as_deref() {
         Ok("backend") => return backend(),
         Ok("client") => return client(),
+        Ok("agent") => return agent(),
         _ => {}
     }
     netns::main(&[
@@ -37,6 +38,7 @@ fn main() {
         ("no_backend_refuses_at_once", refuse),
         ("clients_of_a_dead_backend_are_freed", freed),
         ("the_agents_thread_heals_and_frees", heals),
+        ("agents_die_are_replaced_and_leave_nothing", lives),
         ("a_connect_costs_little", cost),
     ]);
 }
@@ -117,6 +119,7 @@ fn client() {
             let address: SocketAddr = words[1].parse().expect("address");
             match words[0] {
                 "connect" => (0..words[2].parse().expect("count")).for_each(|_| println!("{}", ask(address))),
+                "hammer" => println!("{}", hammer(address, words[2].parse().expect("milliseconds"))),
                 "time" => println!("time {}", time(address, words[2].parse().expect("count"))),
                 _ => hold(address),
             }
@@ -140,6 +143,33 @@ fn ask(address: SocketAddr) -> String {
         }
         Err(error) => format!("error {error}"),
     }
+}
+
+/// The agent's own process.
+fn agent() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let config = std::env::var("QT_CONFIG").expect("configuration");
+    quorate_agent::run::run(&quorate_agent::run::Options {
+        config: config.into(),
+        take_over: std::env::var_os("QT_TAKE_OVER").is_some(),
+        workers: Some(1),
+    })
+    .expect("running");
+}
+
+/// Connects over and over in the background; how often it was not answered is printed at the end.
+fn hammer(address: SocketAddr, milliseconds: u64) -> &'static str {
+    std::thread::spawn(move || {
+        let end = Instant::now() + Duration::from_millis(milliseconds);
+        let (mut asked, mut failed) = (0, 0);
+        while Instant::now() < end {
+            asked += 1;
+            failed += u32::from(ask(address).starts_with("error"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("hammered {} failed {failed}", asked > 50);
+    });
+    "hammering"
 }
 
 /// Nanoseconds of this thread's processor time per connect and close: other load on the machine does not count.
@@ -470,6 +500,113 @@ fn heals() {
         set.stop();
     }
     assert!(answers("m2"), "the last good set outlives the agent");
+}
+
+/// The process itself, as on a worker: killed, started again, upgraded, ended, its leavings removed; host and Pod connect
+/// all the while.
+fn lives() {
+    if unsupported() {
+        return;
+    }
+    if let Err(error) = sockdiag::supported() {
+        println!("skipped: {error}");
+        return;
+    }
+    let lab = Lab::new("lives", 4);
+    let _backends = backends(&lab);
+    let place = Place::new(&lab);
+    let pin = place.bpffs.join("quorate");
+    let backend = |at: usize| serde_json::json!({"name": format!("m{}", at + 1), "address": SocketAddr::new(lab.machines[at].v4(), PORT)});
+    let config = serde_json::json!({
+        "apiVersion": "quorate.dev/v1", "kind": "Agent", "node": "host", "admin": {"socket": lab.directory.join("agent.sock")},
+        "ebpf": [{"name": "api", "virtual": VIRTUAL4, "backends": [backend(0), backend(1)], "health": {"kind": "tcp"},
+            "cgroup": place.cgroup, "pin": pin}],
+    });
+    let config = lab
+        .write("agent.yaml", &config.to_string())
+        .to_str()
+        .expect("path")
+        .to_owned();
+    let start = |take_over: bool| {
+        let mut environment = vec![("QT_ROLE", "agent"), ("QT_CONFIG", config.as_str())];
+        if take_over {
+            environment.push(("QT_TAKE_OVER", "1"));
+        }
+        lab.machines[2].start_with_sys(&environment, &lab.log("agent.log"))
+    };
+    let mut agent = start(false);
+    let clients: Vec<Clients<'_>> = lab.machines[2..]
+        .iter()
+        .map(|machine| Clients::start(&lab, machine, &place))
+        .collect();
+    let mut number = 0;
+    let mut only = |names: &[&str], within: u64| {
+        until(Duration::from_secs(within), || {
+            number += 1;
+            let order = format!("connect {VIRTUAL4} 8 {number}");
+            let all: Vec<String> = clients.iter().flat_map(|client| client.order(&order)).collect();
+            let is = |name: &str| all.iter().any(|line| *line == format!("{name} {VIRTUAL4}"));
+            names.iter().all(|name| is(name)) && all.iter().all(|line| names.iter().any(|name| line.starts_with(name)))
+        })
+    };
+    assert!(only(&["m1", "m2"], 10), "{}", lab.logs());
+    clients
+        .iter()
+        .for_each(|client| drop(client.order(&format!("hammer {VIRTUAL4} 6000"))));
+    agent.signal("KILL");
+    agent.wait();
+    std::thread::sleep(Duration::from_millis(500));
+    agent = start(false);
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut next = start(true);
+    assert!(
+        agent.wait_for(Duration::from_secs(10)),
+        "the agent before does not end\n{}",
+        lab.logs()
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    next.signal("TERM");
+    assert!(next.wait_for(Duration::from_secs(10)), "it does not end");
+    let all_well = || {
+        clients
+            .iter()
+            .all(|client| client.output().contains("hammered true failed 0"))
+    };
+    assert!(until(Duration::from_secs(10), all_well), "{}", lab.logs());
+
+    // The next one frees the clients of a backend that is cut off, on the host and in the Pod.
+    let last = start(false);
+    for _ in 0..6 {
+        clients
+            .iter()
+            .for_each(|client| drop(client.order(&format!("hold {VIRTUAL4}"))));
+    }
+    let count = |what: &str| {
+        clients
+            .iter()
+            .map(|client| client.output().matches(what).count())
+            .sum::<usize>()
+    };
+    let there = count("held m1");
+    assert!(there > 0);
+    lab.machines[0].connect(false);
+    let cut = Instant::now();
+    assert!(
+        until(Duration::from_secs(4), || count("freed m1") == there),
+        "{}",
+        lab.logs()
+    );
+    // Without traffic through the agent there is no earlier sign than its own check, once a second.
+    println!(
+        "{there} clients of a backend that was cut off freed after {:?}",
+        cut.elapsed()
+    );
+    assert!(only(&["m2"], 2));
+    drop(last);
+    assert!(bpf::remove(&pin).expect("removing"));
+    assert!(!pin.exists());
+    let gone = clients[0].order(&format!("connect {VIRTUAL4} 1 gone"));
+    assert!(gone[0].starts_with("error"), "{gone:?}");
 }
 
 fn cost() {

@@ -342,6 +342,20 @@ fn a_hung_backend_costs_a_tls_client_only_time() {
     );
 }
 
+/// Real API servers, one frozen: its old clients were freed 15 ms too late, since checks began when new ones were raced.
+#[test]
+fn a_hung_backend_is_doubted_before_it_is_raced() {
+    let (stuck, _keep) = hung();
+    let rig = Rig::new(&[stuck], Options::default());
+    let mut c = rig.client();
+    let start = Instant::now();
+    c.write_all(HELLO).unwrap();
+    let report = rig.reports.recv_timeout(SHORT).unwrap();
+    assert_eq!(report.fault, Fault::Silent);
+    let told = report.took.max(Duration::from_millis(100));
+    assert!(told < Duration::from_millis(250) && told <= start.elapsed(), "{told:?}");
+}
+
 #[test]
 fn a_backend_that_closes_on_a_hello_is_replaced_and_gets_it_whole() {
     let (tx, rx) = channel();
@@ -669,6 +683,25 @@ fn half_open_clients_and_garbage_do_not_stop_service() {
     });
 }
 
+/// A read stops at urgent data: what follows it is not lost though the end has come already.
+#[test]
+fn urgent_data_does_not_cut_a_stream_short() {
+    let b = server(|_, mut s| {
+        s.read_exact(&mut [0; 2]).unwrap();
+        s.write_all(b"before").unwrap();
+        socket2::SockRef::from(&s).send_out_of_band(b"!").unwrap();
+        s.write_all(b"after").unwrap();
+    });
+    for _ in 0..20 {
+        let rig = Rig::new(&[b], Options::default());
+        let mut c = rig.client();
+        c.write_all(b"go").unwrap();
+        let mut all = String::new();
+        c.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "beforeafter");
+    }
+}
+
 /// Every byte arrives once and in order, whatever the sizes of writes and reads, copied or spliced.
 #[test]
 fn bytes_are_exact() {
@@ -723,9 +756,9 @@ fn bytes_are_exact() {
 #[test]
 fn ten_thousand_idle_connections() {
     let files = raise_open_files();
-    // Client, proxy (two) and server ends are all in this process.
+    // Client, proxy (two) and server ends are all in this process, and so are the other tests' sockets.
     let wanted = 10_000usize;
-    let n = wanted.min((files as usize).saturating_sub(1_500) / 4);
+    let n = wanted.min((files as usize).saturating_sub(6_000) / 4);
     if n < 1_000 {
         eprintln!("skipped: {files} open files allow only {n} connections");
         return;

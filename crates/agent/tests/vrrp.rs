@@ -60,6 +60,10 @@ fn main() {
             "a_client_that_was_too_early_is_freed_when_its_machine_gets_the_vip",
             a_client_that_was_too_early_is_freed_when_its_machine_gets_the_vip as fn(),
         ),
+        (
+            "a_machine_without_its_own_address_leaves_the_vip_to_others",
+            a_machine_without_its_own_address_leaves_the_vip_to_others as fn(),
+        ),
         ("a_hosts_own_address_is_no_vip", a_hosts_own_address_is_no_vip as fn()),
         (
             "starved_and_lossy_machines_do_not_flap",
@@ -659,6 +663,32 @@ fn strangers_on_the_link_are_noticed() {
         until(Duration::from_secs(3), || count(&ours.log, "ForeignOwner") > 0),
         "a foreign owner of the VIP is not noticed"
     );
+}
+
+fn a_machine_without_its_own_address_leaves_the_vip_to_others() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("mute", 2);
+    let only_v4 = |at: usize| {
+        let mut config = config(&lab.machines[at], 100 + 10 * at as u8, 2);
+        config.vrrp.truncate(1);
+        config
+    };
+    let nodes: Vec<Node> = (0..2)
+        .map(|at| Node::start(&lab, &lab.machines[at], &only_v4(at), true))
+        .collect();
+    let held = |by: u8| until(Duration::from_secs(5), || holders(&lab, VIP4) == [by]);
+    assert!(held(2));
+    let own = format!("{}/24", lab.machines[1].v4());
+    lab.machines[1].must("ip", &["address", "delete", &own, "dev", "eth0"]);
+    assert!(held(1), "{:?}", holders(&lab, VIP4));
+    let reason = format!("{} is no address of this machine", lab.machines[1].v4());
+    assert!(count(&nodes[1].log, &reason) > 0, "not named");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(holders(&lab, VIP4), [1], "it comes back without its own address");
+    lab.machines[1].must("ip", &["address", "add", &own, "dev", "eth0"]);
+    assert!(held(2), "{:?}", holders(&lab, VIP4));
 }
 
 fn a_hosts_own_address_is_no_vip() {

@@ -7,7 +7,7 @@
 //! | hung | TCP accepts, no answer, `fall` times | none | reset, if another backend is ready meanwhile |
 //! | shutting down | was ready, says it is not | only if none is up | kept |
 //! | starting | was down, says it is not ready | none | - |
-//! | etcd away | not ready for etcd's sake only | only if none is up | kept |
+//! | etcd away | not ready for etcd's sake only | only if none is up | kept; reset, if another backend answers well meanwhile |
 //! | check not allowed, wrong CA | answers, but not as it should, `fall` times | only if none is up | kept |
 //! | none ready | the same everywhere | to all that are alive (fail open) | kept |
 //! | this machine cut off | no TCP answer but from its own, unready one | to that one; the VIP goes | kept |
@@ -17,6 +17,10 @@
 //! Nothing is reset on the word of this machine alone: it may be the one that is cut off. Another backend
 //! must have answered since the trouble began. When none had by the time of `fall`, the cause is a common
 //! one; then a backend must fail `fall` checks more after another came back.
+//!
+//! A kube-apiserver beside a frozen etcd member answers `/readyz` for seconds as if nothing were: it asks etcd once a
+//! second at most, waits two seconds, and repeats its last verdict meanwhile. What shows is that one check in ten does
+//! not come back. So another server's word counts against etcd's member only when none of its checks was lost lately.
 
 mod member;
 mod pace;
@@ -44,6 +48,11 @@ const FAST_FOR: Duration = Duration::from_secs(10);
 const REFUSED_GRACE: Duration = Duration::from_secs(60);
 /// Resets that are not urgent are spread, so that clients do not come back all at once.
 const GENTLE_SPREAD: Duration = Duration::from_secs(3);
+/// Clients of a server without etcd wait for answers that will not come, and have waited for seconds.
+const ETCD_SPREAD: Duration = Duration::from_millis(500);
+/// After a check that was lost the server is asked fast for as long as kube-apiserver waits for etcd
+/// (`--etcd-readycheck-timeout`), and a little more.
+const STALL: Duration = Duration::from_secs(3);
 /// An answer that never came back from the prober is forgotten this long after its time-out.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 
@@ -227,8 +236,8 @@ impl BackendSet {
             return;
         }
         m.pending.retain(|(_, sent)| now < *sent + longest + LOST_AFTER);
-        // A check unanswered for so long is a doubt of its own.
-        if m.oldest_pending().is_some_and(|t| now >= t + fast) {
+        // A check unanswered for so long, or lost lately, is a doubt of its own.
+        if m.oldest_pending().is_some_and(|t| now >= t + fast) || m.stalled.is_some_and(|t| now < t + STALL) {
             let soonest = m.last_probe.map_or(now, |t| t + fast);
             m.next_probe = m.next_probe.min(soonest.max(now));
         }
@@ -287,13 +296,16 @@ impl BackendSet {
             self.pace.hear(now, now.saturating_sub(sent));
         }
         match outcome {
-            ProbeOutcome::Ready => self.ready(now, at, out),
+            ProbeOutcome::Ready => self.ready(now, at, sent, out),
             ProbeOutcome::Unready { status, etcd_only } => self.unready(now, at, *status, *etcd_only, out),
             ProbeOutcome::Refused => self.refused(now, at, "check refused", out),
             ProbeOutcome::Timeout { .. } | ProbeOutcome::Unreachable | ProbeOutcome::Broken { .. } => {
-                // An older check that ran out after a newer one was answered says nothing new.
                 if m.alive.last.is_none_or(|alive| sent >= alive) {
                     self.failed(now, at, sent, outcome, out);
+                } else if ran_out {
+                    // Newer ones were answered, so it is no reason to act; but such a server is no witness.
+                    m.stalled = Some(now);
+                    m.ready.since = None;
                 }
             }
         }
@@ -419,13 +431,18 @@ impl BackendSet {
 
     // --- what an answer means ---
 
-    fn ready(&mut self, now: Now, at: usize, out: &mut impl Extend<Action>) {
+    fn ready(&mut self, now: Now, at: usize, sent: Now, out: &mut impl Extend<Action>) {
         let first = self.members[at].reason == Reason::Unchecked;
         let rise = if first { 1 } else { self.health.rise };
         let next = now + self.spread_interval(at);
         let m = &mut self.members[at];
         m.answered(now);
         m.ready.hear(now);
+        if m.unready.is_some_and(|u| sent < u.last) {
+            // Asked before it said no.
+            return;
+        }
+        m.unready = None;
         m.good = m.good.saturating_add(1);
         if m.availability == Availability::Up {
             m.next_probe = next;
@@ -446,12 +463,47 @@ impl BackendSet {
         m.good = 0;
         m.owes_reset = None;
         let was_in_service = m.availability != Availability::Down;
+        let said = m.unready.get_or_insert_default();
+        said.last = now;
+        if !etcd_only {
+            said.etcd = 0;
+        } else {
+            if said.etcd == 0 {
+                said.since = now;
+            }
+            said.etcd = said.etcd.saturating_add(1);
+        }
+        // A member that is started again is back within the interval; one that was waited for in vain is frozen.
+        let waited = now >= said.since + self.health.interval.get() || m.stalled.is_some_and(|t| now < t + STALL);
+        let (lasts, known) = (said.etcd >= self.health.fall && waited, said.reset);
         let detail = format!("answered {status}");
         match (etcd_only, was_in_service) {
             (true, _) => self.set(now, at, Availability::LastResort, Reason::Etcd, &detail, out),
             (false, true) => self.set(now, at, Availability::LastResort, Reason::Unready, &detail, out),
             (false, false) => self.set(now, at, Availability::Down, Reason::Starting, &detail, out),
         }
+        if etcd_only && !lasts {
+            self.compare(now, at);
+        }
+        if lasts && !known && self.etcd_is_well_elsewhere(now, at) {
+            // Nothing it was asked can be answered, and its watches stand still.
+            let m = &mut self.members[at];
+            m.unready.get_or_insert_default().reset = true;
+            out.extend([m.reset(&self.name, ETCD_SPREAD)]);
+        }
+    }
+
+    /// Another server is ready and has answered every check of more than an interval, so that etcd was asked meanwhile.
+    fn etcd_is_well_elsewhere(&self, now: Now, without: usize) -> bool {
+        let long_enough = self.health.interval.get() * 6 / 5;
+        let patience = self.health.timeout.get();
+        self.members.iter().enumerate().any(|(at, m)| {
+            at != without
+                && m.availability == Availability::Up
+                && m.ready.since.is_some_and(|since| since + long_enough <= now)
+                && m.ready.last.is_some_and(|last| now <= last + long_enough)
+                && m.oldest_pending().is_none_or(|sent| now <= sent + patience)
+        })
     }
 
     fn refused(&mut self, now: Now, at: usize, detail: &str, out: &mut impl Extend<Action>) {
@@ -459,6 +511,7 @@ impl BackendSet {
         (m.alive.since, m.ready.since) = (None, None);
         m.good = 0;
         m.bad = 0;
+        m.unready = None;
         m.trouble.get_or_insert(now);
         if m.reason != Reason::Refused {
             m.reset_at = Some(now + REFUSED_GRACE);
@@ -518,8 +571,17 @@ impl BackendSet {
         };
         let (to, reason, detail) = match outcome {
             ProbeOutcome::Unreachable => (Availability::Down, Reason::Unreachable, "unreachable".to_string()),
-            // A wrong check must not take every server out of service for good.
-            ProbeOutcome::Broken { error } => (Availability::LastResort, Reason::Broken, error.clone()),
+            // A wrong check must not take every server out of service for good. But kube-apiserver refuses checks also
+            // while it starts, before it has read who may do what: then others are up.
+            ProbeOutcome::Broken { error } => {
+                let up = |m: &Member| m.availability == Availability::Up;
+                let to = if self.members.iter().any(up) {
+                    alive
+                } else {
+                    Availability::LastResort
+                };
+                (to, Reason::Broken, error.clone())
+            }
             _ if silent => (Availability::Down, Reason::Silent, format!("{bad} checks unanswered")),
             _ => {
                 let to = if proven { Availability::Down } else { alive };

@@ -45,6 +45,9 @@ pub enum Input {
         up: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mac: Option<[u8; 6]>,
+        /// Sources of virtual routers that are no address of this machine at the moment: nothing can be advertised.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        missing: Vec<IpAddr>,
     },
     /// [`Action::AddVip`] or [`Action::RemoveVip`] was carried out.
     VipDone {

@@ -11,6 +11,7 @@ mod packet;
 mod receive;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use instance::Instance;
 use receive::Datagram;
@@ -34,7 +35,7 @@ pub struct Routers {
     boot: u64,
     keys: Keyring,
     /// Last known state of interfaces and frontends, for instances that come later.
-    links: BTreeMap<String, (bool, Option<Mac>)>,
+    links: BTreeMap<String, (bool, Option<Mac>, Vec<IpAddr>)>,
     paths: BTreeMap<String, bool>,
     started: bool,
     stopping: bool,
@@ -134,10 +135,15 @@ impl Routers {
                     }
                 }
             }
-            Input::Link { interface, up, mac } if !self.stopping => {
-                self.links.insert(interface.clone(), (*up, *mac));
+            Input::Link {
+                interface,
+                up,
+                mac,
+                missing,
+            } if !self.stopping => {
+                self.links.insert(interface.clone(), (*up, *mac, missing.clone()));
                 for i in self.instances.iter_mut().filter(|i| i.config().interface == *interface) {
-                    i.on_link(now, *up, *mac, out);
+                    i.on_link(now, *up, *mac, missing, out);
                 }
             }
             Input::VipDone {
@@ -227,8 +233,8 @@ impl Routers {
                     if self.started {
                         instance.start(now, &mut self.actions);
                     }
-                    if let Some((up, mac)) = self.links.get(&config.interface) {
-                        instance.on_link(now, *up, *mac, &mut self.actions);
+                    if let Some((up, mac, missing)) = self.links.get(&config.interface) {
+                        instance.on_link(now, *up, *mac, missing, &mut self.actions);
                     }
                     instance
                 }

@@ -27,7 +27,16 @@ enum Server {
     Stalls,
     Unready,
     EtcdAway,
+    /// As kube-apiserver beside a frozen etcd member: asks it once a second, waits two, repeats its last verdict meanwhile.
+    EtcdFrozen,
     Garbage,
+}
+
+/// What a kube-apiserver knows of a frozen etcd.
+#[derive(Default)]
+struct Frozen {
+    asks_from: Duration,
+    says_no_from: Option<Duration>,
 }
 
 /// One agent and its servers on a simulated clock.
@@ -35,6 +44,7 @@ struct Farm {
     agent: Agent,
     now: Duration,
     servers: BTreeMap<String, Server>,
+    frozen: BTreeMap<String, Frozen>,
     pending: Vec<(Duration, Input)>,
     views: Vec<BackendView>,
     log: Vec<(Duration, Action)>,
@@ -56,6 +66,7 @@ impl Farm {
             agent,
             now: Duration::ZERO,
             servers,
+            frozen: BTreeMap::new(),
             pending: Vec::new(),
             views: Vec::new(),
             log: Vec::new(),
@@ -78,10 +89,12 @@ impl Farm {
     }
 
     fn set(&mut self, name: &str, server: Server) {
+        self.frozen.remove(name);
         self.servers.insert(name.into(), server);
     }
 
     fn set_all(&mut self, server: Server) {
+        self.frozen.clear();
         self.servers.values_mut().for_each(|s| *s = server);
     }
 
@@ -97,7 +110,11 @@ impl Farm {
                     timeout,
                     connect_timeout,
                 } => {
-                    let (after, outcome) = answer(self.servers[backend], *timeout, *connect_timeout);
+                    let server = match self.servers[backend] {
+                        Server::EtcdFrozen => self.frozen.entry(backend.clone()).or_default().asked(self.now),
+                        other => other,
+                    };
+                    let (after, outcome) = answer(server, *timeout, *connect_timeout);
                     let input = Input::Probed {
                         frontend: frontend.clone(),
                         backend: backend.clone(),
@@ -199,6 +216,25 @@ fn config(count: usize, health: &str, extra: &str) -> AgentConfig {
     config
 }
 
+const NO_ETCD: ProbeOutcome = ProbeOutcome::Unready {
+    status: 500,
+    etcd_only: true,
+};
+
+impl Frozen {
+    fn asked(&mut self, now: Duration) -> Server {
+        if now >= self.asks_from {
+            self.asks_from = now + ms(1000);
+            self.says_no_from.get_or_insert(now + ms(2000));
+            Server::EtcdFrozen
+        } else if self.says_no_from.is_some_and(|from| now >= from) {
+            Server::EtcdAway
+        } else {
+            Server::Ready
+        }
+    }
+}
+
 fn answer(server: Server, timeout: Duration, connect_timeout: Duration) -> (Duration, ProbeOutcome) {
     let ran_out = |stage| (timeout, ProbeOutcome::Timeout { stage });
     match server {
@@ -222,13 +258,9 @@ fn answer(server: Server, timeout: Duration, connect_timeout: Duration) -> (Dura
                 etcd_only: false,
             },
         ),
-        Server::EtcdAway => (
-            ms(3),
-            ProbeOutcome::Unready {
-                status: 500,
-                etcd_only: true,
-            },
-        ),
+        Server::EtcdAway => (ms(3), NO_ETCD),
+        Server::EtcdFrozen if ms(2000) <= timeout => (ms(2000), NO_ETCD),
+        Server::EtcdFrozen => ran_out(ProbeStage::Http),
         Server::Garbage => (
             ms(3),
             ProbeOutcome::Broken {
@@ -384,6 +416,73 @@ fn trouble_everywhere_kills_nothing() {
     }
 }
 
+/// Drill etcd-follower-hung: requests on standing connections got no answer as long as the member was frozen.
+#[test]
+fn clients_beside_a_frozen_etcd_member_are_freed() {
+    for phase in [0, 100, 350, 700, 950] {
+        let mut f = Farm::settled(3);
+        f.run(ms(phase));
+        let began = f.now;
+        f.set("m2", Server::EtcdFrozen);
+        f.run(ms(10_000));
+        assert_eq!(f.view("m2"), (Availability::LastResort, Reason::Etcd));
+        let resets = f.resets();
+        assert_eq!(resets.iter().map(|(n, _)| *n).collect::<Vec<_>>(), ["m2"]);
+        let took = resets[0].1 - began;
+        assert!(took <= ms(3600), "{took:?}");
+        f.set("m2", Server::Ready);
+        f.run(ms(2000));
+        assert_eq!(f.view("m2").0, Availability::Up);
+        assert_eq!(f.resets().len(), 1, "once");
+    }
+}
+
+#[test]
+fn an_etcd_member_that_is_started_again_costs_nobody_a_connection() {
+    let mut f = Farm::settled(3);
+    f.set("m2", Server::EtcdAway);
+    f.run(ms(900));
+    f.set("m2", Server::Ready);
+    f.run(ms(3000));
+    assert_eq!((f.view("m2").0, f.resets().len()), (Availability::Up, 0));
+    f.set("m2", Server::EtcdAway);
+    f.run(ms(2500));
+    assert_eq!(f.resets().len(), 1, "one that stays away does");
+}
+
+/// No quorum, or an election that takes its time: the verdicts of the servers come seconds apart, and mean the same.
+#[test]
+fn an_etcd_frozen_for_all_kills_nothing() {
+    for phase in 0..12 {
+        for lasts in [1500, 2500, 4000, 20_000] {
+            let mut f = Farm::settled(3);
+            f.run(ms(phase * 90));
+            f.set_all(Server::EtcdFrozen);
+            f.run(ms(lasts));
+            f.set_all(Server::Ready);
+            f.run(ms(3000));
+            assert_eq!(f.resets(), [], "{phase} {lasts}");
+            assert!(f.views.iter().all(|v| v.availability == Availability::Up));
+        }
+    }
+}
+
+/// Drill etcd-follower-killed: up again after 100 ms, by answers to older questions.
+#[test]
+fn what_was_asked_before_it_said_no_does_not_raise_a_server() {
+    let mut f = Farm::settled(3);
+    f.set("m2", Server::Slow(300));
+    f.dial("m2", DialOutcome::Slow);
+    f.run(ms(210));
+    f.set("m2", Server::EtcdAway);
+    f.run(ms(110));
+    assert_eq!(f.view("m2"), (Availability::LastResort, Reason::Etcd));
+    let probes = |f: &Farm| f.probes();
+    let asked = probes(&f);
+    f.run(ms(300));
+    assert_eq!(f.view("m2"), (Availability::LastResort, Reason::Etcd), "{asked}");
+}
+
 #[test]
 fn overloaded_servers_are_waited_for() {
     let mut f = Farm::settled(3);
@@ -478,6 +577,23 @@ fn a_starting_server_gets_no_traffic_even_when_it_is_alone() {
         "complete but for etcd"
     );
     assert_eq!(f.path(), Some(true));
+}
+
+/// Real API servers, one killed and started again: it answered checks with 403 before it had loaded its roles, became a last
+/// resort, and hedged connections went there.
+#[test]
+fn a_starting_server_that_refuses_checks_gets_no_traffic() {
+    let mut f = Farm::settled(3);
+    for (server, expected) in [
+        (Server::Refuses, (Availability::Down, Reason::Refused)),
+        (Server::Garbage, (Availability::Down, Reason::Broken)),
+        (Server::Unready, (Availability::Down, Reason::Starting)),
+        (Server::Ready, (Availability::Up, Reason::Ready)),
+    ] {
+        f.set("m2", server);
+        f.run(ms(1500));
+        assert_eq!(f.view("m2"), expected);
+    }
 }
 
 #[test]
@@ -725,6 +841,7 @@ fn a_ready_server_is_never_harmed() {
         Server::Stalls,
         Server::Unready,
         Server::EtcdAway,
+        Server::EtcdFrozen,
         Server::Garbage,
     ];
     let step = (0..2usize, 0..kinds.len(), 1..1500u64, 0..4u8);

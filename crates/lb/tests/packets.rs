@@ -189,6 +189,7 @@ fn start(config: VrrpInstance) -> Routers {
         interface: "eth0".into(),
         up: true,
         mac: None,
+        missing: Vec::new(),
     };
     routers.handle(Duration::ZERO, &link);
     drain(&mut routers);

@@ -54,6 +54,7 @@ fn record() -> (Vec<Line>, Vec<Action>) {
                 interface: "eth0".into(),
                 up: true,
                 mac: Some([2, 0, 0, 0, 0, 1]),
+                missing: vec!["10.0.0.9".parse().unwrap()],
             },
         ),
         (

@@ -640,6 +640,7 @@ impl World {
             interface: "eth0".into(),
             up,
             mac: None,
+            missing: Vec::new(),
         };
         self.input(node, input);
     }

@@ -91,6 +91,7 @@ fn link(up: bool) -> Input {
         interface: "eth0".into(),
         up,
         mac: Some(MAC),
+        missing: Vec::new(),
     }
 }
 
@@ -355,6 +356,27 @@ fn tracking_gives_the_vip_up_at_once() {
     b.run(ms(2000));
     assert_eq!(b.state(), VrrpState::Fault);
     b.input(link(true));
+    b.master();
+}
+
+/// A router that cannot advertise and takes the VIP all the same is the second owner.
+#[test]
+fn a_machine_without_its_own_address_leaves_the_vip_to_others() {
+    let mut b = Bench::new(config("priority: 254")).master();
+    let own: IpAddr = "10.0.0.1".parse().unwrap();
+    let told = |missing: Vec<IpAddr>| Input::Link {
+        interface: "eth0".into(),
+        up: true,
+        mac: Some(MAC),
+        missing,
+    };
+    let actions = b.input(told(vec![own]));
+    assert_eq!((removes(&actions), b.state()), (1, VrrpState::Fault));
+    let named = |a: &Action| matches!(a, Action::Report { event: Event::VrrpState { reason, .. } } if reason.contains("10.0.0.1 is no address"));
+    assert!(actions.iter().any(named), "{actions:?}");
+    b.run(ms(2000));
+    assert_eq!(b.state(), VrrpState::Fault);
+    b.input(told(vec!["10.0.0.8".parse().unwrap()]));
     b.master();
 }
 

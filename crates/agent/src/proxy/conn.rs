@@ -79,6 +79,8 @@ pub(super) struct Side {
     pub(super) writable: bool,
     /// The peer's end of stream or an error is on its way: read until it shows.
     pub(super) ending: bool,
+    /// It is an end of stream in order: behind what is in the queue there is nothing more.
+    pub(super) finished: bool,
 }
 
 impl Side {
@@ -88,6 +90,7 @@ impl Side {
             readable: false,
             writable: true,
             ending: false,
+            finished: false,
         }
     }
 
@@ -96,6 +99,8 @@ impl Side {
         self.readable |= end || flags & sys::IN != 0;
         self.writable |= flags & (sys::OUT | sys::HUP | sys::ERR) != 0;
         self.ending |= end;
+        // A read stops short of urgent data, too.
+        self.finished |= flags & (sys::RDHUP | sys::ERR | sys::PRI) == sys::RDHUP;
     }
 }
 
@@ -327,9 +332,10 @@ fn pump(
                 Ok(0) => dir.eof = true,
                 Ok(n) => {
                     copy(&io.buf[..n], to, dir, from.ending, moved)?;
-                    if n < BUFFER && !from.ending {
-                        // A short read emptied the queue: the next byte raises a new edge.
-                        from.readable = false;
+                    if n < BUFFER {
+                        // A short read emptied the queue. What comes next raises a new edge, unless the end came already.
+                        dir.eof = from.finished;
+                        from.readable &= from.ending;
                     }
                     if n >= BULK_READ {
                         dir.streak += 1;

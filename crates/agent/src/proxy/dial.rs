@@ -48,6 +48,8 @@ pub(super) struct Dial {
     flight: Vec<u8>,
     /// A ClientHello is in `flight`, since when.
     hello: Option<u64>,
+    /// The core was told that its ClientHello waits.
+    doubted: bool,
     answer_hedged: bool,
     ticking: bool,
     /// Waiting for a backend below its connection limit, since when.
@@ -116,11 +118,7 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
         let backend = &lease.backend;
         let killed = backend.killed.load(Relaxed);
         let outcome = sys::connect(backend.addr).and_then(|(fd, up)| {
-            hub.epoll.add(
-                &fd,
-                sys::IN | sys::OUT | sys::RDHUP | sys::EDGE,
-                id | (slot as u64 + 1) << SIDE,
-            )?;
+            hub.epoll.add(&fd, sys::CONNECTION, id | (slot as u64 + 1) << SIDE)?;
             Ok((fd, up))
         });
         match outcome {
@@ -336,7 +334,16 @@ pub(super) fn tick(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, s
         arm(conn, hub, id, tick_after(options));
     } else if let (Some(since), Some(after)) = (dial.hello, options.answer_hedge) {
         let waited = now.saturating_sub(since);
-        if waited < ms(after) {
+        // Checks of a hung server take as long as they may: they begin before its clients are raced.
+        let doubt = ms(after) / 2;
+        if waited < doubt {
+            arm(conn, hub, id, Duration::from_millis(doubt - waited));
+        } else if waited < ms(after) {
+            if !std::mem::replace(&mut dial.doubted, true) {
+                for a in dial.attempts.iter().flatten().filter(|a| a.connected) {
+                    report(hub, &conn.frontend.name, &a.lease, Fault::Silent, waited);
+                }
+            }
             arm(conn, hub, id, Duration::from_millis(ms(after) - waited));
         } else if !dial.answer_hedged && hub.hedge_allowed() {
             dial.answer_hedged = true;
@@ -445,6 +452,11 @@ fn tell(hub: &Hub, frontend: &str, lease: &Lease, fault: Fault, took_ms: u64) {
         Fault::Refused | Fault::Unreachable | Fault::Closed | Fault::Local => &b.connect_errors,
     }
     .fetch_add(1, Relaxed);
+    report(hub, frontend, lease, fault, took_ms);
+}
+
+fn report(hub: &Hub, frontend: &str, lease: &Lease, fault: Fault, took_ms: u64) {
+    let b = &lease.backend;
     let last = b.told_ms.load(Relaxed);
     if (last == 0 || hub.now >= last + TELL_EVERY_MS)
         && b.told_ms.compare_exchange(last, hub.now, Relaxed, Relaxed).is_ok()

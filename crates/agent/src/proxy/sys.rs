@@ -12,10 +12,13 @@ use std::time::Duration;
 /// Events a descriptor is watched for, and the ones reported.
 pub(crate) const IN: u32 = libc::EPOLLIN as u32;
 pub(crate) const OUT: u32 = libc::EPOLLOUT as u32;
+pub(crate) const PRI: u32 = libc::EPOLLPRI as u32;
 pub(crate) const RDHUP: u32 = libc::EPOLLRDHUP as u32;
 pub(crate) const ERR: u32 = libc::EPOLLERR as u32;
 pub(crate) const HUP: u32 = libc::EPOLLHUP as u32;
 pub(crate) const EDGE: u32 = libc::EPOLLET as u32;
+/// What both sockets of a connection are watched for.
+pub(crate) const CONNECTION: u32 = IN | OUT | PRI | RDHUP | EDGE;
 
 /// One reported readiness.
 #[derive(Clone, Copy)]

@@ -390,12 +390,7 @@ impl Worker {
             let mut conn = Box::new(Conn::new(Arc::clone(&frontend), fd, source));
             conn.counted = options.max_per_source != 0;
             let id = self.reserve();
-            if self
-                .hub
-                .epoll
-                .add(&conn.client.fd, sys::IN | sys::OUT | sys::RDHUP | sys::EDGE, id)
-                .is_err()
-            {
+            if self.hub.epoll.add(&conn.client.fd, sys::CONNECTION, id).is_err() {
                 self.settle(id, conn, Outcome::Reset);
                 continue;
             }

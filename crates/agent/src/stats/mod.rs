@@ -3,19 +3,19 @@
 mod html;
 mod metrics;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::core::CoreSender;
 use crate::status::{Status, collect};
 
-/// Clients served at once; others wait.
+/// Clients served at once.
 const CLIENTS: usize = 32;
 /// Time for a whole exchange: nobody keeps a place by sending a byte a second.
 const EXCHANGE: Duration = Duration::from_secs(5);
@@ -68,20 +68,24 @@ pub struct Site {
 pub fn serve(listen: SocketAddr, site: Site) -> std::io::Result<JoinHandle<()>> {
     let listener =
         bind(listen).map_err(|e| std::io::Error::new(e.kind(), format!("cannot serve statistics on {listen}: {e}")))?;
-    let places = Arc::new(Semaphore::new(CLIENTS));
     let site = Arc::new(site);
     Ok(tokio::spawn(async move {
+        let mut clients: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    clients.retain(|client| !client.is_finished());
+                    // Whoever has waited longest to say what he wants gives way: a probe of /healthz must get through.
+                    if clients.len() >= CLIENTS
+                        && let Some(oldest) = clients.pop_front()
+                    {
+                        oldest.abort();
+                    }
                     let site = Arc::clone(&site);
-                    tokio::spawn(async move {
+                    let client = tokio::spawn(async move {
                         let _ = tokio::time::timeout(EXCHANGE, exchange(stream, &site)).await;
-                        drop(place);
                     });
+                    clients.push_back(client.abort_handle());
                 }
                 // No descriptors: do not spin.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

@@ -30,6 +30,15 @@ pub(super) enum Seen {
     Failed { what: String, error: String },
 }
 
+/// What virtual routers must know of their interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LinkState {
+    /// With carrier.
+    pub(super) up: bool,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) missing: Vec<IpAddr>,
+}
+
 /// Sockets of one interface; they are gone while the interface is.
 #[derive(Debug)]
 struct Interface {
@@ -43,6 +52,7 @@ struct Interface {
 struct Wants {
     v4: bool,
     v6: bool,
+    sources: BTreeSet<IpAddr>,
     vips: BTreeSet<IpAddr>,
 }
 
@@ -96,6 +106,7 @@ impl Kernel {
             let wants = wanted.entry(&instance.interface).or_default();
             wants.v4 |= instance.source.is_ipv4();
             wants.v6 |= instance.source.is_ipv6();
+            wants.sources.insert(instance.source);
             wants.vips.extend(instance.vips.iter().map(|vip| vip.address));
         }
         self.interfaces
@@ -173,14 +184,31 @@ impl Kernel {
         self.seen = seen;
     }
 
-    /// Name, "up with carrier", and hardware address of each configured interface.
-    pub(super) fn links(&self) -> Vec<(String, bool, Option<[u8; 6]>)> {
+    /// Each configured interface, with those of its routers' own addresses that are not there.
+    pub(super) fn links(&mut self) -> Vec<(String, LinkState)> {
+        // What cannot be asked for is there: a VIP is not given up for a full netlink queue.
+        let present = self.routes.addresses().ok();
+        let has = |one: &&IpAddr| {
+            present
+                .as_ref()
+                .is_none_or(|all| all.iter().any(|found| found.address == **one))
+        };
         self.interfaces
             .iter()
             .map(|interface| {
                 let link = interface.link.as_ref();
-                let up = link.is_some_and(|link| link.up) && interface.open.is_some();
-                (interface.name.clone(), up, link.and_then(|link| link.mac))
+                let state = LinkState {
+                    up: link.is_some_and(|link| link.up) && interface.open.is_some(),
+                    mac: link.and_then(|link| link.mac),
+                    missing: interface
+                        .wants
+                        .sources
+                        .iter()
+                        .filter(|one| !has(one))
+                        .copied()
+                        .collect(),
+                };
+                (interface.name.clone(), state)
             })
             .collect()
     }
@@ -313,12 +341,17 @@ impl Kernel {
     }
 
     fn read_monitor(&mut self, seen: &mut Vec<Seen>) {
-        let (mut removed, mut changed, mut lost) = (Vec::new(), Vec::new(), false);
+        let (mut removed, mut changed, mut lost, mut own) = (Vec::new(), Vec::new(), false, false);
+        let interfaces = &self.interfaces;
+        let is_own = |address: &IpAddr| interfaces.iter().any(|one| one.wants.sources.contains(address));
         let result = self.monitor.read(|event| match event {
             Event::Link(link) => changed.push((link.index, Some(link))),
             Event::LinkGone { index } => changed.push((index, None)),
-            Event::AddressRemoved(address) => removed.push(address.address),
-            Event::AddressAdded(_) => {}
+            Event::AddressRemoved(address) => {
+                own |= is_own(&address.address);
+                removed.push(address.address);
+            }
+            Event::AddressAdded(address) => own |= is_own(&address.address),
             Event::Lost => lost = true,
         });
         if let Err(error) = result {
@@ -344,6 +377,9 @@ impl Kernel {
                     error: error.to_string(),
                 });
             }
+            seen.push(Seen::LinksChanged);
+        }
+        if own || lost {
             seen.push(Seen::LinksChanged);
         }
         self.report_lost(&removed, seen);

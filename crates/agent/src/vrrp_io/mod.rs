@@ -339,7 +339,7 @@ struct Worker<E> {
     record: bool,
     counters: Arc<Counters>,
     /// Last state told to the core of each interface.
-    known: HashMap<String, (bool, Option<[u8; 6]>)>,
+    known: HashMap<String, io::LinkState>,
     /// When each failure was reported last.
     reported: HashMap<String, Now>,
     stopped: bool,
@@ -396,9 +396,15 @@ impl<E: Engine> Worker<E> {
 
     /// Tells the core about interfaces whose state is new.
     fn tell_links(&mut self) {
-        for (interface, up, mac) in self.kernel.links() {
-            if self.known.insert(interface.clone(), (up, mac)) != Some((up, mac)) {
-                self.input(Input::Link { interface, up, mac });
+        for (interface, state) in self.kernel.links() {
+            if self.known.insert(interface.clone(), state.clone()).as_ref() != Some(&state) {
+                let io::LinkState { up, mac, missing } = state;
+                self.input(Input::Link {
+                    interface,
+                    up,
+                    mac,
+                    missing,
+                });
             }
         }
     }

@@ -53,7 +53,7 @@ pub(crate) fn main(tests: &[(&str, fn())]) {
 /// Runs a test whose limits are times. One that fails while this computer itself had no time to give (a thread that only
 /// sleeps was woken late) says nothing about what it measures, and is made again, twice at most.
 #[allow(clippy::print_stdout, reason = "the output of a test")]
-pub(crate) fn measured(test: fn()) {
+pub(crate) fn measured(test: impl Fn()) {
     const STARVED: Duration = Duration::from_millis(50);
     const ATTEMPTS: u32 = 3;
     for attempt in 1..=ATTEMPTS {
@@ -69,7 +69,7 @@ pub(crate) fn measured(test: fn()) {
                 }
                 worst
             });
-            let result = std::panic::catch_unwind(test);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&test));
             over.store(true, Ordering::Relaxed);
             (result, watch.join().unwrap_or_default())
         });
@@ -222,6 +222,17 @@ impl Machine {
         let program = std::env::current_exe().expect("test program");
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
+        command.envs(environment.iter().copied());
+        Process::start(&mut command, log)
+    }
+
+    /// Like `start`, but with this computer's own view of /sys, which `ip netns exec` replaces.
+    pub(crate) fn start_with_sys(&self, environment: &[(&str, &str)], log: &Path) -> Process {
+        let program = std::env::current_exe().expect("test program");
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.namespace().display()))
+            .arg(program);
         command.envs(environment.iter().copied());
         Process::start(&mut command, log)
     }

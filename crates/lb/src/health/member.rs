@@ -23,6 +23,10 @@ pub(super) struct Member {
     /// When it last said anything, and that it was ready; and since when it does so without a gap.
     pub(super) alive: Heard,
     pub(super) ready: Heard,
+    /// It said that it is not ready, and has not taken it back.
+    pub(super) unready: Option<Unready>,
+    /// When a check ran out although newer ones were answered.
+    pub(super) stalled: Option<Now>,
     pub(super) next_probe: Now,
     pub(super) last_probe: Option<Now>,
     /// Fast checks still to be made because of a doubt.
@@ -40,6 +44,17 @@ pub(super) struct Member {
 pub(super) struct Heard {
     pub(super) since: Option<Now>,
     pub(super) last: Option<Now>,
+}
+
+/// Answers that said no.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unready {
+    pub(super) last: Now,
+    /// In a row, for etcd's sake only, and since when.
+    pub(super) etcd: u8,
+    pub(super) since: Now,
+    /// Its clients were reset for that.
+    pub(super) reset: bool,
 }
 
 impl Heard {
@@ -72,6 +87,8 @@ impl Member {
             trouble: None,
             alive: Heard::default(),
             ready: Heard::default(),
+            unready: None,
+            stalled: None,
             next_probe: now,
             last_probe: None,
             doubt: 0,

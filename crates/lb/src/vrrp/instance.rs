@@ -39,6 +39,8 @@ pub(super) struct Instance {
     pub(super) state: VrrpState,
     pub(super) mac: Option<Mac>,
     pub(super) link: Option<bool>,
+    /// This machine does not have the address it advertises from.
+    mute: bool,
     pub(super) path: bool,
     /// Interval of the master last heard (version 3 backups adopt it).
     pub(super) master_interval: Duration,
@@ -111,6 +113,7 @@ impl Instance {
             state: VrrpState::Init,
             mac: None,
             link: None,
+            mute: false,
             path: config.track.frontend.is_none(),
             master_interval: config.interval.get(),
             master: None,
@@ -216,7 +219,8 @@ impl Instance {
         }
     }
 
-    pub(super) fn on_link(&mut self, now: Now, up: bool, mac: Option<Mac>, out: &mut Actions) {
+    pub(super) fn on_link(&mut self, now: Now, up: bool, mac: Option<Mac>, missing: &[IpAddr], out: &mut Actions) {
+        self.mute = missing.contains(&self.config.source);
         let learned = mac.is_some() && mac != self.mac;
         self.mac = mac.or(self.mac);
         self.link = Some(up);
@@ -379,6 +383,9 @@ impl Instance {
         let waits = self.retry.is_some_and(|(at, _)| now < at);
         let missing = if self.config.track.interface && self.link == Some(false) {
             Some(format!("interface {} is down", self.config.interface))
+        } else if self.mute {
+            // It would hold the VIP, and no peer would hear of it.
+            Some(format!("{} is no address of this machine", self.config.source))
         } else if !self.path {
             let frontend = self.config.track.frontend.as_deref().unwrap_or_default();
             Some(format!("frontend {frontend} has no path to any backend"))
