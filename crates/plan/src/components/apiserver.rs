@@ -50,6 +50,8 @@ impl ApiServer<'_> {
             .set("etcd-certfile", pki("apiserver-etcd-client.crt"))
             .set("etcd-keyfile", pki("apiserver-etcd-client.key"))
             .set("etcd-servers", self.etcd_servers.join(","))
+            // Beside a frozen member it says so after this long; an election takes half of it.
+            .set("etcd-readycheck-timeout", "1s")
             .set("kubelet-certificate-authority", pki("ca.crt"))
             .set("kubelet-client-certificate", pki("apiserver-kubelet-client.crt"))
             .set("kubelet-client-key", pki("apiserver-kubelet-client.key"))
