@@ -440,7 +440,11 @@ mod tests {
         let (_, made) = cached(&options);
         assert_eq!(
             made,
-            ["registry.k8s.io/pause:3.10.2", PROBE_IMAGE],
+            [
+                "registry.k8s.io/pause:3.10.2",
+                PROBE_IMAGE,
+                concat!("quorate.dev/agent:", env!("CARGO_PKG_VERSION"))
+            ],
             "only they are made again"
         );
     }
