@@ -269,14 +269,20 @@ async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyh
     .await;
     let mut reached: Vec<MachineRef> = Vec::new();
     let mut unreachable = BTreeMap::new();
+    // What many machines have in common is said once.
+    let mut hints: Vec<String> = Vec::new();
     for (machine, connection, connected) in attempts {
         match connected {
             Ok(()) => reached.push(connection),
             Err(error) => {
                 crate::err!("{error}");
+                hints.extend(error.hint.clone().filter(|hint| !hints.contains(hint)));
                 unreachable.insert(machine.name.clone(), error.to_string());
             }
         }
+    }
+    for hint in hints {
+        crate::err!("hint: {hint}");
     }
     if reached.is_empty() {
         anyhow::bail!("none of the {} machines could be reached", unreachable.len());

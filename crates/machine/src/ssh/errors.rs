@@ -127,10 +127,8 @@ pub(super) async fn explain(machine: &SshMachine, failure: Failure, status: Opti
     }
     match &failure {
         Failure::PasswordWanted { given: true } => {
-            return sudo_password(error(
-                ErrorKind::SudoPassword,
-                "sudo does not accept the password".into(),
-            ));
+            return error(ErrorKind::SudoPassword, "sudo does not accept the password".into())
+                .hint("run again and type it anew; all machines are given the same one");
         }
         Failure::PasswordWanted { given: false } => {
             return sudo_password(error(ErrorKind::SudoPassword, "sudo wants a password".into()));
