@@ -7,6 +7,10 @@ mod support;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -156,6 +160,32 @@ async fn who_cannot_log_in_is_told_how() {
         message.contains("Connection refused") && hint.contains("ssh "),
         "{message} {hint}"
     );
+}
+
+#[tokio::test]
+async fn calls_that_come_together_wait_for_a_dead_machine_once() {
+    let Some(sshd) = Sshd::start() else { return };
+    let dying = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = SshTarget {
+        port: Some(dying.local_addr().unwrap().port()),
+        ..sshd.target()
+    };
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = made.clone();
+    let server = tokio::spawn(async move {
+        while let Ok((connection, _)) = dying.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(connection);
+        }
+    });
+    let machine = sshd.machine(target);
+    let all = tokio::join!(refused(&machine), refused(&machine), refused(&machine));
+    assert_eq!(made.load(Ordering::SeqCst), 1);
+    assert!(all.0 == all.1 && all.1 == all.2, "{all:?}");
+    refused(&machine).await;
+    assert_eq!(made.load(Ordering::SeqCst), 2, "who comes later has it tried again");
+    server.abort();
 }
 
 #[tokio::test]

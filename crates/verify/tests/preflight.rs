@@ -187,6 +187,21 @@ fn a_machine_that_is_away_and_a_vip_that_is_taken_are_found() {
 }
 
 #[test]
+fn a_balancer_that_will_be_replaced_takes_no_ports() {
+    let (spec, mut facts) = healthy();
+    let MachineFacts::Found(host) = facts.machines.get_mut("m1").unwrap() else {
+        unreachable!()
+    };
+    host.listening.push(listener(8443, "haproxy", "0.0.0.0"));
+    let active = UnitFacts {
+        active: "active".into(),
+        ..unit()
+    };
+    host.units.insert("haproxy-quorate.service".into(), active);
+    assert_eq!(said(&preflight(&spec, &facts)), Vec::<String>::new());
+}
+
+#[test]
 fn what_access_and_balancer_want_of_a_machine_is_found_missing() {
     let (_, mut facts) = healthy();
     for machine in facts.machines.values_mut() {

@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -115,9 +115,16 @@ impl Program {
 pub struct SshMachine {
     target: SshTarget,
     program: Program,
-    session: Mutex<Option<Arc<Session>>>,
+    slot: Mutex<Slot>,
     /// Locks taken over this machine's connection, taken again after a reconnect so that the fence holds.
     locks: std::sync::Mutex<Vec<(LockRequest, u64)>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    session: Option<Arc<Session>>,
+    /// The last attempt to connect, if it failed, and when it ended.
+    failed: Option<(Instant, MachineError)>,
 }
 
 struct Session {
@@ -136,7 +143,7 @@ impl SshMachine {
         Self {
             target,
             program,
-            session: Mutex::default(),
+            slot: Mutex::default(),
             locks: std::sync::Mutex::default(),
         }
     }
@@ -148,18 +155,32 @@ impl SshMachine {
 
     /// Ends the connection. What is still under way there is given up.
     pub async fn disconnect(&self) {
-        self.session.lock().await.take();
+        self.slot.lock().await.session.take();
     }
 
     async fn session(&self) -> Result<Arc<Session>, MachineError> {
-        let mut slot = self.session.lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| !session.connection.is_broken()) {
+        let asked = Instant::now();
+        let mut slot = self.slot.lock().await;
+        if let Some(session) = slot.session.as_ref().filter(|session| !session.connection.is_broken()) {
             return Ok(session.clone());
         }
-        *slot = None;
-        let session = Arc::new(self.open().await?);
-        self.retake_locks(&session).await?;
-        Ok(slot.insert(session).clone())
+        slot.session = None;
+        // Calls that come together share one attempt: of ten checks of a dead machine only the first waits for it.
+        if let Some((_, error)) = slot.failed.as_ref().filter(|(ended, _)| *ended >= asked) {
+            return Err(error.clone());
+        }
+        let connected = async {
+            let session = Arc::new(self.open().await?);
+            self.retake_locks(&session).await?;
+            Ok(session)
+        };
+        match connected.await {
+            Ok(session) => Ok(slot.session.insert(session).clone()),
+            Err(error) => {
+                slot.failed = Some((Instant::now(), MachineError::clone(&error)));
+                Err(error)
+            }
+        }
     }
 
     async fn open(&self) -> Result<Session, MachineError> {

@@ -12,7 +12,7 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         for listener in listeners.filter(|found| found.port == port && found.transport == Transport::Tcp) {
             let process = listener.process.as_deref().unwrap_or("an unknown process");
             // The kernel cuts process names at 15 bytes.
-            if !program.starts_with(process) && !process.starts_with(program) {
+            if !program.starts_with(process) && !process.starts_with(program) && !replaced(program, process, host) {
                 let pid = listener.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
                 taken.push(format!("{port} ({program}) by {process}{pid}"));
             }
@@ -30,6 +30,17 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         found,
         "stop what listens there, or move it",
     );
+}
+
+/// The balancer of before, which `apply` takes away when the other one is wanted.
+fn replaced(program: &str, process: &str, host: &HostFacts) -> bool {
+    let ours = |unit: &str| host.units.get(unit).is_some_and(|found| found.is_active());
+    match (program, process) {
+        ("quorate", "haproxy") => ours("haproxy-quorate.service"),
+        // The unit's process, and the Pod's.
+        ("haproxy", "quorate" | "quorate-agent") => true,
+        _ => false,
+    }
 }
 
 fn wanted(input: &Input<'_>, machine: &Machine) -> Vec<(u16, &'static str)> {
