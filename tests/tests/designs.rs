@@ -172,28 +172,37 @@ fn haproxy() {
 #[test]
 #[ignore = "some minutes; make test-designs"]
 fn ebpf() {
-    story(
-        "minimal",
-        &["--machines", "4"],
-        &[("spec:\n", "spec:\n  access: ebpf\n")],
-        |lab| {
-            let kubelet = lab.ssh("m4", &["cat", "/etc/kubernetes/kubelet.conf"]);
-            assert!(kubelet.contains("server: https://10.103.97.2:6443"), "{kubelet}");
-            for gone in ["m1", "m3"] {
-                lab.must(&["lab", "off", &lab.name, gone]);
-                within(
-                    Duration::from_secs(10),
-                    "the worker's way leads to another API server",
-                    || {
-                        let ways = checks(lab, "access");
-                        ways.get("m4").is_some_and(|(ok, _)| *ok)
-                    },
-                );
-                lab.must(&["lab", "on", &lab.name, gone]);
-                lab.await_green(Duration::from_secs(120));
-            }
-        },
-    );
+    let edits = [("spec:\n", "spec:\n  access: ebpf\n")];
+    story("minimal", &["--machines", "4"], &edits, ways_lead_elsewhere);
+}
+
+#[test]
+#[ignore = "some minutes; make test-designs"]
+fn ebpf_by_static_pods() {
+    let edits = [("spec:\n", "spec:\n  access: ebpf\n  agent: {as: static-pod}\n")];
+    story("minimal", &["--machines", "4"], &edits, |lab| {
+        // Control planes have an API server of their own.
+        assert_eq!(agent_pods(lab), ["m4"]);
+        ways_lead_elsewhere(lab);
+    });
+}
+
+fn ways_lead_elsewhere(lab: &Lab) {
+    let kubelet = lab.ssh("m4", &["cat", "/etc/kubernetes/kubelet.conf"]);
+    assert!(kubelet.contains("server: https://10.103.97.2:6443"), "{kubelet}");
+    for gone in ["m1", "m3"] {
+        lab.must(&["lab", "off", &lab.name, gone]);
+        within(
+            Duration::from_secs(10),
+            "the worker's way leads to another API server",
+            || {
+                let ways = checks(lab, "access");
+                ways.get("m4").is_some_and(|(ok, _)| *ok)
+            },
+        );
+        lab.must(&["lab", "on", &lab.name, gone]);
+        lab.await_green(Duration::from_secs(120));
+    }
 }
 
 #[test]
