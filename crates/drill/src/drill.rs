@@ -31,6 +31,7 @@ const CALM: Duration = Duration::from_millis(1_500);
 /// Two owners of the VIP are noticed by their advertisements; what is seen is as fine as the looks at it.
 const CONTESTED_MS: u64 = 500;
 const DRAIN_TIMEOUT_MS: u64 = 60_000;
+const NAMESPACE_GONE_WITHIN: Duration = Duration::from_secs(60);
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
 /// In the order in which an administrator stops them: nobody is sent where nothing is any more.
 const PLANNED_START: &str = "start etcd; start kube-apiserver; start kube-controller-manager; start kube-scheduler; start kubelet; start quorate-agent; start haproxy; start keepalived";
@@ -433,9 +434,19 @@ impl Drill {
             return Err(Error::Refused("no API server answers".into()));
         };
         let name = probe::NAMESPACE;
-        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        api.apply(&format!("/api/v1/namespaces/{name}"), body.to_string().as_bytes())
-            .await?;
+        let path = format!("/api/v1/namespaces/{name}");
+        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}).to_string();
+        let begun = Instant::now();
+        // The last drill's may still be on its way out; it takes nothing new, and what is in it goes with it.
+        while api.apply(&path, body.as_bytes()).await?["metadata"]["deletionTimestamp"].is_string() {
+            if begun.elapsed() > NAMESPACE_GONE_WITHIN {
+                return Err(Error::Refused(format!(
+                    "namespace {name} is still being deleted after {} s",
+                    NAMESPACE_GONE_WITHIN.as_secs()
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
         if let Some(dir) = &self.options.dir {
             std::fs::create_dir_all(dir).map_err(|error| Error::Report {
                 path: dir.clone(),

@@ -233,6 +233,9 @@ pub(crate) fn failed(error: hyper::Error) -> Failed {
     lost |= [
         "GOAWAY",
         "go away",
+        // GOAWAY with NO_ERROR: "make this request on another connection", as kube-apiserver says now and then on purpose
+        // (--goaway-chance); the streams it still answers do not end like this (RFC 9113, section 6.8).
+        "not a result of an error",
         "stream no longer needed",
         "broken pipe",
         "keep-alive timed out",
