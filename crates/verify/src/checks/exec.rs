@@ -21,6 +21,11 @@ pub(crate) async fn checks(cluster: &Cluster<'_>, view: &View) -> Vec<Check> {
         return Vec::new();
     };
     let groups = join_all(probes.iter().map(|(node, probe)| async move {
+        if cluster.machine(node).is_none() {
+            // The API server would wait for a dead kubelet longer than all other checks take together.
+            let silent = || async { fail("its machine does not answer", "see the machine") };
+            return vec![check("logs", node, silent()).await, check("exec", node, silent()).await];
+        }
         let (logs, exec) = tokio::join!(
             check("logs", node, logs(cluster, probe)),
             check("exec", node, exec(cluster, via, probe))
