@@ -24,6 +24,17 @@ impl Report {
     pub fn ok(&self) -> bool {
         self.scenarios.iter().all(|outcome| outcome.ok)
     }
+
+    /// `6 of 17 scenarios held, 2 skipped`: what could not be done here has not held.
+    pub fn held(&self) -> String {
+        let (done, skipped): (Vec<_>, Vec<_>) = self.scenarios.iter().partition(|one| one.skipped.is_empty());
+        let held = done.iter().filter(|one| one.ok).count();
+        let text = format!("{held} of {} scenarios held", done.len());
+        match skipped.len() {
+            0 => text,
+            skipped => format!("{text}, {skipped} skipped"),
+        }
+    }
 }
 
 /// One scenario on one target.
@@ -161,6 +172,26 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::probe::{Kind, Sample};
+
+    #[test]
+    fn what_was_skipped_has_not_held() {
+        let one = |ok: bool, skipped: &str| Outcome {
+            ok,
+            skipped: skipped.into(),
+            ..Outcome::default()
+        };
+        let mut report = Report {
+            cluster: "demo".into(),
+            scenarios: vec![
+                one(true, ""),
+                one(false, ""),
+                one(true, "strace is not installed on m2"),
+            ],
+        };
+        assert_eq!(report.held(), "1 of 2 scenarios held, 1 skipped");
+        report.scenarios.pop();
+        assert_eq!(report.held(), "1 of 2 scenarios held");
+    }
 
     #[test]
     fn a_scenario_that_goes_on_is_in_the_report_and_its_samples_follow() {

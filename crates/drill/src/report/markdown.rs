@@ -6,12 +6,7 @@ use super::table::ms;
 use super::{Outcome, Report};
 
 pub(super) fn render(report: &Report) -> String {
-    let passed = report.scenarios.iter().filter(|outcome| outcome.ok).count();
-    let mut text = format!(
-        "# Drill of {}\n\n{passed} of {} scenarios held.\n\n",
-        report.cluster,
-        report.scenarios.len()
-    );
+    let mut text = format!("# Drill of {}\n\n{}.\n\n", report.cluster, report.held());
     text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds. Reads that were under way when the fault came and were never answered are counted apart, as cut off: what a machine had taken when it lost power, nobody else can answer.\n\n");
     text.push_str("| | scenario | row | new: failed / sent | worst | p99 | outage | reused: failed / sent | worst | watch: worst | writes: acknowledged | lost | green after |\n");
     text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");

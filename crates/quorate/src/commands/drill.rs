@@ -339,11 +339,10 @@ fn conclude(report: &Report, args: &RunArgs, begun: Instant) -> anyhow::Result<E
         for line in quorate_drill::report::table(report) {
             crate::out!("{line}");
         }
-        let held = report.scenarios.iter().filter(|outcome| outcome.ok).count();
         let lost: u64 = report.scenarios.iter().map(|outcome| outcome.writes.lost).sum();
         crate::out!(
-            "{held} of {} scenarios held, {lost} acknowledged writes lost, in {:.0} s",
-            report.scenarios.len(),
+            "{}, {lost} acknowledged writes lost, in {:.0} s",
+            report.held(),
             begun.elapsed().as_secs_f64()
         );
     }
