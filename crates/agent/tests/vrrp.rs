@@ -1019,5 +1019,8 @@ fn keepalived_is_no_faster() {
         ours.last(),
         theirs.last()
     );
-    assert!(our_median <= their_median + Duration::from_millis(20));
+    // Where in an advertisement interval the holder dies is chance, a hundred milliseconds of it: four rounds tell no more
+    // than that, twenty do.
+    let tolerance = Duration::from_millis(if full() { 20 } else { 100 });
+    assert!(our_median <= their_median + tolerance);
 }
