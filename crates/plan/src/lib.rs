@@ -17,6 +17,7 @@ pub mod secrets;
 pub mod sizing;
 mod stages;
 mod want;
+mod waves;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub use reset::{SWAP_MARK, reset};
 pub use stages::imported_name;
 
 use crate::profile::Profile;
+use crate::stages::Planned;
 use crate::want::Context;
 
 /// What leads from what was found to what is wanted. A healthy cluster yields an empty plan.
@@ -62,13 +64,19 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
             });
         }
     }
+    // Whether there is anything to do in the wave so far: if not, its next stage has nothing to begin with.
+    let mut begun = false;
     for stage in stages::of(spec) {
-        let planned = stage(&context);
-        plan.notes.extend(planned.notes);
-        if !planned.stage.steps.is_empty() {
-            plan.stages.push(planned.stage);
+        let Planned { mut stage, notes } = stage(&context);
+        plan.notes.extend(notes);
+        begun &= stage.with_previous;
+        if !stage.steps.is_empty() {
+            stage.with_previous = begun;
+            begun = true;
+            plan.stages.push(stage);
         }
     }
+    waves::keep_order(&mut plan.stages);
     plan
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Action, Condition, Content, Plan, Step, Undo};
+use crate::waves::changes;
 
 /// A rule a plan breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +16,10 @@ pub struct Violation {
 /// All violations, in the order of the plan.
 pub fn lint(plan: &Plan) -> Vec<Violation> {
     let order = Order::of(plan);
-    let rules: [(&'static str, Rule); 8] = [
+    let rules: [(&'static str, Rule); 9] = [
         ("unique-ids", unique_ids),
         ("needs-come-first", needs_come_first),
+        ("machines-keep-the-order-of-stages", machines_keep_the_order_of_stages),
         ("one-etcd-member-at-a-time", one_etcd_member_at_a_time),
         ("rolling-restarts", rolling_restarts),
         ("every-change-has-a-reason", has_reason),
@@ -39,15 +41,16 @@ type Rule = fn(&Plan, &Order<'_>) -> Vec<(String, String)>;
 
 /// Which steps are certainly done before which.
 struct Order<'a> {
-    stage: BTreeMap<&'a str, usize>,
+    wave: BTreeMap<&'a str, usize>,
     needs: BTreeMap<&'a str, &'a [String]>,
 }
 
 impl<'a> Order<'a> {
     fn of(plan: &'a Plan) -> Self {
-        let stages = plan.stages.iter().enumerate();
+        let waves = plan.waves().enumerate();
         Self {
-            stage: stages
+            wave: waves
+                .flat_map(|(index, wave)| wave.iter().map(move |stage| (index, stage)))
                 .flat_map(|(index, stage)| stage.steps.iter().map(move |step| (step.id.as_str(), index)))
                 .collect(),
             needs: plan
@@ -59,7 +62,7 @@ impl<'a> Order<'a> {
 
     /// `first` is done before `second` starts.
     fn before(&self, first: &str, second: &str) -> bool {
-        if self.stage.get(first) < self.stage.get(second) {
+        if self.wave.get(first) < self.wave.get(second) {
             return true;
         }
         let mut seen = BTreeSet::new();
@@ -111,6 +114,32 @@ fn needs_come_first(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
                 .map(|need| (step.id.clone(), format!("needs {need}, which does not come before it"))),
         );
         seen.insert(step.id.as_str());
+    }
+    broken
+}
+
+/// Stages may run together; what they change on one machine is still changed in their order.
+fn machines_keep_the_order_of_stages(plan: &Plan, order: &Order<'_>) -> Vec<(String, String)> {
+    let mut broken = Vec::new();
+    for wave in plan.waves().filter(|wave| wave.len() > 1) {
+        let mut earlier: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for stage in wave {
+            let steps = stage
+                .steps
+                .iter()
+                .filter_map(|step| Some((changes(step)?, step.id.as_str())));
+            for (machine, step) in steps.clone() {
+                let unordered = earlier.get(machine).into_iter().flatten();
+                broken.extend(
+                    unordered
+                        .filter(|first| !order.before(first, step))
+                        .map(|first| (step.to_owned(), format!("may run before {first}"))),
+                );
+            }
+            for (machine, step) in steps {
+                earlier.entry(machine).or_default().push(step);
+            }
+        }
     }
     broken
 }

@@ -19,13 +19,16 @@ pub struct Plan {
     pub notes: Vec<Note>,
 }
 
-/// Steps that belong together. A stage begins when the one before it is through its gate.
+/// Steps that belong together. A stage begins when the one before it is through its gate, or together with that one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// Short name: `etcd`.
     pub name: String,
     /// One line for people: what is true when it ends.
     pub title: String,
+    /// Begins with the stage before: each step waits for what it needs, and not for the end of that stage.
+    #[serde(default)]
+    pub with_previous: bool,
     pub steps: Vec<Step>,
 }
 
@@ -369,6 +372,11 @@ impl Plan {
 
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.stages.iter().flat_map(|stage| &stage.steps)
+    }
+
+    /// Stages that run together, in order: what begins with the stage before is of its wave.
+    pub fn waves(&self) -> impl Iterator<Item = &[Stage]> {
+        self.stages.chunk_by(|_, next| next.with_previous)
     }
 
     pub fn step_count(&self) -> usize {

@@ -38,6 +38,7 @@ pub fn reset(spec: &Spec, facts: &Facts) -> Plan {
     let mut stage = Stage {
         name: "reset".into(),
         title: "machines are as they were".into(),
+        with_previous: false,
         steps: Vec::new(),
     };
     let mut notes = Vec::new();

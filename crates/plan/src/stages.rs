@@ -11,6 +11,7 @@ mod network;
 mod nodes;
 mod prepare;
 mod programs;
+mod ready;
 mod runtime;
 mod token;
 
@@ -43,7 +44,7 @@ pub(crate) fn of(spec: &Spec) -> &'static [StagePlanner] {
     }
 }
 
-const BINARY: [StagePlanner; 11] = [
+const BINARY: [StagePlanner; 12] = [
     prepare::plan,              // users, folders, kernel modules, sysctls, swap, hosts file, firewall
     programs::plan,             // the bundle's blobs, once per machine
     runtime::plan,              // containerd, images
@@ -52,12 +53,13 @@ const BINARY: [StagePlanner; 11] = [
     control_plane::plan,        // API servers, controller managers, schedulers, who may do what
     endpoint::plan,             // VIP and proxies
     nodes::plan,                // kubelets join, kube-proxy
-    network::plan,              // Pod network; nodes become Ready
-    dns::plan,                  // CoreDNS, probe
+    network::plan,              // with them: Pod network; nodes become Ready
+    dns::plan,                  // with them: CoreDNS, probe
+    ready::plan,                // serving certificates; what runs in the cluster is ready
     labels::plan,               // labels and taints as declared
 ];
 
-const KUBEADM: [StagePlanner; 12] = [
+const KUBEADM: [StagePlanner; 13] = [
     prepare::plan,
     programs::plan,
     runtime::plan,
@@ -66,9 +68,10 @@ const KUBEADM: [StagePlanner; 12] = [
     kubeadm::pki,           // authorities and certificates of the control planes
     endpoint::plan,         // before there is an API: kubeadm goes by the endpoint
     kubeadm::control_plane, // static Pods; one founds, the others join
-    kubeadm::workers,
+    kubeadm::workers,       // with them, as the next two
     network::plan,
     dns::plan,
+    ready::plan,
     labels::plan,
 ];
 

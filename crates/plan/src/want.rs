@@ -87,9 +87,17 @@ impl<'a> Draft<'a> {
             stage: Stage {
                 name: name.into(),
                 title: title.into(),
+                with_previous: false,
                 steps: Vec::new(),
             },
         }
+    }
+
+    /// A stage that begins with the one before it.
+    pub(crate) fn with_previous(context: &'a Context<'a>, name: &str, title: &str) -> Self {
+        let mut draft = Self::new(context, name, title);
+        draft.stage.with_previous = true;
+        draft
     }
 
     pub(crate) fn machine(&self, machine: &'a Machine) -> Option<Wanted<'a>> {

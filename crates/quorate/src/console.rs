@@ -1,8 +1,9 @@
 //! Standard output is data, standard error is talk. A reader that goes away is no error.
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Exit codes: the interface of every verb.
 pub(crate) const FAILED: u8 = 1;
@@ -127,8 +128,31 @@ pub(crate) fn password(prompt: &str) -> anyhow::Result<String> {
     Ok(line.trim_end_matches('\n').to_owned())
 }
 
+/// The first error of standard output: whatever the verb did is done, but who asked has not read all of it.
+static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
 pub(crate) fn out(line: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    data(format!("{line}\n").as_bytes());
+}
+
+pub(crate) fn data(bytes: &[u8]) {
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error);
+    }
+}
+
+/// The verb's exit code, unless its data is lost (a full disk).
+pub(crate) fn ended(code: ExitCode) -> ExitCode {
+    match UNWRITTEN.get() {
+        Some(error) if code == ExitCode::SUCCESS => {
+            err(format_args!("error: standard output: {error}"));
+            ExitCode::from(FAILED)
+        }
+        _ => code,
+    }
 }
 
 pub(crate) fn err(line: fmt::Arguments<'_>) {

@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         Verb::Pause(args) => wait(pause::run(args)),
         Verb::Probe(args) => wait(probe::run(args)),
     };
-    result.unwrap_or_else(|error| console::report(&error))
+    console::ended(result.unwrap_or_else(|error| console::report(&error)))
 }
 
 fn wait(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {

@@ -1,85 +1,106 @@
-//! DNS: CoreDNS answers, and a probe Pod on every node is there to prove it.
+//! DNS: CoreDNS is asked for, and a probe Pod on every node to prove it. Both are awaited when all nodes are there.
 
 use serde_json::json;
 
 use crate::components::{coredns, probe};
 use crate::model::*;
-use crate::stages::Planned;
 use crate::stages::runtime_image_reference as image_reference;
+use crate::stages::{Planned, kubeadm};
 use crate::want::{Context, Draft};
 
 const READY_TIMEOUT_MS: u64 = 120_000;
 
+/// Something that runs in the cluster.
+struct Part {
+    name: &'static str,
+    title: &'static str,
+    objects: Vec<ApiObject>,
+    ready: Condition,
+}
+
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
-    let mut draft = Draft::new(context, "dns", "names resolve in the cluster");
+    let mut draft = draft(context);
+    let after = kubeadm::founded(context);
+    for part in parts(context) {
+        draft.objects(part.name, part.title, part.objects, Vec::new(), &after);
+    }
     let mut notes = Vec::new();
-    let dns = &context.spec.dns;
-    let with_network = !matches!(context.spec.network.cni, quorate_spec::Cni::None);
-    match context.image("/coredns") {
-        Some(item) if dns.replicas > 0 => {
-            let upstream = context
-                .facts
-                .machines
-                .keys()
-                .filter_map(|name| context.facts.host(name))
-                .any(|host| !host.dns_servers.is_empty());
-            let objects = coredns::objects(
-                image_reference(&item.name),
-                &context.spec.kubernetes.domain,
-                dns.replicas,
-                &dns.cluster_ips,
-                upstream,
-            );
-            let wait = Condition::Object {
-                path: coredns::DEPLOYMENT.into(),
-                pointer: "/status/readyReplicas".into(),
-                equals: json!(dns.replicas),
-            };
-            let waits = if with_network {
-                vec![Wait {
-                    until: wait,
-                    timeout_ms: READY_TIMEOUT_MS,
-                }]
-            } else {
-                Vec::new()
-            };
-            draft.objects("coredns", "run CoreDNS", objects, waits, &[]);
-        }
-        Some(_) => {}
-        None => notes.push(Note {
+    if context.image("/coredns").is_none() {
+        notes.push(Note {
             machine: None,
             message: "the bundle has no CoreDNS image".into(),
             hint: Some("quorate bundle verify".into()),
-        }),
-    }
-    if let Some(item) = context.image("/probe") {
-        let nodes = context
-            .reached(context.spec.nodes())
-            .iter()
-            .map(|machine| machine.name.clone())
-            .collect();
-        let wait = Condition::DaemonSet {
-            path: probe::DAEMON_SET.into(),
-            nodes,
-        };
-        let waits = if with_network {
-            vec![Wait {
-                until: wait,
-                timeout_ms: READY_TIMEOUT_MS,
-            }]
-        } else {
-            Vec::new()
-        };
-        draft.objects(
-            "probe",
-            "run a probe on every node",
-            probe::objects(image_reference(&item.name)),
-            waits,
-            &[],
-        );
+        });
     }
     Planned {
         stage: draft.stage,
         notes,
     }
+}
+
+/// What this run changes, and what holds when it is ready. Without a network no Pod ever is.
+pub(crate) fn awaited(context: &Context<'_>) -> Vec<(&'static str, Wait)> {
+    if matches!(context.spec.network.cni, quorate_spec::Cni::None) {
+        return Vec::new();
+    }
+    let mut draft = draft(context);
+    parts(context)
+        .into_iter()
+        .filter_map(|part| {
+            draft.objects(part.name, part.title, part.objects, Vec::new(), &[])?;
+            let wait = Wait {
+                until: part.ready,
+                timeout_ms: READY_TIMEOUT_MS,
+            };
+            Some((part.name, wait))
+        })
+        .collect()
+}
+
+fn draft<'a>(context: &'a Context<'a>) -> Draft<'a> {
+    Draft::with_previous(context, "dns", "CoreDNS is asked for, and a probe on every node")
+}
+
+fn parts(context: &Context<'_>) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let dns = &context.spec.dns;
+    if let Some(item) = context.image("/coredns")
+        && dns.replicas > 0
+    {
+        let upstream = context
+            .facts
+            .machines
+            .keys()
+            .filter_map(|name| context.facts.host(name))
+            .any(|host| !host.dns_servers.is_empty());
+        parts.push(Part {
+            name: "coredns",
+            title: "run CoreDNS",
+            objects: coredns::objects(
+                image_reference(&item.name),
+                &context.spec.kubernetes.domain,
+                dns.replicas,
+                &dns.cluster_ips,
+                upstream,
+            ),
+            ready: Condition::Object {
+                path: coredns::DEPLOYMENT.into(),
+                pointer: "/status/readyReplicas".into(),
+                equals: json!(dns.replicas),
+            },
+        });
+    }
+    if let Some(item) = context.image("/probe") {
+        let nodes = context.reached(context.spec.nodes());
+        parts.push(Part {
+            name: "probe",
+            title: "run a probe on every node",
+            objects: probe::objects(image_reference(&item.name)),
+            ready: Condition::DaemonSet {
+                path: probe::DAEMON_SET.into(),
+                nodes: nodes.iter().map(|machine| machine.name.clone()).collect(),
+            },
+        });
+    }
+    parts
 }

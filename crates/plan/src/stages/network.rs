@@ -7,13 +7,13 @@ use crate::components::flannel::Flannel;
 use crate::components::{kubeconfig, objects};
 use crate::model::*;
 use crate::paths;
-use crate::stages::Planned;
+use crate::stages::{Planned, kubeadm};
 use crate::want::{Context, Draft};
 
 const READY_TIMEOUT_MS: u64 = 120_000;
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
-    let mut draft = Draft::new(
+    let mut draft = Draft::with_previous(
         context,
         "network",
         "Pods reach each other across machines, every node is Ready",
@@ -34,7 +34,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         "let flannel read nodes",
         objects::flannel_rbac(),
         Vec::new(),
-        &[],
+        &kubeadm::founded(context),
     );
     for machine in context.reached(context.spec.nodes()) {
         let Some(mut wanted) = draft.machine(machine) else {

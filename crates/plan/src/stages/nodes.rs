@@ -24,9 +24,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let token = if joining.is_empty() {
         None
     } else {
-        token::admit(&mut draft, joining.len(), objects::JOINING_GROUP)
+        token::admit(&mut draft, joining.len(), objects::JOINING_GROUP, &[])
     };
-    let mut approved = Vec::new();
     for machine in &nodes {
         let Some(mut wanted) = draft.machine(machine) else {
             continue;
@@ -38,24 +37,19 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             agent_pod::relieve(&mut wanted);
         }
         let after: Vec<String> = token.iter().cloned().collect();
-        let last = draft.add(wanted, &after);
-        if let Some(id) = approve(&mut draft, context, machine, last) {
-            approved.push(id);
-        }
-    }
-    // A run that ended early may have left the token with machines that have joined.
-    let leftover =
-        |machine: &&&Machine| joining.iter().any(|other| other.name == machine.name) || holds_token(context, machine);
-    let holders: Vec<(&Machine, Vec<String>)> = nodes
-        .iter()
-        .filter(leftover)
-        .map(|machine| (*machine, vec![bootstrap_conf()]))
-        .collect();
-    if !holders.is_empty() {
-        let spent = "the kubelet has a certificate of its own";
-        token::close(&mut draft, context, holders, spent, approved);
+        draft.add(wanted, &after);
     }
     draft.stage.into()
+}
+
+/// Files with the bootstrap token that are on the machine, or will be when it joins. A run that ended early may have left
+/// one on a machine that has joined.
+pub(crate) fn token_left(context: &Context<'_>, machine: &Machine) -> Vec<String> {
+    if !joined(context, machine) || holds_token(context, machine) {
+        vec![bootstrap_conf()]
+    } else {
+        Vec::new()
+    }
 }
 
 /// The kubelet has a client certificate and its node object is there.
@@ -182,40 +176,6 @@ fn proxy(wanted: &mut Wanted<'_>) {
         &kube_proxy::unit(profile),
         &inputs.each_ref().map(String::as_str),
     );
-}
-
-/// Serving certificates: only for the names and addresses the cluster file gives this machine.
-pub(crate) fn approve(
-    draft: &mut Draft<'_>,
-    context: &Context<'_>,
-    machine: &Machine,
-    after: Option<String>,
-) -> Option<String> {
-    let host = context.facts.host(&machine.name)?;
-    if host.files.get(paths::KUBELET_SERVING).is_some_and(|file| file.exists()) {
-        return None;
-    }
-    let via = context.api_machine()?.to_owned();
-    let id = draft.id(&machine.name, "serving-certificate");
-    draft.push(Step {
-        id: id.clone(),
-        machine: via,
-        title: format!("approve the serving certificate of {}", machine.name),
-        why: vec!["its kubelet has no serving certificate".into()],
-        action: Action::ApproveServing {
-            node: machine.name.clone(),
-            names: vec![machine.name.clone()],
-            addresses: machine.all_addresses().iter().map(ToString::to_string).collect(),
-        },
-        needs: after.into_iter().collect(),
-        done_when: Vec::new(),
-        undo: Undo::Nothing {
-            because: "a certificate for a machine's own names harms nobody; it expires".into(),
-        },
-        attempts: 3,
-        essential: machine.is_control_plane(),
-    });
-    Some(id)
 }
 
 fn taint(taint: &quorate_spec::Taint) -> Value {

@@ -7,7 +7,7 @@ use crate::model::*;
 use crate::want::{Context, Draft};
 
 /// Makes the token for `joining` machines; who shows it is in `group`. The step's id.
-pub(crate) fn admit(draft: &mut Draft<'_>, joining: usize, group: &str) -> Option<String> {
+pub(crate) fn admit(draft: &mut Draft<'_>, joining: usize, group: &str, after: &[String]) -> Option<String> {
     let machine = draft.context.api_machine()?.to_owned();
     let id = draft.id(&machine, "token");
     draft.push(Step {
@@ -18,7 +18,7 @@ pub(crate) fn admit(draft: &mut Draft<'_>, joining: usize, group: &str) -> Optio
         action: Action::Apply {
             objects: vec![objects::bootstrap_token(objects::BOOTSTRAP_TOKEN_PATH, group)],
         },
-        needs: Vec::new(),
+        needs: after.to_vec(),
         done_when: Vec::new(),
         undo: Undo::Objects,
         attempts: 8,

@@ -9,6 +9,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use quorate_bundle::{BuildOptions, Bundle, DEFAULT_KUBERNETES, Event, Manifest, Origin};
 
+use crate::{console, out};
+
 /// Build, check and look into bundles: all upstream programs and images of one Kubernetes version.
 #[derive(Debug, Args)]
 pub(crate) struct BundleArgs {
@@ -123,23 +125,23 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         seconds(started.elapsed()),
     ));
     let path = args.output.unwrap_or_else(|| bundle.directory().to_owned());
-    print(format_args!("{}\n", path.display()))?;
+    out!("{}", path.display());
     Ok(ExitCode::SUCCESS)
 }
 
 fn verify(path: &Path) -> anyhow::Result<ExitCode> {
     let (manifest, problems) = quorate_bundle::verify(path)?;
     for problem in &problems {
-        print(format_args!("{problem}\n"))?;
+        out!("{problem}");
     }
     if problems.is_empty() {
         let (size, _) = sizes(&manifest);
-        print(format_args!(
-            "{} is whole: {} blobs, {}\n",
+        out!(
+            "{} is whole: {} blobs, {}",
             path.display(),
             manifest.blobs.len(),
             bytes(size)
-        ))?;
+        );
         return Ok(ExitCode::SUCCESS);
     }
     eprint(format_args!(
@@ -153,8 +155,8 @@ fn verify(path: &Path) -> anyhow::Result<ExitCode> {
 fn list(path: &Path, format: Format) -> anyhow::Result<ExitCode> {
     let manifest = quorate_bundle::manifest(path)?;
     match format {
-        Format::Json => print(format_args!("{}\n", serde_json::to_string_pretty(&manifest)?))?,
-        Format::Text => print(format_args!("{}", table(&manifest)))?,
+        Format::Json => out!("{}", serde_json::to_string_pretty(&manifest)?),
+        Format::Text => console::data(table(&manifest).as_bytes()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -303,10 +305,6 @@ fn bytes(count: u64) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-fn print(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
-    std::io::stdout().write_fmt(text)
 }
 
 /// Progress that nobody can read any more is no reason to stop a build.

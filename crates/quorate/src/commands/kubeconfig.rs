@@ -7,7 +7,7 @@ use clap::Args;
 use quorate_run::Operator;
 
 use crate::cluster::{self, ClusterArgs};
-use crate::console::UserError;
+use crate::console::{self, UserError};
 
 #[derive(Debug, Args)]
 pub(crate) struct KubeconfigArgs {
@@ -31,7 +31,7 @@ pub(crate) fn run(args: KubeconfigArgs) -> anyhow::Result<ExitCode> {
     let text = std::fs::read(&path)?;
     match args.output {
         Some(output) => cluster::write_private(&output, &text)?,
-        None => std::io::Write::write_all(&mut std::io::stdout().lock(), &text)?,
+        None => console::data(&text),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! One machine founds the cluster; the others join it one after the other, each with etcd's membership reconciled before.
 
-use quorate_spec::{EtcdTopology, Machine};
+use quorate_spec::{Bootstrap, EtcdTopology, Machine};
 use serde_json::{Value, json};
 
 use super::state::{self, State};
@@ -13,20 +13,17 @@ use crate::{json, yaml};
 
 /// A static Pod that is renewed ends in order first; on a busy machine that took more than a minute.
 const READY_TIMEOUT_MS: u64 = 240_000;
+const STAGE: &str = "control-plane";
 const REJOIN: &str = "a control plane leaves with `kubeadm reset`; take its machine out of the cluster file first";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(
         context,
-        "control-plane",
+        STAGE,
         "every control plane has joined and its API server is ready",
     );
     let mut notes = Vec::new();
-    let mut machines: Vec<(&Machine, State)> = context
-        .reached(context.spec.control_planes())
-        .into_iter()
-        .map(|machine| (machine, state::control_plane(context, machine)))
-        .collect();
+    let mut machines = machines(context);
     let founder = founder(context, &machines, &mut notes);
     // The founder first; the others keep their order.
     machines.sort_by_key(|(machine, _)| Some(machine.name.as_str()) != founder);
@@ -61,7 +58,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             continue;
         }
         if !std::mem::replace(&mut admitted, true) && founder.is_none() {
-            chain.extend(token::admit(&mut draft, joining, kubeadm::TOKEN_GROUP));
+            chain.extend(token::admit(&mut draft, joining, kubeadm::TOKEN_GROUP, &[]));
         }
         chain = join(&mut draft, context, machine, state, ready, chain);
     }
@@ -72,6 +69,27 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         stage: draft.stage,
         notes,
     }
+}
+
+/// The step after which there is an API, if this run founds the cluster.
+pub(crate) fn founded(context: &Context<'_>) -> Vec<String> {
+    if context.spec.kubernetes.bootstrap != Bootstrap::Kubeadm {
+        return Vec::new();
+    }
+    let founder = founder(context, &machines(context), &mut Vec::new());
+    founder.map(joined_step).into_iter().collect()
+}
+
+fn joined_step(machine: &str) -> String {
+    format!("{STAGE}/{machine}/joined")
+}
+
+fn machines<'a>(context: &Context<'a>) -> Vec<(&'a Machine, State)> {
+    context
+        .reached(context.spec.control_planes())
+        .into_iter()
+        .map(|machine| (machine, state::control_plane(context, machine)))
+        .collect()
 }
 
 /// Something of a cluster answers, or one stands on a machine, whole.
@@ -274,7 +292,7 @@ fn joined(context: &Context<'_>, machine: &Machine) -> Vec<Wait> {
 
 /// Notes on the machine that kubeadm is through.
 fn through(draft: &mut Draft<'_>, machine: &Machine, mark: &str, after: String) -> Vec<String> {
-    let id = draft.id(&machine.name, "joined");
+    let id = joined_step(&machine.name);
     draft.push(note_joined(id.clone(), machine, mark, vec![after]));
     vec![id]
 }
@@ -309,8 +327,12 @@ fn keep<'a>(
 ) -> Vec<String> {
     let host = wanted.host;
     if state::exists(host, kubeadm::JOINING) {
-        let id = draft.id(&machine.name, "joined");
-        draft.push(note_joined(id, machine, kubeadm::JOINING, Vec::new()));
+        draft.push(note_joined(
+            joined_step(&machine.name),
+            machine,
+            kubeadm::JOINING,
+            Vec::new(),
+        ));
     }
     let changed: Vec<(&str, String)> = state::pods(context)
         .into_iter()

@@ -1,7 +1,7 @@
 //! `bootstrap: kubeadm`: what differs from a cluster of units. Machines, runtime, endpoint, network and DNS are the same.
 //!
-//! One machine founds the cluster (`kubeadm init`), the other control planes join it one after the other, then all workers
-//! at once. Every control plane has the cluster's authorities before it begins, so none is special afterwards.
+//! One machine founds the cluster (`kubeadm init`), the other control planes join it one after the other, meanwhile all
+//! workers at once. Every control plane has the cluster's authorities before it begins, so none is special afterwards.
 
 mod control_plane;
 mod kubelet;
@@ -9,9 +9,9 @@ mod pki;
 mod state;
 mod workers;
 
-pub(crate) use control_plane::{config_map, plan as control_plane};
+pub(crate) use control_plane::{config_map, founded, plan as control_plane};
 pub(crate) use pki::plan as pki;
-pub(crate) use workers::plan as workers;
+pub(crate) use workers::{plan as workers, token_left};
 
 use quorate_spec::Machine;
 
