@@ -1,4 +1,4 @@
-//! Carrying a plan out. No choices are made here: stages in order; in a stage, every step whose needs are done runs; a
+//! Carrying a plan out. No choices are made here: waves of stages in order; in a wave, every step whose needs are done runs; a
 //! step is check → act → confirm; what fails is said, and what it means follows from the plan (`essential`, `needs`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +224,54 @@ pub(crate) enum Ask<'a> {
     ApproveServing { node: &'a Host },
 }
 
+/// One stage under way.
+struct Course {
+    begun: Option<Instant>,
+    /// Steps that have not ended.
+    left: usize,
+}
+
+impl Course {
+    fn of(stage: &Stage) -> Self {
+        Self {
+            begun: None,
+            left: stage.steps.len(),
+        }
+    }
+
+    fn begin(&mut self, run: &Run, stage: &Stage) {
+        if self.begun.is_some() {
+            return;
+        }
+        self.begun = Some(Instant::now());
+        run.tell(Event::StageStarted {
+            stage: stage.name.clone(),
+            title: stage.title.clone(),
+            steps: stage.steps.len(),
+        });
+    }
+
+    /// When the stage began, if this was its last step.
+    fn step_ended(&mut self) -> Option<Instant> {
+        self.left -= 1;
+        self.begun.filter(|_| self.left == 0)
+    }
+}
+
+/// What a step does for one machine may be asked of another (an API server).
+fn concerned(step: &Step) -> &str {
+    match &step.action {
+        Action::ApproveServing { node, .. } => node,
+        _ => &step.machine,
+    }
+}
+
+fn asked_to_stop() -> Ended {
+    Ended::Stopped {
+        because: "asked to".into(),
+    }
+}
+
 /// How one step ended.
 enum End {
     Done,
@@ -277,87 +325,64 @@ pub(crate) async fn execute(
 impl Run {
     async fn stages(self: &Arc<Self>, plan: &Plan) -> (Vec<(String, u64)>, Option<Ended>) {
         let mut took = Vec::new();
-        for stage in &plan.stages {
+        for wave in plan.waves() {
             if self.stop.is_stopped() {
-                return (
-                    took,
-                    Some(Ended::Stopped {
-                        because: "asked to".into(),
-                    }),
-                );
+                return (took, Some(asked_to_stop()));
             }
-            let begun = Instant::now();
-            let failed = self.stage(stage).await;
-            let stage_ms = ms(begun.elapsed());
-            took.push((stage.name.clone(), stage_ms));
-            let record = Record::Stage {
-                at: now_ms(),
-                stage: stage.name.clone(),
-                took_ms: stage_ms,
-                failed: failed.len(),
-            };
-            let noted = self.note(record).await;
-            self.tell(Event::StageDone {
-                stage: stage.name.clone(),
-                took_ms: stage_ms,
-                failed: failed.len(),
-            });
+            let noted = self.wave(wave, &mut took).await;
             if let Err(error) = noted {
                 return (took, Some(Ended::Stopped { because: error.message }));
             }
             if self.stop.is_stopped() {
-                return (
-                    took,
-                    Some(Ended::Stopped {
-                        because: "asked to".into(),
-                    }),
-                );
+                return (took, Some(asked_to_stop()));
             }
-            if stage
-                .steps
-                .iter()
-                .any(|step| step.essential && failed.contains(&step.id))
-            {
-                return (
-                    took,
-                    Some(Ended::Failed {
-                        stage: stage.name.clone(),
-                    }),
-                );
+            let progress = self.progress();
+            let failed = |step: &Step| step.essential && !progress.done.contains(&step.id);
+            if let Some(stage) = wave.iter().find(|stage| stage.steps.iter().any(failed)) {
+                let ended = Ended::Failed {
+                    stage: stage.name.clone(),
+                };
+                return (took, Some(ended));
             }
         }
         (took, None)
     }
 
-    /// Returns the steps that failed or had to be left out.
-    async fn stage(self: &Arc<Self>, stage: &Stage) -> BTreeSet<String> {
-        self.tell(Event::StageStarted {
-            stage: stage.name.clone(),
-            title: stage.title.clone(),
-            steps: stage.steps.len(),
-        });
+    /// Stages that run together. Adds how long each took; an error is the journal's.
+    async fn wave(self: &Arc<Self>, wave: &[Stage], took: &mut Vec<(String, u64)>) -> Result<(), StepError> {
         // A step begins when all it needs has ended; so every end is looked at once for each step that waits for it.
-        let mut open: BTreeMap<String, (Arc<Step>, usize)> = BTreeMap::new();
+        let mut open: BTreeMap<&str, (Arc<Step>, usize)> = BTreeMap::new();
         let mut waiting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        let own: BTreeSet<&str> = stage.steps.iter().map(|step| step.id.as_str()).collect();
-        for step in &stage.steps {
-            let within = step.needs.iter().filter(|need| own.contains(need.as_str()));
-            open.insert(step.id.clone(), (Arc::new(step.clone()), within.clone().count()));
+        let mut stages: Vec<Course> = wave.iter().map(Course::of).collect();
+        let index: BTreeMap<&str, usize> = wave
+            .iter()
+            .enumerate()
+            .flat_map(|(index, stage)| stage.steps.iter().map(move |step| (step.id.as_str(), index)))
+            .collect();
+        for step in wave.iter().flat_map(|stage| &stage.steps) {
+            let within = step.needs.iter().filter(|need| index.contains_key(need.as_str()));
+            open.insert(&step.id, (Arc::new(step.clone()), within.clone().count()));
             for need in within {
                 waiting.entry(need).or_default().push(&step.id);
             }
         }
         let mut running = JoinSet::new();
-        let mut ready: Vec<Arc<Step>> = stage
-            .steps
+        let mut ready: Vec<Arc<Step>> = wave
             .iter()
-            .filter_map(|step| {
-                open.get(&step.id)
-                    .filter(|(_, count)| *count == 0)
-                    .map(|(step, _)| step.clone())
-            })
+            .flat_map(|stage| &stage.steps)
+            .filter_map(|step| open.get(step.id.as_str()))
+            .filter(|(_, count)| *count == 0)
+            .map(|(step, _)| step.clone())
             .collect();
+        let mut noted = Ok(());
+        // The first stage whose gate is shut: nothing of a later one begins any more.
+        let mut shut = usize::MAX;
         loop {
+            ready.retain(|step| index[step.id.as_str()] <= shut);
+            for step in &ready {
+                let at = index[step.id.as_str()];
+                stages[at].begin(self, &wave[at]);
+            }
             // Blobs of a stage travel together, so that each leaves the operator about once.
             let (blobs, others): (Vec<_>, Vec<_>) = ready
                 .drain(..)
@@ -376,9 +401,16 @@ impl Run {
             let Some(ended) = running.join_next().await else { break };
             let Ok(ended) = ended else { continue };
             for (step, end) in ended {
+                let at = index[step.id.as_str()];
+                if step.essential && !matches!(end, End::Done) {
+                    shut = shut.min(at);
+                }
                 self.settle(&step, end).await;
+                if let Some(ended) = stages[at].step_ended() {
+                    noted = noted.and(self.stage_ended(&wave[at], ended, took).await);
+                }
                 for id in waiting.get(step.id.as_str()).into_iter().flatten() {
-                    if let Some((step, count)) = open.get_mut(*id) {
+                    if let Some((step, count)) = open.get_mut(id) {
                         *count -= 1;
                         if *count == 0 {
                             ready.push(step.clone());
@@ -387,13 +419,41 @@ impl Run {
                 }
             }
         }
-        let progress = self.progress();
-        stage
-            .steps
-            .iter()
-            .filter(|step| !progress.done.contains(&step.id))
-            .map(|step| step.id.clone())
-            .collect()
+        // Begun, but cut short by the gate of a stage before.
+        for (stage, course) in wave.iter().zip(&stages) {
+            if let Some(begun) = course.begun.filter(|_| course.left > 0) {
+                noted = noted.and(self.stage_ended(stage, begun, took).await);
+            }
+        }
+        noted
+    }
+
+    async fn stage_ended(
+        &self,
+        stage: &Stage,
+        begun: Instant,
+        took: &mut Vec<(String, u64)>,
+    ) -> Result<(), StepError> {
+        let failed = {
+            let progress = self.progress();
+            let undone = stage.steps.iter().filter(|step| !progress.done.contains(&step.id));
+            undone.count()
+        };
+        let took_ms = ms(begun.elapsed());
+        took.push((stage.name.clone(), took_ms));
+        let record = Record::Stage {
+            at: now_ms(),
+            stage: stage.name.clone(),
+            took_ms,
+            failed,
+        };
+        let noted = self.note(record).await;
+        self.tell(Event::StageDone {
+            stage: stage.name.clone(),
+            took_ms,
+            failed,
+        });
+        noted
     }
 
     async fn step(&self, step: &Step) -> End {
@@ -485,8 +545,9 @@ impl Run {
             return Some("the run was stopped".into());
         }
         let progress = self.progress();
-        if let Some(reason) = progress.lost.get(&step.machine) {
-            return Some(format!("{} took no further part: {reason}", step.machine));
+        let machine = concerned(step);
+        if let Some(reason) = progress.lost.get(machine) {
+            return Some(format!("{machine} took no further part: {reason}"));
         }
         let broken = step.needs.iter().find(|need| progress.broken.contains(*need))?;
         Some(format!("it needs {broken}"))
@@ -580,12 +641,10 @@ impl Run {
             return;
         }
         let because = format!("{} failed", step.id);
-        // What a step does for one machine may be asked of another (an API server): the machine it is for drops out.
-        let dropped = match &step.action {
-            Action::ApproveServing { node, .. } => node.clone(),
-            Action::Apply { .. } | Action::Delete { .. } => return,
-            _ => step.machine.clone(),
-        };
+        if matches!(step.action, Action::Apply { .. } | Action::Delete { .. } | Action::Await) {
+            return;
+        }
+        let dropped = concerned(step).to_owned();
         if progress.lost.insert(dropped.clone(), because.clone()).is_none() {
             drop(progress);
             self.tell(Event::MachineLost {
