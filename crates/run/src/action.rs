@@ -10,7 +10,8 @@ use quorate_pki::issue::Issued;
 use quorate_plan::{Action, ApiObject, Before, BlobRef, Content, FileChange, SWAP_MARK, Step, paths, secrets};
 
 use crate::etcd;
-use crate::execute::{Ask, Run, StepError};
+use crate::execute::{Ask, Run};
+use crate::failure::StepError;
 use crate::kube;
 use crate::operator::now;
 

@@ -8,7 +8,8 @@ use quorate_machine::distribute::{self, Recipient, Source};
 use quorate_plan::{Action, BlobRef, Step};
 
 use crate::event::Event;
-use crate::execute::{Run, StepError};
+use crate::execute::Run;
+use crate::failure::StepError;
 
 type Ends = Vec<(Arc<Step>, Result<(), StepError>)>;
 

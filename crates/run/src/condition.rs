@@ -9,7 +9,8 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::etcd;
-use crate::execute::{Ask, Run, StepError};
+use crate::execute::{Ask, Run};
+use crate::failure::StepError;
 use crate::pods;
 
 /// Between two looks at something cheap, and at something that costs a TLS handshake.

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quorate_machine::{MachineError, MachineRef};
+use quorate_machine::MachineRef;
 use quorate_pki::inventory::Host;
 use quorate_plan::{Action, Plan, Stage, Step};
 use quorate_spec::Spec;
-use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -20,11 +19,13 @@ use crate::blobs;
 use crate::catalogue::Catalogue;
 use crate::condition;
 use crate::event::{Event, Listener, ms};
+use crate::failure::StepError;
 use crate::fleet::Fleet;
 use crate::journal::{Journal, Record, RunId, now_ms};
 use crate::kube::{Api, ApiError, Requests};
 use crate::lock::Lock;
 use crate::operator::{Identity, Operator, random};
+use crate::outcome::{Ended, Failure, Outcome};
 use crate::session::{Session, apis};
 use crate::stop::Stop;
 
@@ -55,61 +56,6 @@ impl Default for Options {
     }
 }
 
-/// What came of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    pub run: String,
-    pub ended: Ended,
-    pub done: usize,
-    pub failures: Vec<Failure>,
-    pub skipped: usize,
-    /// Machines that took no part, or not to the end, and why.
-    pub lost: BTreeMap<String, String>,
-    /// By stage, in order, milliseconds.
-    pub stages: Vec<(String, u64)>,
-    pub took_ms: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "how", rename_all = "kebab-case")]
-pub enum Ended {
-    /// Every step is done.
-    Complete,
-    /// The cluster is as planned but for some machines without a role in the control plane.
-    Partial,
-    /// A step the rest depends on failed; nothing of a later stage was begun.
-    Failed { stage: String },
-    /// As asked, or because another run took the lock over.
-    Stopped { because: String },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    pub step: String,
-    pub machine: String,
-    pub title: String,
-    pub error: String,
-    pub hint: Option<String>,
-}
-
-impl Outcome {
-    pub fn is_complete(&self) -> bool {
-        self.ended == Ended::Complete
-    }
-
-    /// What to do next, if something is left.
-    pub fn way_on(&self) -> Option<&'static str> {
-        match self.ended {
-            Ended::Complete => None,
-            Ended::Partial => Some("mend the machines named above and apply again; the others are done"),
-            Ended::Failed { .. } => {
-                Some("mend the cause and apply again: it looks at the machines anew and goes on from what is there")
-            }
-            Ended::Stopped { .. } => Some("apply again to go on: it looks at the machines anew"),
-        }
-    }
-}
-
 /// One execution, as its steps see it.
 pub(crate) struct Run {
     pub(crate) id: RunId,
@@ -134,85 +80,6 @@ struct Progress {
     failures: Vec<Failure>,
     begun: BTreeMap<String, Instant>,
     lost: BTreeMap<String, String>,
-}
-
-/// Why a step failed.
-#[derive(Clone, Debug)]
-pub(crate) struct StepError {
-    pub(crate) message: String,
-    pub(crate) hint: Option<String>,
-    retryable: bool,
-    stopped: bool,
-}
-
-impl StepError {
-    /// Trying again would not help.
-    pub(crate) fn lasting(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            hint: None,
-            retryable: false,
-            stopped: false,
-        }
-    }
-
-    pub(crate) fn passing(message: impl Into<String>) -> Self {
-        Self {
-            retryable: true,
-            ..Self::lasting(message)
-        }
-    }
-
-    pub(crate) fn stopped() -> Self {
-        Self {
-            stopped: true,
-            ..Self::lasting("the run was stopped while waiting")
-        }
-    }
-
-    pub(crate) fn is_retryable(&self) -> bool {
-        self.retryable
-    }
-
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
-impl From<MachineError> for StepError {
-    fn from(error: MachineError) -> Self {
-        use quorate_machine::ErrorKind::*;
-        // A full disk, a missing right or a lost lock is the same a second later.
-        let lasting = error.is_unreachable()
-            || matches!(
-                error.kind,
-                NoSpace | NoExec | ReadOnly | PermissionDenied | NoSystemd | LockLost | Invalid | WrongArch { .. }
-            );
-        Self {
-            message: error.to_string(),
-            hint: error.hint.clone(),
-            retryable: !lasting,
-            stopped: false,
-        }
-    }
-}
-
-impl From<ApiError> for StepError {
-    fn from(error: ApiError) -> Self {
-        Self {
-            message: error.to_string(),
-            hint: None,
-            retryable: error.is_retryable(),
-            stopped: false,
-        }
-    }
-}
-
-impl From<crate::etcd::EtcdError> for StepError {
-    fn from(error: crate::etcd::EtcdError) -> Self {
-        Self::passing(error.to_string())
-    }
 }
 
 /// What may be asked of any API server.

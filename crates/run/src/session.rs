@@ -9,13 +9,14 @@ use quorate_spec::Spec;
 use crate::catalogue::Catalogue;
 use crate::error::Error;
 use crate::event::Listener;
-use crate::execute::{self, Options, Outcome};
+use crate::execute::{self, Options};
 use crate::fleet::Fleet;
 use crate::gather;
 use crate::journal::{Journal, RunId};
 use crate::kube::Api;
 use crate::lock::Lock;
 use crate::operator::{Identity, Operator};
+use crate::outcome::Outcome;
 use crate::rollback::{self, Undone};
 
 /// One cluster file, the machines it names, the operator's folder and a bundle.
