@@ -26,7 +26,9 @@ pub(crate) fn keep_order(stages: &mut [Stage]) {
             .collect();
         let mut needed = BTreeSet::new();
         for step in &mut stage.steps {
-            let Some(machine) = machines.get(&step.id) else { continue };
+            let Some(machine) = machines.get(&step.id) else {
+                continue;
+            };
             let own: Vec<&String> = step
                 .needs
                 .iter()

@@ -295,12 +295,7 @@ impl Run {
         noted
     }
 
-    async fn stage_ended(
-        &self,
-        stage: &Stage,
-        begun: Instant,
-        took: &mut Vec<(String, u64)>,
-    ) -> Result<(), StepError> {
+    async fn stage_ended(&self, stage: &Stage, begun: Instant, took: &mut Vec<(String, u64)>) -> Result<(), StepError> {
         let failed = {
             let progress = self.progress();
             let undone = stage.steps.iter().filter(|step| !progress.done.contains(&step.id));
@@ -508,7 +503,10 @@ impl Run {
             return;
         }
         let because = format!("{} failed", step.id);
-        if matches!(step.action, Action::Apply { .. } | Action::Delete { .. } | Action::Await) {
+        if matches!(
+            step.action,
+            Action::Apply { .. } | Action::Delete { .. } | Action::Await
+        ) {
             return;
         }
         let dropped = concerned(step).to_owned();

@@ -31,7 +31,12 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     if !holders.is_empty() {
         token::close(&mut draft, context, holders, spent, approved);
         if by_kubeadm {
-            wait(&mut draft, "kube-proxy", vec!["machines have joined".into()], kube_proxy(&nodes));
+            wait(
+                &mut draft,
+                "kube-proxy",
+                vec!["machines have joined".into()],
+                kube_proxy(&nodes),
+            );
         }
     }
     for (what, awaited) in dns::awaited(context) {

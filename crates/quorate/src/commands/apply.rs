@@ -78,7 +78,10 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
         let events = progress::listener(args.output, args.no_progress);
         let outcome = carry_out(&session, &plan, args.steal, &events).await?;
         for (stage, took) in &outcome.stages {
-            let along = plan.stages.iter().any(|planned| planned.with_previous && planned.name == *stage);
+            let along = plan
+                .stages
+                .iter()
+                .any(|planned| planned.with_previous && planned.name == *stage);
             let along = if along { "  with the stage before" } else { "" };
             crate::err!("  {stage:14} {:>8}{along}", seconds(*took));
         }

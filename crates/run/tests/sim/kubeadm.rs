@@ -28,6 +28,10 @@ impl World {
             ["init", "phase", "control-plane", "apiserver", ..] => self.pod(machine, "kube-apiserver"),
             ["init", "phase", "control-plane", name, ..] => self.pod(machine, &format!("kube-{name}")),
             ["join", "--config", config] => self.join(machine, config),
+            ["join", "--config", config, skip] if skip.contains("kubelet-wait-bootstrap") => {
+                self.admit(machine, config)
+            }
+            ["join", "--config", _, skip] if skip.contains("etcd-join") => self.start(machine),
             ["reset", "--config", _] => self.reset(machine),
             other => Err(format!("kubeadm {other:?} is not known here")),
         };
@@ -89,6 +93,11 @@ impl World {
     }
 
     fn join(&self, machine: &FakeMachine, config: &str) -> Result<(), String> {
+        self.may_join(machine, config)?;
+        self.kubelet_starts(machine)
+    }
+
+    fn may_join(&self, machine: &FakeMachine, config: &str) -> Result<(), String> {
         let config = text(machine, config).ok_or("no configuration")?;
         if text(machine, CLIENT_CONF).is_some() {
             return Err("[ERROR FileAvailable--etc-kubernetes-kubelet.conf]".into());
@@ -103,34 +112,46 @@ impl World {
         if ready {
             return Err(format!("a Node with name {name:?} and status \"Ready\" already exists"));
         }
-        if config.contains("controlPlane:") {
-            let before = self.has_quorum();
-            {
-                let mut state = self.state();
-                assert!(
-                    !state.members.iter().any(|member| member.name == name || member.learner),
-                    "etcd's membership was not reconciled before {name} joins"
-                );
-                state.next_id += 1;
-                let member = self.member(machine, state.next_id, true);
-                state.members.push(member);
-            }
-            if self.dies_in_join.swap(false, std::sync::atomic::Ordering::Relaxed) {
-                for pod in &PODS[1..] {
-                    self.pod(machine, pod)?;
-                }
-                return Err("killed".into());
-            }
-            self.data(machine);
-            for pod in PODS {
-                self.pod(machine, pod)?;
-            }
-            self.kubelet_starts(machine)?;
-            if let Some(member) = self.state().members.iter_mut().find(|member| member.name == name) {
-                member.learner = false;
-            }
-            assert!(!before || self.has_quorum(), "{name} took the quorum away");
-            return Ok(());
+        Ok(())
+    }
+
+    /// A control plane's join until its etcd member votes.
+    fn admit(&self, machine: &FakeMachine, config: &str) -> Result<(), String> {
+        self.may_join(machine, config)?;
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        let before = self.has_quorum();
+        // kubelet-start comes first.
+        machine.put_file("/etc/kubernetes/bootstrap-kubelet.conf", "", 0o600);
+        {
+            let mut state = self.state();
+            assert!(
+                !state.members.iter().any(|member| member.name == name || member.learner),
+                "etcd's membership was not reconciled before {name} joins"
+            );
+            state.next_id += 1;
+            let member = self.member(machine, state.next_id, true);
+            state.members.push(member);
+        }
+        if self.dies_in_join.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            return Err("killed".into());
+        }
+        self.data(machine);
+        self.pod(machine, "etcd")?;
+        self.kubelet_runs(machine);
+        if let Some(member) = self.state().members.iter_mut().find(|member| member.name == name) {
+            member.learner = false;
+        }
+        assert!(!before || self.has_quorum(), "{name} took the quorum away");
+        Ok(())
+    }
+
+    /// And from there on.
+    fn start(&self, machine: &FakeMachine) -> Result<(), String> {
+        if text(machine, &manifest("etcd")).is_none() {
+            return Err("etcd has not admitted this machine".into());
+        }
+        for pod in &PODS[1..] {
+            self.pod(machine, pod)?;
         }
         self.kubelet_starts(machine)
     }
@@ -206,13 +227,13 @@ impl World {
         machine.put_file(paths::KUBELET_CLIENT, "certificate and key", 0o600);
         let server = self.spec.endpoint_url_for(spec);
         machine.put_file(CLIENT_CONF, format!("server: {server}\n"), 0o600);
-        machine
-            .state()
-            .units
-            .entry("kubelet.service".into())
-            .or_default()
-            .active = true;
+        self.kubelet_runs(machine);
         Ok(())
+    }
+
+    fn kubelet_runs(&self, machine: &FakeMachine) {
+        let mut state = machine.state();
+        state.units.entry("kubelet.service".into()).or_default().active = true;
     }
 
     fn member(&self, machine: &FakeMachine, id: u64, learner: bool) -> Member {

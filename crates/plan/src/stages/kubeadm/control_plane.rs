@@ -258,34 +258,59 @@ fn join(
         chain = reset(draft, &machine.name, Some(data).filter(|_| stacked), chain);
     }
     chain = forget_node(draft, &machine.name, chain);
-    let id = draft.id(&machine.name, "join");
+    let why = vec![format!("{} is no control plane of the cluster", machine.name)];
+    let admitted = draft.id(&machine.name, "join");
     let mut step = run(
-        id.clone(),
+        admitted.clone(),
         &machine.name,
         format!("join {} as a control plane", machine.name),
-        vec![format!("{} is no control plane of the cluster", machine.name)],
-        &["join", "--config", kubeadm::JOIN],
+        why.clone(),
+        &["join", "--config", kubeadm::JOIN, kubeadm::UNTIL_ADMITTED],
         REJOIN,
     );
     let (needs, pod) = agent_pod::before_kubeadm(draft, &machine.name, chain);
     step.needs = needs;
-    step.done_when = [joined(context, machine), pod].concat();
+    if stacked {
+        step.done_when = vec![member(machine)];
+    }
     draft.push(step);
-    through(draft, machine, kubeadm::JOINING, id)
+    let started = draft.id(&machine.name, "start");
+    let mut step = run(
+        started.clone(),
+        &machine.name,
+        format!("start the control plane on {}", machine.name),
+        why,
+        &["join", "--config", kubeadm::JOIN, kubeadm::ONCE_ADMITTED],
+        REJOIN,
+    );
+    step.needs = vec![admitted.clone()];
+    step.done_when = [vec![api_server(machine)], pod].concat();
+    draft.push(step);
+    through(draft, machine, kubeadm::JOINING, started);
+    // The next member may come; this machine's servers start meanwhile.
+    vec![admitted]
+}
+
+fn api_server(machine: &Machine) -> Wait {
+    Wait {
+        until: control_plane::ready(machine),
+        timeout_ms: READY_TIMEOUT_MS,
+    }
+}
+
+fn member(machine: &Machine) -> Wait {
+    Wait {
+        until: Condition::EtcdMember {
+            name: machine.name.clone(),
+        },
+        timeout_ms: READY_TIMEOUT_MS,
+    }
 }
 
 fn joined(context: &Context<'_>, machine: &Machine) -> Vec<Wait> {
-    let mut waits = vec![Wait {
-        until: control_plane::ready(machine),
-        timeout_ms: READY_TIMEOUT_MS,
-    }];
+    let mut waits = vec![api_server(machine)];
     if context.spec.etcd.topology == EtcdTopology::Stacked {
-        waits.push(Wait {
-            until: Condition::EtcdMember {
-                name: machine.name.clone(),
-            },
-            timeout_ms: READY_TIMEOUT_MS,
-        });
+        waits.push(member(machine));
     }
     waits
 }

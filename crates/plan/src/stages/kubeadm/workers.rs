@@ -57,13 +57,7 @@ pub(crate) fn token_left(context: &Context<'_>, machine: &Machine) -> Vec<String
         .collect()
 }
 
-fn join(
-    draft: &mut Draft<'_>,
-    machine: &Machine,
-    state: State,
-    mut needs: Vec<String>,
-    token: Option<&String>,
-) {
+fn join(draft: &mut Draft<'_>, machine: &Machine, state: State, mut needs: Vec<String>, token: Option<&String>) {
     needs.extend(token.cloned());
     if state == State::Half {
         needs = reset(draft, &machine.name, None, needs);
