@@ -73,8 +73,7 @@ bench-deploy: $(BIN) bundle
 
 ## The same failures against Quorate's VIP, its balancers on nodes, and haproxy with keepalived: raw data, then the page.
 proof: $(BIN) bundle
-	bench/proof/run $(BIN) target/proof
-	$(MAKE) proof-render
+	bench/proof/run $(BIN) target/proof; measured=$$?; $(MAKE) proof-render && exit $$measured
 
 ## docs/proof.md and target/proof/proof.html from the raw data.
 proof-render:
