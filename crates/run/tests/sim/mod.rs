@@ -855,10 +855,14 @@ impl World {
                 said(String::new())
             }
             ["rm", "-rf", .., root] => {
-                machine
-                    .state()
+                let mut state = machine.state();
+                state
                     .files
                     .retain(|path, _| path != root && !path.starts_with(&format!("{root}/")));
+                if *root == "/var/lib/quorate" {
+                    state.locks.clear();
+                }
+                drop(state);
                 said(String::new())
             }
             ["rmdir", path] => {
