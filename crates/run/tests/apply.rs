@@ -231,6 +231,8 @@ async fn whoever_lost_the_lock_stops() {
         }
     );
     assert!((10_000..11_000).contains(&outcome.took_ms), "{}", outcome.took_ms);
+    // Its changes are the thief's to write to disk.
+    assert!(sim.machines.values().all(|machine| synced(machine) == 0));
     lock.give_back().await;
 }
 
@@ -299,6 +301,59 @@ async fn control_planes_that_were_reset_first_take_the_lock_from_nobody() {
     for (name, machine) in &sim.machines {
         assert!(machine.state().locks.is_empty(), "{name} has a lock again");
     }
+}
+
+fn synced(machine: &quorate_machine::FakeMachine) -> usize {
+    let state = machine.state();
+    state
+        .journal
+        .iter()
+        .filter(|operation| *operation == "sync disks")
+        .count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_run_wrote_is_on_disk_before_it_ends_and_an_empty_one_waits_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(outcome.stages.last().unwrap().0, "sync");
+    for (name, machine) in &sim.machines {
+        let state = machine.state();
+        let last = state.journal.iter().rfind(|operation| !operation.contains(" lock "));
+        assert_eq!(last.map(String::as_str), Some("sync disks"), "{name}");
+    }
+    let (plan, outcome) = sim.apply().await;
+    assert!(plan.is_empty() && outcome.is_complete() && outcome.stages.is_empty());
+    assert!(sim.machines.values().all(|machine| synced(machine) == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_nothing_at_the_end_is_a_failure_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.machines["m2"].fault(Fault::operation(
+        "sync disks",
+        1,
+        ErrorKind::Failed,
+        "Input/output error",
+    ));
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Partial);
+    assert_eq!((outcome.done, outcome.skipped), (plan.step_count(), 0));
+    let [failure] = outcome.failures.as_slice() else {
+        panic!("{:#?}", outcome.failures)
+    };
+    assert_eq!((failure.step.as_str(), failure.machine.as_str()), ("sync/m2", "m2"));
+    assert!(
+        failure.error.contains("m2: sync disks: Input/output error"),
+        "{}",
+        failure.error
+    );
+    assert!(failure.hint.is_some() && outcome.way_on().is_some());
+    let story = read_journal(folder.path(), &outcome.run).unwrap();
+    assert_eq!(story.ended(), Some("partial"));
 }
 
 #[tokio::test(start_paused = true)]
