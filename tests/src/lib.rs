@@ -184,6 +184,14 @@ pub fn text(output: &Output, what: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// What was found on a machine, but for the program that looks: it is placed there to do so, and `reset` removes it.
+pub fn without_program(traces: &str) -> String {
+    traces
+        .split_inclusive('\n')
+        .filter(|line| !line.contains("/var/lib/quorate/bin"))
+        .collect()
+}
+
 /// A change of the cluster file, by plain replacement.
 pub fn edit(file: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(file).expect("read the cluster file");

@@ -23,7 +23,11 @@ impl LockRecord {
             .as_ref()
             .is_some_and(|owner| owner.run_id == request.owner.run_id);
         let free = holder.as_ref().is_none_or(|holder| holder.expired);
-        if !(mine || free || request.steal) {
+        let granted = match request.renews {
+            Some(token) => mine && self.token == token,
+            None => mine || free || request.steal,
+        };
+        if !granted {
             return LockReply {
                 acquired: false,
                 token: self.token,
@@ -82,6 +86,7 @@ mod tests {
             owner,
             ttl_s: 60,
             steal,
+            renews: None,
         }
     }
 
@@ -113,5 +118,25 @@ mod tests {
         assert!(lock.take(&request("c", true), 1112).acquired);
         assert!(lock.release(3));
         assert_eq!(lock.take(&request("d", false), 1113).token, 4, "tokens grow for ever");
+    }
+
+    #[test]
+    fn renewing_takes_nothing_that_is_not_held() {
+        let renewal = |run_id: &str, token| LockRequest {
+            renews: Some(token),
+            ..request(run_id, false)
+        };
+        let mut lock = LockRecord::default();
+        assert!(!lock.take(&renewal("a", 1), 1000).acquired);
+        assert_eq!(lock, LockRecord::default());
+        lock.take(&request("a", false), 1000);
+        // Late, but nobody came in between.
+        assert!(lock.take(&renewal("a", 1), 2000).acquired);
+        assert_eq!(lock.renewed_unix, 2000);
+        lock.take(&request("b", false), 3000);
+        // Expired, and another's before.
+        let refused = lock.take(&renewal("a", 1), 4000);
+        assert_eq!((refused.acquired, refused.token), (false, 2));
+        assert!(refused.holder.is_some_and(|holder| holder.owner.run_id == "b"));
     }
 }

@@ -18,7 +18,7 @@ pub use crate::probe::{Probe, Probed};
 
 /// Raised with every incompatible change of these types. Both sides are the same binary, so a mismatch means that
 /// something else answered.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Content that must not appear in logs: it prints as its length.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -535,6 +535,8 @@ pub struct LockRequest {
     pub ttl_s: u64,
     /// Take it even from a living holder. Its changes are refused from then on.
     pub steal: bool,
+    /// Renew the one that was given with this token: another's is not taken, and one that is gone is not made anew.
+    pub renews: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -545,11 +547,11 @@ pub struct LockOwner {
     pub pid: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockReply {
     pub acquired: bool,
-    /// Grows with every change of holder. While a session holds a lock, its changes are refused once a higher one
-    /// was given out.
+    /// Grows with every change of holder, from 1. While a session holds a lock, its changes are refused once a higher
+    /// one was given out. 0: there is no lock to renew; it went with the machine's store.
     pub token: u64,
     /// Who holds it now, or held it until it was taken over.
     pub holder: Option<LockHolder>,

@@ -299,6 +299,7 @@ async fn a_lock_survives_a_reconnect_but_not_another_run() {
         },
         ttl_s: 60,
         steal,
+        renews: None,
     };
     let (first, second): (&dyn Machine, &dyn Machine) = (&a, &b);
     assert!(first.lock(request("a", false)).await.unwrap().acquired);

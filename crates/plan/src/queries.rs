@@ -133,6 +133,8 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     .map(str::to_owned)
     .to_vec();
     sysctls.extend(crate::stages::AT_LEAST.map(|(key, _)| key.to_owned()));
+    sysctls.extend(crate::stages::SET_BY_PROGRAMS.map(str::to_owned));
+    sysctls.push(crate::stages::SET_IN_NAMESPACE.into());
     sysctls.extend(spec.host.sysctls.keys().cloned());
     MachineQuery {
         paths: paths_.into_iter().collect(),

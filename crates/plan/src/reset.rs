@@ -217,7 +217,11 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
         .into_iter()
         .flatten()
         .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .filter(|(key, value)| !matches!(host.sysctls.get(key), Some(Some(found)) if found == value))
+        // What went with its module cannot be set.
+        .filter(|(key, value)| match host.sysctls.get(key) {
+            Some(found) => found.as_ref().is_some_and(|found| found != value),
+            None => true,
+        })
         .collect();
     if !values.is_empty() {
         let why = values.iter().map(|(key, value)| format!("{key} was {value}")).collect();

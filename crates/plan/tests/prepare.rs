@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test reads an example")]
 
 use quorate_facts::*;
-use quorate_plan::{Action, Before, Plan, lint::lint, plan, reset};
+use quorate_plan::{Action, Before, Plan, Step, lint::lint, plan, reset};
 use quorate_spec::{Firewall, Spec};
 
 #[test]
@@ -108,6 +108,57 @@ fn reset_puts_swap_and_hostname_back() {
         .collect();
     assert!(matches!(&actions[0], Action::SwapOn { paths } if paths == &["/dev/sda2"]));
     assert!(matches!(&actions[1], Action::Run { argv, .. } if argv.last().unwrap() == "old"));
+}
+
+#[test]
+fn what_kubelet_and_kube_proxy_set_by_themselves_is_given_back_by_reset() {
+    let sysctls = |host: &mut HostFacts, values: [Option<&str>; 4]| {
+        let names = [
+            "kernel.panic",
+            "net.ipv4.conf.all.route_localnet",
+            "net.netfilter.nf_conntrack_max",
+            "vm.overcommit_memory",
+        ];
+        for (name, value) in names.into_iter().zip(values) {
+            host.sysctls.insert(name.into(), value.map(str::to_owned));
+        }
+    };
+    // What a container shares with its host is the host's business.
+    for (container, expected) in [
+        (
+            None,
+            &[
+                "kernel.panic",
+                "net.ipv4.conf.all.route_localnet",
+                "vm.overcommit_memory",
+            ][..],
+        ),
+        (Some("systemd-nspawn"), &["net.ipv4.conf.all.route_localnet"]),
+    ] {
+        let spec = spec();
+        let mut facts = facts(&spec);
+        change(&mut facts, |host| {
+            host.container = container.map(str::to_owned);
+            sysctls(host, [Some("0"), Some("0"), Some("262144"), Some("0")]);
+        });
+        let made = plan(&spec, &facts);
+        let ours =
+            |step: &&Step| matches!(&step.action, Action::Sysctls { values } if values.contains_key("kernel.panic"));
+        assert_eq!(made.steps().find(ours), None, "they are not set here");
+        carry_out(&mut facts, &made, "");
+        // The module of one of them is gone since.
+        change(&mut facts, |host| {
+            sysctls(host, [Some("10"), Some("1"), None, Some("1")])
+        });
+        let taken_back = reset(&spec, &facts);
+        assert_eq!(lint(&taken_back), []);
+        let step = taken_back.steps().find(|step| step.id == "reset/m4/sysctls").unwrap();
+        let Action::Sysctls { values } = &step.action else {
+            panic!("{step:?}")
+        };
+        assert_eq!(values.keys().collect::<Vec<_>>(), expected);
+        assert!(values.values().all(|value| value == "0"), "{values:?}");
+    }
 }
 
 /// Ids of m1's steps about one program.

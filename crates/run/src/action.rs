@@ -435,10 +435,12 @@ async fn forget(machine: &MachineRef, directories: &[String]) -> Done {
         // Fails where somebody else has put something; then it stays.
         machine.exec(Exec::new(["rmdir", directory])).await?;
     }
-    // The run's lock lies in it, so this is the last thing that may be done. Its exit code says no more than that the store
-    // itself stays, which is right where it is a mount point.
+    // The run's lock lies in it, so this is the last thing that may be done. It goes first of all: what a renewal in that
+    // very moment leaves behind goes with the rest. The exit code says no more than that the store itself stays, which is
+    // right where it is a mount point.
+    let lock = format!("{STORE}/lock");
     machine
-        .exec(Exec::new(["rm", "-rf", "--one-file-system", STORE]).timeout_ms(CLEAN_TIMEOUT_MS))
+        .exec(Exec::new(["rm", "-rf", "--one-file-system", &lock, STORE]).timeout_ms(CLEAN_TIMEOUT_MS))
         .await?;
     Ok(())
 }

@@ -19,8 +19,13 @@ pub enum Error {
     #[error("another run works on this cluster: {}", holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Locked { holders: Vec<Holder> },
 
-    #[error("no control plane gave the lock: {}", reasons.join("; "))]
-    NoLock { reasons: Vec<String> },
+    /// `reasons`: of those that did not answer.
+    #[error("{given} of {of} control planes gave the cluster's lock, which takes {}: {}", of / 2 + 1, reasons.join("; "))]
+    NoLock {
+        given: usize,
+        of: usize,
+        reasons: Vec<String>,
+    },
 
     #[error("there is no run {id} in {}", folder.display())]
     NoSuchRun { id: String, folder: PathBuf },
@@ -39,7 +44,8 @@ impl Error {
         Some(match self {
             Self::Locked { holders } if holders.iter().all(|holder| holder.expired) => "its time has run out; run again".into(),
             Self::Locked { .. } => "wait for it to end; if it is certainly dead, take the lock with --steal: its changes are refused from then on".into(),
-            Self::NoLock { .. } => "see why they could not be reached; `quorate status` asks each".into(),
+            Self::NoLock { given: 0, .. } => "see why they could not be reached; `quorate status` asks each".into(),
+            Self::NoLock { .. } => "mend them and run again; if they are lost for good and it is certain that no other run works on this cluster, --steal goes on with those that answer".into(),
             Self::NoSuchRun { .. } => "the journals are in `runs` of the operator's folder".into(),
             Self::ForeignCluster { .. } => "fetch the authorities back with `quorate recover`, or `quorate reset` the machines first".into(),
             Self::Io { .. } | Self::Pki(_) | Self::Journal { .. } => return None,

@@ -1,6 +1,8 @@
 //! Carrying a plan out. No choices are made here: waves of stages in order; in a wave, every step whose needs are done runs; a
 //! step is check → act → confirm; what fails is said, and what it means follows from the plan (`essential`, `needs`).
 
+mod sync;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -78,6 +80,8 @@ struct Progress {
     /// Failed or skipped: nothing that needs them begins.
     broken: BTreeSet<String>,
     failures: Vec<Failure>,
+    /// Failures of no step: machines that did not write everything to disk.
+    unsynced: Vec<Failure>,
     begun: BTreeMap<String, Instant>,
     lost: BTreeMap<String, String>,
 }
@@ -182,7 +186,11 @@ pub(crate) async fn execute(
         steps: plan.step_count(),
     });
     let (stages, ended) = tokio::select! {
-        ended = run.stages(plan) => ended,
+        ended = async {
+            let (mut took, ended) = run.stages(plan).await;
+            took.extend(run.sync(plan).await);
+            (took, ended)
+        } => ended,
         // The machines refuse our changes from now on; there is no safe point to wait for.
         () = lock.lost().stopped() => (Vec::new(), Some(Ended::Stopped { because: "another run took the lock over".into() })),
     };
@@ -545,12 +553,13 @@ impl Run {
         let took_ms = ms(begun.elapsed());
         let outcome = {
             let progress = self.progress();
-            let whole = progress.done.len() == plan.step_count() && progress.lost.is_empty();
+            let whole =
+                progress.done.len() == plan.step_count() && progress.lost.is_empty() && progress.unsynced.is_empty();
             Outcome {
                 run: self.id.to_string(),
                 ended: ended.unwrap_or(if whole { Ended::Complete } else { Ended::Partial }),
                 done: progress.done.len(),
-                failures: progress.failures.clone(),
+                failures: progress.failures.iter().chain(&progress.unsynced).cloned().collect(),
                 skipped: plan
                     .step_count()
                     .saturating_sub(progress.done.len() + progress.failures.len()),

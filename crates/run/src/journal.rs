@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quorate_plan::Plan;
@@ -113,7 +113,7 @@ pub enum Record {
 pub struct Story {
     pub plan: Option<Plan>,
     pub records: Vec<Record>,
-    /// The last line was cut off: the program was killed while writing it.
+    /// A line was cut off: the program was killed, or the disk failed, while it was written.
     pub torn: bool,
 }
 
@@ -145,8 +145,15 @@ struct Shared {
     path: PathBuf,
     /// Lines that are not written yet, and how many there were ever.
     waiting: Mutex<(Vec<u8>, u64)>,
-    /// The file, and how many lines of it are on disk.
-    file: tokio::sync::Mutex<(File, u64)>,
+    written: Arc<tokio::sync::Mutex<Written>>,
+}
+
+struct Written {
+    file: File,
+    /// How many lines of it are on disk.
+    lines: u64,
+    /// Why writing failed. Nothing is written any more then: nobody knows what of it is on disk.
+    broken: Option<String>,
 }
 
 impl Journal {
@@ -183,7 +190,11 @@ impl Journal {
         Ok(Self(Arc::new(Shared {
             path,
             waiting: Mutex::default(),
-            file: tokio::sync::Mutex::new((file, 0)),
+            written: Arc::new(tokio::sync::Mutex::new(Written {
+                file,
+                lines: 0,
+                broken: None,
+            })),
         })))
     }
 
@@ -191,42 +202,53 @@ impl Journal {
         &self.0.path
     }
 
-    /// Returns when the record is on disk. Records of others that came in meanwhile are synced with it.
+    /// Returns when the record is on disk. Records of others that came in meanwhile are synced with it. Once a write has
+    /// failed, every later one fails as well.
     pub async fn write(&self, record: Record) -> Result<(), Error> {
         let mine = {
-            let mut waiting = self.waiting();
+            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.0.extend(line(&record));
             waiting.1 += 1;
             waiting.1
-        };
-        let mut file = self.0.file.lock().await;
-        if file.1 >= mine {
-            return Ok(());
-        }
-        let (lines, count) = {
-            let mut waiting = self.waiting();
-            (std::mem::take(&mut waiting.0), waiting.1)
         };
         let failed = |reason: String| Error::Journal {
             path: self.0.path.clone(),
             reason,
         };
-        let mut writer = file.0.try_clone().map_err(|error| failed(error.to_string()))?;
-        let written =
-            tokio::task::spawn_blocking(move || writer.write_all(&lines).and_then(|()| writer.sync_data())).await;
-        written
-            .map_err(|error| failed(error.to_string()))?
-            .map_err(|error| failed(error.to_string()))?;
-        file.1 = count;
-        Ok(())
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, (Vec<u8>, u64)> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut written = self.0.written.clone().lock_owned().await;
+        if written.lines < mine && written.broken.is_none() {
+            let shared = self.0.clone();
+            // The guard goes along: a caller that stops waiting does not let others in before the batch is on disk.
+            let writing = tokio::task::spawn_blocking(move || {
+                shared.write_waiting(&mut written);
+                written
+            });
+            written = writing.await.map_err(|error| failed(error.to_string()))?;
+        }
+        match &written.broken {
+            Some(reason) if written.lines < mine => Err(failed(reason.clone())),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Reads a journal back; a torn last line is left out.
+impl Shared {
+    fn write_waiting(&self, written: &mut Written) {
+        let (lines, count) = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::take(&mut waiting.0), waiting.1)
+        };
+        match written.file.write_all(&lines).and_then(|()| written.file.sync_data()) {
+            Ok(()) => written.lines = count,
+            Err(error) => written.broken = Some(error.to_string()),
+        }
+    }
+}
+
+/// Begins every line, and within none: quotes in texts are escaped.
+const BEGINNING: &[u8] = b"{\"record\":";
+
+/// Reads a journal back; a torn line is left out, but not what was written after it on the same line.
 pub fn read(folder: &Path, run: &str) -> Result<Story, Error> {
     let path = folder.join("runs").join(format!("{run}.jsonl"));
     let text = fs::read(&path).map_err(|error| match error.kind() {
@@ -247,16 +269,27 @@ pub fn read(folder: &Path, run: &str) -> Result<Story, Error> {
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(record) => story.records.push(record),
-            Err(_) if index + 1 == lines.len() => story.torn = true,
-            Err(error) => {
-                return Err(Error::Journal {
-                    path,
-                    reason: format!("line {}: {error}", index + 1),
-                });
-            }
+            Err(error) => match after_a_torn_one(line) {
+                Some(record) => {
+                    story.torn = true;
+                    story.records.push(record);
+                }
+                None if index + 1 == lines.len() || error.is_eof() => story.torn = true,
+                None => {
+                    return Err(Error::Journal {
+                        path,
+                        reason: format!("line {}: {error}", index + 1),
+                    });
+                }
+            },
         }
     }
     Ok(story)
+}
+
+fn after_a_torn_one(line: &[u8]) -> Option<Record> {
+    let begins = line.windows(BEGINNING.len()).rposition(|bytes| bytes == BEGINNING)?;
+    serde_json::from_slice(&line[begins..]).ok()
 }
 
 /// Ids of all runs, oldest first.
@@ -278,4 +311,72 @@ fn line(record: &Record) -> Vec<u8> {
     let mut line = serde_json::to_vec(record).unwrap_or_default();
     line.push(b'\n');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(step: &str) -> Record {
+        Record::Started {
+            at: 1,
+            step: step.into(),
+            machine: "m1".into(),
+        }
+    }
+
+    fn journal(folder: &Path) -> Journal {
+        let plan = Plan {
+            cluster: "prod".into(),
+            kubernetes: "v1.36.3".into(),
+            stages: Vec::new(),
+            notes: Vec::new(),
+        };
+        Journal::create(folder, &RunId::from("r".to_owned()), &plan).unwrap()
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_write_no_step_begins_though_the_disk_is_well_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path());
+        journal.write(started("a")).await.unwrap();
+        let well = journal.0.written.lock().await.file.try_clone().unwrap();
+        journal.0.written.lock().await.file = File::options().write(true).open("/dev/full").unwrap();
+        // One batch: the first writes it, the others wait for it.
+        let (b, c, d) = tokio::join!(
+            journal.write(started("b")),
+            journal.write(started("c")),
+            journal.write(started("d"))
+        );
+        for written in [b, c, d] {
+            let error = written.unwrap_err().to_string();
+            assert!(error.contains("No space left on device"), "{error}");
+        }
+        journal.0.written.lock().await.file = well;
+        assert!(journal.write(started("e")).await.is_err());
+        assert_eq!(read(folder.path(), "r").unwrap().begun(), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_costs_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path());
+        journal.write(started("a")).await.unwrap();
+        let torn = line(&started("torn"));
+        fs::OpenOptions::new()
+            .append(true)
+            .open(journal.path())
+            .and_then(|mut file| file.write_all(&torn[..torn.len() - 5]))
+            .unwrap();
+        assert_eq!(read(folder.path(), "r").unwrap().begun(), ["a"]);
+        for step in ["b", "{\"record\":\"c\"}"] {
+            journal.write(started(step)).await.unwrap();
+        }
+        let story = read(folder.path(), "r").unwrap();
+        assert_eq!(story.begun(), ["a", "b", "{\"record\":\"c\"}"]);
+        assert!(story.torn);
+        fs::write(journal.path(), "{\"record\":\"unknown\"}\n{\"record\":\"run\"}\n").unwrap();
+        let error = read(folder.path(), "r").unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+    }
 }

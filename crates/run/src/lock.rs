@@ -2,7 +2,6 @@
 //! number with it, and refuses changes of whoever holds a lower one.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_machine::MachineRef;
@@ -65,37 +64,43 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// A lock whose holder was a process of this computer that is gone is taken without being asked to.
+    /// A lock whose holder was a process of this computer that is gone is taken without being asked to. `steal` takes it
+    /// from a living holder as well, and goes on without a majority where most control planes are away.
     pub async fn take(spec: &Spec, fleet: &Fleet, run: &RunId, steal: bool) -> Result<Self, Error> {
-        match Self::ask(spec, fleet, run, steal).await {
+        match Self::ask(spec, fleet, run, steal, steal).await {
             Err(Error::Locked { holders }) if holders.iter().all(Holder::is_dead_here) => {
-                Self::ask(spec, fleet, run, true).await
+                Self::ask(spec, fleet, run, true, steal).await
             }
             other => other,
         }
     }
 
-    async fn ask(spec: &Spec, fleet: &Fleet, run: &RunId, steal: bool) -> Result<Self, Error> {
+    async fn ask(spec: &Spec, fleet: &Fleet, run: &RunId, steal: bool, without_majority: bool) -> Result<Self, Error> {
         let request = LockRequest {
             name: spec.name.clone(),
             owner: owner(run),
             ttl_s: TTL_S,
             steal,
+            renews: None,
         };
         let control_planes = spec.control_planes();
-        let reached: Vec<MachineRef> = control_planes
-            .iter()
-            .filter_map(|machine| fleet.get(&machine.name).cloned())
-            .collect();
+        let (mut held, mut holders, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
         let mut asked = JoinSet::new();
-        for machine in reached {
+        for name in control_planes.iter().map(|machine| &machine.name) {
+            let Some(machine) = fleet.get(name).cloned() else {
+                reasons.push(match fleet.unreachable().get(name) {
+                    Some(reason) if reason.starts_with(&format!("{name}:")) => reason.clone(),
+                    Some(reason) => format!("{name}: {reason}"),
+                    None => format!("{name}: is in maintenance"),
+                });
+                continue;
+            };
             let request = request.clone();
             asked.spawn(async move {
                 let reply = timeout(ASK, machine.lock(request)).await;
                 (machine, reply)
             });
         }
-        let (mut held, mut holders, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
         for (machine, reply) in asked.join_all().await {
             match reply {
                 Ok(Ok(reply)) if reply.acquired => held.push((machine, reply.token)),
@@ -104,27 +109,23 @@ impl Lock {
                 Err(_) => reasons.push(format!("{}: gave no answer within {} s", machine.name(), ASK.as_secs())),
             }
         }
-        // With a majority of machines away there is no majority to ask; then all that are there must agree.
+        // Of those in the cluster file, whoever answers: of two runs that reach different machines only one may have it.
         let majority = control_planes.len() / 2 + 1;
-        let enough = held.len() >= majority || (holders.is_empty() && !held.is_empty());
+        let enough = held.len() >= majority || (without_majority && !held.is_empty());
         if !enough {
             release(&request.name, &held).await;
             return Err(if holders.is_empty() {
-                Error::NoLock { reasons }
+                Error::NoLock {
+                    given: held.len(),
+                    of: control_planes.len(),
+                    reasons,
+                }
             } else {
                 Error::Locked { holders }
             });
         }
         let lost = Stop::default();
-        let renewing = tokio::spawn(renew(
-            LockRequest {
-                steal: false,
-                ..request.clone()
-            },
-            held.clone(),
-            lost.clone(),
-        ))
-        .abort_handle();
+        let renewing = tokio::spawn(renew(request.clone(), held.clone(), majority, lost.clone())).abort_handle();
         Ok(Self {
             request,
             held,
@@ -177,18 +178,27 @@ impl Holder {
     }
 }
 
-async fn renew(request: LockRequest, held: Vec<(MachineRef, u64)>, lost: Stop) {
-    let majority = held.len() / 2 + 1;
-    let request = Arc::new(request);
+/// Another run has the lock as soon as fewer are left than it took to get it: a majority of its own has one of ours in it.
+async fn renew(request: LockRequest, held: Vec<(MachineRef, u64)>, majority: usize, lost: Stop) {
+    let needed = majority.min(held.len());
     loop {
         sleep(Duration::from_secs(TTL_S / 3)).await;
         let mut asked = JoinSet::new();
         for (machine, token) in held.clone() {
-            let request = request.clone();
-            // A machine that does not answer takes nothing away: its lock just runs out.
-            asked.spawn(async move { matches!(timeout(ASK, machine.lock((*request).clone())).await, Ok(Ok(reply)) if !reply.acquired || reply.token != token) });
+            let renewal = LockRequest {
+                steal: false,
+                renews: Some(token),
+                ..request.clone()
+            };
+            // A machine that does not answer takes nothing away: its lock just runs out. Nor does one whose store the run
+            // itself removed (`reset`).
+            asked.spawn(async move {
+                let reply = timeout(ASK, machine.lock(renewal)).await;
+                matches!(reply, Ok(Ok(reply)) if !reply.acquired && reply.token != 0)
+            });
         }
-        if asked.join_all().await.into_iter().filter(|taken| *taken).count() >= majority {
+        let taken = asked.join_all().await.into_iter().filter(|taken| *taken).count();
+        if held.len() - taken < needed {
             lost.stop();
             return;
         }

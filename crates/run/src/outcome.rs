@@ -23,7 +23,8 @@ pub struct Outcome {
 pub enum Ended {
     /// Every step is done.
     Complete,
-    /// The cluster is as planned but for some machines without a role in the control plane.
+    /// The cluster is as planned but for some machines without a role in the control plane, or for what some machine
+    /// could not write to its disk.
     Partial,
     /// A step the rest depends on failed; nothing of a later stage was begun.
     Failed { stage: String },

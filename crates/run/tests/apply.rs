@@ -5,10 +5,11 @@ mod sim;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use quorate_machine::fake::Fault;
 use quorate_machine::{ErrorKind, Machine};
-use quorate_run::{Ended, Error, Event, Listener, Options, Stop, read_journal, runs, silent};
+use quorate_run::{Ended, Error, Event, Listener, Lock, Options, RunId, Stop, read_journal, runs, silent};
 use sim::{Sim, options};
 
 const MINIMAL: &str = include_str!("../../../examples/minimal.yaml");
@@ -201,38 +202,158 @@ async fn two_runs_exclude_each_other_and_the_lock_says_who_has_it() {
     );
 }
 
+/// A lock for `run`, as `fleet` can have it.
+async fn take(sim: &Sim, run: &str, steal: bool) -> Result<Lock, Error> {
+    Lock::take(&sim.spec, &sim.session().fleet, &RunId::from(run.to_owned()), steal).await
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_lost_the_lock_stops() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
-    sim.machines["m4"]
-        .state()
-        .failing_units
-        .insert("containerd.service".into(), 1);
     let plan = sim.plan().await;
-    let fleet = sim.session().fleet;
-    let (session, options) = (sim.session(), options());
+    // One call to it outlasts three renewals.
+    sim.machines["m4"].state().latency = Duration::from_secs(30);
+    let (session, options, listener) = (sim.session(), options(), silent());
     let thief = async {
-        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
-        quorate_run::Lock::take(&sim.spec, &fleet, &quorate_run::RunId::from("thief".to_owned()), true)
-            .await
-            .unwrap()
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        take(&sim, "thief", true).await.ok().unwrap()
     };
-    let listener = silent();
     let (outcome, lock) = tokio::join!(
         sim.while_time_passes(session.execute(&plan, &options, &listener)),
         thief
     );
-    // Too fast a run may be over before the thief comes; a slow one must notice.
-    if outcome.as_ref().is_ok_and(|outcome| outcome.took_ms > 15_000) {
-        assert_eq!(
-            outcome.unwrap().ended,
-            Ended::Stopped {
-                because: "another run took the lock over".into()
-            }
-        );
-    }
+    let outcome = outcome.unwrap();
+    assert_eq!(
+        outcome.ended,
+        Ended::Stopped {
+            because: "another run took the lock over".into()
+        }
+    );
+    assert!((10_000..11_000).contains(&outcome.took_ms), "{}", outcome.took_ms);
+    // Its changes are the thief's to write to disk.
+    assert!(sim.machines.values().all(|machine| synced(machine) == 0));
     lock.give_back().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minority_of_the_control_planes_gives_no_lock_unless_stolen() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.machines["m2"].fault(Fault::operation("take lock", 1, ErrorKind::Timeout, "no answer"));
+    sim.machines["m3"].state().unreachable = true;
+    let Err(error @ Error::NoLock { .. }) = take(&sim, "a", false).await else {
+        panic!("one of three is a majority")
+    };
+    let said = error.to_string();
+    assert!(
+        said.starts_with("1 of 3 control planes gave the cluster's lock, which takes 2: "),
+        "{said}"
+    );
+    assert!(
+        said.contains("m3: no route to host") && said.contains("m2: take lock"),
+        "{said}"
+    );
+    assert!(error.hint().unwrap().contains("--steal"));
+    // What it got it gave back; and with a majority one that is away hinders nobody.
+    let lock = take(&sim, "b", false).await.ok().unwrap();
+    lock.give_back().await;
+    // Most are lost for good.
+    sim.machines["m2"].state().unreachable = true;
+    assert!(matches!(
+        take(&sim, "c", false).await,
+        Err(Error::NoLock { given: 1, of: 3, .. })
+    ));
+    let lock = take(&sim, "c", true).await.ok().unwrap();
+    lock.give_back().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_left_with_a_minority_has_lost_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    let once = |machine: &str| {
+        let fault = Fault::operation("take lock", 1, ErrorKind::Timeout, "no answer");
+        sim.machines[machine].fault(fault);
+    };
+    once("m3");
+    let first = take(&sim, "first", false).await.ok().unwrap();
+    once("m1");
+    let second = take(&sim, "second", true).await.ok().unwrap();
+    let noticed = tokio::time::timeout(Duration::from_secs(15), first.lost().stopped()).await;
+    assert!(noticed.is_ok() && !second.lost().is_stopped());
+    first.give_back().await;
+    second.give_back().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn control_planes_that_were_reset_first_take_the_lock_from_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.apply().await;
+    let facts = sim.session().gather().await.unwrap();
+    let plan = quorate_plan::reset(&sim.spec, &facts);
+    // The others are done long before: their lock is renewed without being there.
+    sim.machines["m3"].state().latency = Duration::from_secs(8);
+    let outcome = sim.session().execute(&plan, &options(), &silent()).await.unwrap();
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert!(outcome.took_ms > 30_000, "{}", outcome.took_ms);
+    for (name, machine) in &sim.machines {
+        assert!(machine.state().locks.is_empty(), "{name} has a lock again");
+    }
+}
+
+fn synced(machine: &quorate_machine::FakeMachine) -> usize {
+    let state = machine.state();
+    state
+        .journal
+        .iter()
+        .filter(|operation| *operation == "sync disks")
+        .count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_run_wrote_is_on_disk_before_it_ends_and_an_empty_one_waits_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(outcome.stages.last().unwrap().0, "sync");
+    for (name, machine) in &sim.machines {
+        let state = machine.state();
+        let last = state.journal.iter().rfind(|operation| !operation.contains(" lock "));
+        assert_eq!(last.map(String::as_str), Some("sync disks"), "{name}");
+    }
+    let (plan, outcome) = sim.apply().await;
+    assert!(plan.is_empty() && outcome.is_complete() && outcome.stages.is_empty());
+    assert!(sim.machines.values().all(|machine| synced(machine) == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_nothing_at_the_end_is_a_failure_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.machines["m2"].fault(Fault::operation(
+        "sync disks",
+        1,
+        ErrorKind::Failed,
+        "Input/output error",
+    ));
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Partial);
+    assert_eq!((outcome.done, outcome.skipped), (plan.step_count(), 0));
+    let [failure] = outcome.failures.as_slice() else {
+        panic!("{:#?}", outcome.failures)
+    };
+    assert_eq!((failure.step.as_str(), failure.machine.as_str()), ("sync/m2", "m2"));
+    assert!(
+        failure.error.contains("m2: sync disks: Input/output error"),
+        "{}",
+        failure.error
+    );
+    assert!(failure.hint.is_some() && outcome.way_on().is_some());
+    let story = read_journal(folder.path(), &outcome.run).unwrap();
+    assert_eq!(story.ended(), Some("partial"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -305,10 +305,16 @@ impl FakeState {
 
             Request::Lock(lock) => {
                 let now = self.now_unix;
-                Response::Lock(self.locks.entry(lock.name.clone()).or_default().0.take(&lock, now))
+                let found = match lock.renews {
+                    Some(_) => self.locks.get_mut(&lock.name),
+                    None => Some(self.locks.entry(lock.name.clone()).or_default()),
+                };
+                Response::Lock(found.map(|found| found.0.take(&lock, now)).unwrap_or_default())
             }
             Request::Unlock { name, token } => {
-                self.locks.entry(name).or_default().0.release(token);
+                if let Some(found) = self.locks.get_mut(&name) {
+                    found.0.release(token);
+                }
                 Response::Done
             }
             Request::Sync | Request::Ping => Response::Done,

@@ -34,6 +34,8 @@ pub(super) struct Hashes {
 struct State {
     known: HashMap<Identity, Known>,
     dirty: bool,
+    /// The file was there. If it is not when it is to be written again, a reset took the store away.
+    kept: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,7 +57,9 @@ struct Known {
 impl Hashes {
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join("hashes");
-        let known: Vec<(Identity, Known)> = fs::read(&path)
+        let bytes = fs::read(&path);
+        let kept = bytes.is_ok();
+        let known: Vec<(Identity, Known)> = bytes
             .ok()
             .and_then(|bytes| postcard::from_bytes(&bytes).ok())
             .unwrap_or_default();
@@ -67,7 +71,11 @@ impl Hashes {
         Self {
             path,
             boot_id,
-            state: Mutex::new(State { known, dirty: false }),
+            state: Mutex::new(State {
+                known,
+                dirty: false,
+                kept,
+            }),
         }
     }
 
@@ -101,10 +109,11 @@ impl Hashes {
     /// Everything remembered so far has been synced to disk.
     pub(super) fn mark_durable(&self) {
         let mut state = self.state();
+        let mut changed = false;
         for known in state.known.values_mut() {
-            known.durable = true;
+            changed |= !std::mem::replace(&mut known.durable, true);
         }
-        state.dirty = true;
+        state.dirty |= changed;
         drop(state);
         self.save();
     }
@@ -112,18 +121,16 @@ impl Hashes {
     /// Losing this file costs time only, so errors are of no interest.
     pub(super) fn save(&self) {
         let mut state = self.state();
-        if !std::mem::take(&mut state.dirty) {
+        if !std::mem::take(&mut state.dirty) || (state.kept && !self.path.exists()) {
             return;
         }
         let known: Vec<(&Identity, &Known)> = state.known.iter().collect();
         let Ok(bytes) = postcard::to_stdvec(&known) else { return };
         drop(state);
         let temporary = self.path.with_extension(format!("{}~", std::process::id()));
-        if fs::write(&temporary, bytes)
-            .and_then(|()| fs::rename(&temporary, &self.path))
-            .is_err()
-        {
-            let _ = fs::remove_file(&temporary);
+        match fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &self.path)) {
+            Ok(()) => self.state().kept = true,
+            Err(_) => drop(fs::remove_file(&temporary)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -21,7 +21,11 @@ pub(super) struct Held(Mutex<BTreeMap<String, u64>>);
 
 impl Held {
     pub(super) fn take(&self, state_dir: &Path, request: &LockRequest) -> Result<LockReply, RemoteError> {
-        let reply = change(state_dir, &request.name, |record| record.take(request, now_unix()))?;
+        let make = request.renews.is_none();
+        let reply = change(state_dir, &request.name, make, |record| {
+            record.take(request, now_unix())
+        })?;
+        let reply = reply.unwrap_or_default();
         if reply.acquired {
             self.held().insert(request.name.clone(), reply.token);
         }
@@ -29,7 +33,7 @@ impl Held {
     }
 
     pub(super) fn release(&self, state_dir: &Path, name: &str, token: u64) -> Result<(), RemoteError> {
-        change(state_dir, name, |record| record.release(token))?;
+        change(state_dir, name, false, |record| record.release(token))?;
         self.held().remove(name);
         Ok(())
     }
@@ -60,13 +64,32 @@ impl Held {
     }
 }
 
-/// Reads, changes and writes back a lock, alone among all processes of the machine.
-fn change<T>(state_dir: &Path, name: &str, change: impl FnOnce(&mut LockRecord) -> T) -> Result<T, RemoteError> {
+/// Reads, changes and writes back a lock, alone among all processes of the machine. Only `make` makes one: after a reset
+/// took the store away, whoever still held a lock in it must not bring it back. `None`: there is none.
+fn change<T>(
+    state_dir: &Path,
+    name: &str,
+    make: bool,
+    change: impl FnOnce(&mut LockRecord) -> T,
+) -> Result<Option<T>, RemoteError> {
     let path = path(state_dir, name)?;
     let io = |error: std::io::Error| RemoteError::io(path.display(), &error);
-    fs::create_dir_all(state_dir.join("lock")).map_err(io)?;
-    let guard = File::create(path.with_extension("guard")).map_err(io)?;
+    if make {
+        fs::create_dir_all(state_dir.join("lock")).map_err(io)?;
+    }
+    let guard = OpenOptions::new()
+        .write(true)
+        .create(make)
+        .truncate(false)
+        .open(path.with_extension("guard"));
+    let guard = match guard {
+        Err(error) if !make && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(io)?,
+    };
     guard.lock().map_err(io)?;
+    if !make && !path.exists() {
+        return Ok(None);
+    }
     let mut record = read(&path)?;
     let before = record.clone();
     let made = change(&mut record);
@@ -78,7 +101,7 @@ fn change<T>(state_dir: &Path, name: &str, change: impl FnOnce(&mut LockRecord) 
         file.sync_all().map_err(io)?;
         fs::rename(&temporary, &path).map_err(io)?;
     }
-    Ok(made)
+    Ok(Some(made))
 }
 
 fn read(path: &Path) -> Result<LockRecord, RemoteError> {
@@ -130,6 +153,7 @@ mod tests {
             },
             ttl_s: 60,
             steal,
+            renews: None,
         };
         let (a, b) = (Held::default(), Held::default());
         assert!(a.take(dir.path(), &request("a", false)).unwrap().acquired);

@@ -185,7 +185,7 @@ impl Session {
                 Response::Done
             }
             Request::Sync => {
-                rustix::fs::sync();
+                sync(state_dir)?;
                 self.hashes.mark_durable();
                 Response::Done
             }
@@ -214,6 +214,18 @@ impl Machine for LocalMachine {
     }
 }
 
+/// sync(2) waits for every file system but tells no error; syncfs(2) tells those of the store's since it was opened.
+fn sync(state_dir: &std::path::Path) -> Result<(), RemoteError> {
+    let store = std::fs::File::open(state_dir);
+    rustix::fs::sync();
+    match store {
+        Ok(store) => rustix::fs::syncfs(&store)
+            .map_err(|error| RemoteError::io(state_dir.display(), &std::io::Error::from(error))),
+        // A reset took it away.
+        Err(_) => Ok(()),
+    }
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
 ) -> Result<T, RemoteError> {
@@ -235,5 +247,81 @@ fn absolute(path: &str) -> Result<&std::path::Path, RemoteError> {
             ErrorKind::Invalid,
             format!("{path:?} is not an absolute path without `..`"),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    fn lock(renews: Option<u64>) -> LockRequest {
+        LockRequest {
+            name: "prod".into(),
+            owner: LockOwner {
+                run_id: "a".into(),
+                ..LockOwner::default()
+            },
+            ttl_s: 30,
+            steal: false,
+            renews,
+        }
+    }
+
+    /// Long enough and old enough for its hash to be remembered.
+    fn big_file(dir: &std::path::Path, name: &str) -> String {
+        let path = dir.join(name);
+        fs::write(&path, vec![7; 100_000]).unwrap();
+        let earlier = SystemTime::now() - Duration::from_secs(60);
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(earlier))
+            .unwrap();
+        path.display().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_store_that_a_reset_removed_is_not_made_again() {
+        // A store that is a mount point is emptied, and stays.
+        for mount_point in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = dir.path().join("store");
+            let local = LocalMachine::with_state_dir("m1", &store);
+            let machine: &dyn Machine = &local;
+            let token = machine.lock(lock(None)).await.unwrap().token;
+            machine.stat(vec![big_file(dir.path(), "one")]).await.unwrap();
+            machine.blobs_present(Vec::new()).await.unwrap();
+            assert!(store.join("hashes").exists() && store.join("lock/prod.json").exists());
+
+            fs::remove_dir_all(&store).unwrap();
+            if mount_point {
+                fs::create_dir(&store).unwrap();
+            }
+            machine.stat(vec![big_file(dir.path(), "two")]).await.unwrap();
+            let renewed = machine.lock(lock(Some(token))).await.unwrap();
+            assert_eq!((renewed.acquired, renewed.token), (false, 0), "released, not another's");
+            machine.done(Request::Sync).await.unwrap();
+            let name = "prod".to_owned();
+            machine.done(Request::Unlock { name, token }).await.unwrap();
+            let left: Vec<_> = fs::read_dir(&store).into_iter().flatten().flatten().collect();
+            assert!(store.exists() == mount_point && left.is_empty(), "{left:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_synced_is_remembered_over_a_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        fs::create_dir(&store).unwrap();
+        let local = LocalMachine::with_state_dir("m1", &store);
+        let machine: &dyn Machine = &local;
+        machine.stat(vec![big_file(dir.path(), "one")]).await.unwrap();
+        machine.blobs_present(Vec::new()).await.unwrap();
+        let before = fs::read(store.join("hashes")).unwrap();
+        machine.done(Request::Sync).await.unwrap();
+        assert_ne!(fs::read(store.join("hashes")).unwrap(), before);
     }
 }

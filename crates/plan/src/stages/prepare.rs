@@ -23,6 +23,21 @@ pub(crate) const AT_LEAST: [(&str, u64); 2] = [
     ("fs.inotify.max_user_instances", 8_192),
     ("fs.inotify.max_user_watches", 524_288),
 ];
+/// Set by kubelet (pkg/kubelet/cm, `setupKernelTunables`) and by kube-proxy (cmd/kube-proxy/app, `conntrack`) when they
+/// start, and left so when they end: `reset` puts them back.
+pub(crate) const SET_BY_PROGRAMS: [&str; 9] = [
+    "vm.overcommit_memory",
+    "vm.panic_on_oom",
+    "kernel.panic",
+    "kernel.panic_on_oops",
+    "kernel.keys.root_maxkeys",
+    "kernel.keys.root_maxbytes",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_tcp_timeout_established",
+    "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+];
+/// The same in a network namespace of its own (kube-proxy in iptables mode).
+pub(crate) const SET_IN_NAMESPACE: &str = "net.ipv4.conf.all.route_localnet";
 const HOSTS_MARKER: &str = "quorate";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
@@ -264,8 +279,16 @@ fn remember(wanted: &Wanted<'_>, values: &BTreeMap<String, String>) -> Option<St
     if host.files.get(queries::BEFORE).is_some_and(|file| file.exists()) {
         return None;
     }
-    let sysctls: BTreeMap<&String, &String> = values
-        .keys()
+    let mut keys: Vec<&str> = values.keys().map(String::as_str).collect();
+    if wanted.machine.is_node() {
+        keys.push(SET_IN_NAMESPACE);
+    }
+    // As with those set here: a container's host may run other kubelets.
+    if wanted.machine.is_node() && host.container.is_none() {
+        keys.extend(SET_BY_PROGRAMS);
+    }
+    let sysctls: BTreeMap<&str, &String> = keys
+        .into_iter()
         .filter_map(|key| Some((key, host.sysctls.get(key)?.as_ref()?)))
         .collect();
     let users: Vec<&String> = host

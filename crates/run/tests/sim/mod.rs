@@ -533,6 +533,7 @@ impl World {
         if !active(machine, "kubelet.service") {
             return;
         }
+        set(machine, SET_BY_KUBELET);
         let node_path = format!("/api/v1/nodes/{name}");
         if text(machine, paths::KUBELET_CLIENT).is_none() {
             let Some(bootstrap) = text(machine, "/etc/kubernetes/bootstrap-kubelet.conf") else {
@@ -855,10 +856,14 @@ impl World {
                 said(String::new())
             }
             ["rm", "-rf", .., root] => {
-                machine
-                    .state()
+                let mut state = machine.state();
+                state
                     .files
                     .retain(|path, _| path != root && !path.starts_with(&format!("{root}/")));
+                if *root == "/var/lib/quorate" {
+                    state.locks.clear();
+                }
+                drop(state);
                 said(String::new())
             }
             ["rmdir", path] => {
@@ -876,12 +881,32 @@ impl World {
 
 /// Kernel parameters of every Linux, which a fake does not know.
 fn defaults(machine: &FakeMachine) {
-    for (name, value) in [
+    let defaults = [
         ("fs.inotify.max_user_instances", "128"),
         ("fs.inotify.max_user_watches", "65536"),
-    ] {
-        machine.state().sysctls.insert(name.into(), value.into());
-    }
+        ("kernel.keys.root_maxbytes", "25000000"),
+        ("kernel.keys.root_maxkeys", "1000000"),
+        ("kernel.panic", "0"),
+        ("kernel.panic_on_oops", "0"),
+        ("vm.overcommit_memory", "0"),
+        ("vm.panic_on_oom", "0"),
+    ];
+    set(machine, defaults);
+}
+
+/// pkg/kubelet/cm/container_manager_linux.go, `setupKernelTunables`.
+const SET_BY_KUBELET: [(&str, &str); 6] = [
+    ("kernel.keys.root_maxbytes", "25000000"),
+    ("kernel.keys.root_maxkeys", "1000000"),
+    ("kernel.panic", "10"),
+    ("kernel.panic_on_oops", "1"),
+    ("vm.overcommit_memory", "1"),
+    ("vm.panic_on_oom", "0"),
+];
+
+fn set<const N: usize>(machine: &FakeMachine, sysctls: [(&str, &str); N]) {
+    let sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    machine.state().sysctls.extend(sysctls);
 }
 
 fn active(machine: &FakeMachine, unit: &str) -> bool {
