@@ -66,7 +66,9 @@ async fn a_join_that_dies_after_its_member_was_added_is_taken_back_and_made_agai
             "control-plane/m2/reset",
             "control-plane/m2/forget-data",
             "control-plane/m2/join",
-            "control-plane/m2/start",
+            "control-plane/m2/servers",
+            "control-plane/m2/kubelet",
+            "control-plane/m2/register",
             "control-plane/m2/joined"
         ]
     );

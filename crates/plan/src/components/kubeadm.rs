@@ -28,12 +28,14 @@ pub(crate) const CONFIG: &str = "/etc/quorate/kubeadm/config.yaml";
 /// The same with the bootstrap token; there only until the token is revoked.
 pub(crate) const INIT: &str = "/etc/quorate/kubeadm/init.yaml";
 pub(crate) const JOIN: &str = "/etc/quorate/kubeadm/join.yaml";
-/// A control plane joins in two calls. The first ends when etcd has admitted it; until then an API server there could only
-/// fail, and the kubelet would make it wait longer each time.
+/// A control plane joins in three calls. The first ends when etcd has admitted it; until then an API server there could only
+/// fail, and the kubelet would make it wait longer each time. The second starts the servers, the third makes it a node.
 pub(crate) const UNTIL_ADMITTED: &str =
     "--skip-phases=control-plane-prepare/control-plane,kubelet-wait-bootstrap,control-plane-join,wait-control-plane";
-pub(crate) const ONCE_ADMITTED: &str = "--skip-phases=preflight,control-plane-prepare/download-certs,\
-    control-plane-prepare/certs,control-plane-prepare/kubeconfig,check-etcd,kubelet-start,etcd-join";
+pub(crate) const SERVERS: &str = "--skip-phases=preflight,control-plane-prepare/download-certs,\
+    control-plane-prepare/certs,control-plane-prepare/kubeconfig,check-etcd,kubelet-start,etcd-join,\
+    kubelet-wait-bootstrap,control-plane-join,wait-control-plane";
+pub(crate) const REGISTERED: &str = "--skip-phases=preflight,control-plane-prepare,check-etcd,kubelet-start,etcd-join";
 pub(crate) const RESET: &str = "/etc/quorate/kubeadm/reset.yaml";
 pub(crate) const DISCOVERY: &str = "/etc/quorate/kubeadm/discovery.conf";
 pub(crate) const PATCHES: &str = "/etc/quorate/kubeadm/patches";

@@ -28,10 +28,9 @@ impl World {
             ["init", "phase", "control-plane", "apiserver", ..] => self.pod(machine, "kube-apiserver"),
             ["init", "phase", "control-plane", name, ..] => self.pod(machine, &format!("kube-{name}")),
             ["join", "--config", config] => self.join(machine, config),
-            ["join", "--config", config, skip] if skip.contains("kubelet-wait-bootstrap") => {
-                self.admit(machine, config)
-            }
-            ["join", "--config", _, skip] if skip.contains("etcd-join") => self.start(machine),
+            ["join", "--config", config, skip] if !skip.contains("etcd-join") => self.admit(machine, config),
+            ["join", "--config", _, skip] if skip.contains("kubelet-wait-bootstrap") => self.servers(machine),
+            ["join", "--config", _, _] => self.kubelet_starts(machine),
             ["reset", "--config", _] => self.reset(machine),
             other => Err(format!("kubeadm {other:?} is not known here")),
         };
@@ -146,14 +145,14 @@ impl World {
     }
 
     /// And from there on.
-    fn start(&self, machine: &FakeMachine) -> Result<(), String> {
+    fn servers(&self, machine: &FakeMachine) -> Result<(), String> {
         if text(machine, &manifest("etcd")).is_none() {
             return Err("etcd has not admitted this machine".into());
         }
         for pod in &PODS[1..] {
             self.pod(machine, pod)?;
         }
-        self.kubelet_starts(machine)
+        Ok(())
     }
 
     /// The token's Secret is there, made by the plan or, from its configuration, by `kubeadm init`.

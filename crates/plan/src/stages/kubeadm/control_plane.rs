@@ -274,21 +274,66 @@ fn join(
         step.done_when = vec![member(machine)];
     }
     draft.push(step);
-    let started = draft.id(&machine.name, "start");
+    let started = draft.id(&machine.name, "servers");
     let mut step = run(
         started.clone(),
         &machine.name,
-        format!("start the control plane on {}", machine.name),
-        why,
-        &["join", "--config", kubeadm::JOIN, kubeadm::ONCE_ADMITTED],
+        "start API server, controller manager and scheduler".into(),
+        why.clone(),
+        &["join", "--config", kubeadm::JOIN, kubeadm::SERVERS],
         REJOIN,
     );
     step.needs = vec![admitted.clone()];
-    step.done_when = [vec![api_server(machine)], pod].concat();
+    step.done_when = vec![api_server(machine)];
     draft.push(step);
-    through(draft, machine, kubeadm::JOINING, started);
+    let asks = draft.id(&machine.name, "kubelet");
+    draft.push(ask_again(asks.clone(), machine, vec![started]));
+    let registered = draft.id(&machine.name, "register");
+    let mut step = run(
+        registered.clone(),
+        &machine.name,
+        format!("register {} as a control plane", machine.name),
+        why,
+        &["join", "--config", kubeadm::JOIN, kubeadm::REGISTERED],
+        REJOIN,
+    );
+    step.needs = vec![asks];
+    step.done_when = pod;
+    draft.push(step);
+    through(draft, machine, kubeadm::JOINING, registered);
     // The next member may come; this machine's servers start meanwhile.
     vec![admitted]
+}
+
+/// A kubelet asks the API server of its own machine for a certificate, and began to when there was none: its next attempt
+/// may be half a minute away.
+fn ask_again(id: String, machine: &Machine, needs: Vec<String>) -> Step {
+    Step {
+        id,
+        machine: machine.name.clone(),
+        title: "restart the kubelet".into(),
+        why: vec!["it asks for its certificate again at once".into()],
+        action: Action::Units {
+            reload: false,
+            enable: Vec::new(),
+            disable: Vec::new(),
+            stop: Vec::new(),
+            start: Vec::new(),
+            restart: vec!["kubelet.service".into()],
+        },
+        needs,
+        done_when: vec![Wait {
+            until: Condition::UnitActive {
+                unit: "kubelet.service".into(),
+            },
+            timeout_ms: READY_TIMEOUT_MS,
+        }],
+        undo: Undo::Nothing {
+            because: "it runs as before".into(),
+        },
+        attempts: 2,
+        essential: true,
+    }
 }
 
 fn api_server(machine: &Machine) -> Wait {
