@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use quorate_lb::AgentConfig;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Inheritance};
+use crate::boot;
 use crate::core::{self, CoreSender};
 use crate::notify::{notify, watchdog};
 use crate::proxy::{bound_allocator, raise_open_files};
@@ -135,15 +136,18 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         tracing::error!(reason, "this machine cannot do all that is configured");
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (seed, boot) = (seed(&config.node), u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let boot = if config.vrrp.is_empty() {
+        boot::now()
+    } else {
+        boot::next(&config.state)
+    };
     let (core, thread, listens) = core::start(core::Start {
         config: config.clone(),
         inherited,
         workers: options.workers.unwrap_or(cpus.min(MOST_WORKERS)),
         open_files,
         kernel_sets: crate::kernel_set::all(&config),
-        seed,
+        seed: seed(&config.node),
         boot,
     })?;
     let vrrp = virtual_routers(&config, &core, boot)?;
