@@ -134,6 +134,11 @@ impl Kernel {
         self.lease.seen();
     }
 
+    /// VIPs are held, and on loan.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Waits for anything to read, a wake-up, or the end of `timeout`.
     pub(super) fn wait(&self, waker: &Waker, timeout: Option<Duration>) -> io::Result<()> {
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![waker.as_fd(), self.monitor.as_fd()];

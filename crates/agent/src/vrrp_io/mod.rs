@@ -347,6 +347,13 @@ struct Worker<E> {
     late: bool,
 }
 
+/// How long to wait for something to happen; `None`: for ever.
+fn patience(deadline: Option<Now>, now: Now, holds: bool) -> Option<Duration> {
+    let until = deadline.map(|deadline| deadline.saturating_sub(now));
+    let seen = holds.then_some(lease::SEEN_EVERY);
+    until.into_iter().chain(seen).min()
+}
+
 impl<E: Engine> Worker<E> {
     fn run(&mut self) {
         self.kernel.seen();
@@ -354,7 +361,7 @@ impl<E: Engine> Worker<E> {
         self.tell_links();
         while !self.stopped && !self.engine.is_stopped() {
             let deadline = self.engine.poll_timeout();
-            let timeout = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
+            let timeout = patience(deadline, sys::now(), self.kernel.holds());
             if let Err(error) = self.kernel.wait(&self.waker, timeout) {
                 // Only a programming error gets here; dropping the kernel side removes the VIPs rather than hold them blindly.
                 self.failed("waiting for events", &error.to_string());
@@ -510,5 +517,27 @@ impl<E: Engine> Worker<E> {
             error: error.to_owned(),
         };
         (self.sink)(Outgoing::Action(Action::Report { event }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_seen_running_whatever_its_interval() {
+        let ms = Duration::from_millis;
+        for (deadline, holds, wait) in [
+            (None, false, None),
+            (None, true, Some(ms(500))),
+            (Some(ms(1_050)), true, Some(ms(50))),
+            (Some(ms(900)), true, Some(Duration::ZERO)),
+            // Half of the longest intervals of version 3 and of version 2.
+            (Some(ms(21_475)), true, Some(ms(500))),
+            (Some(ms(128_500)), true, Some(ms(500))),
+            (Some(ms(128_500)), false, Some(ms(127_500))),
+        ] {
+            assert_eq!(patience(deadline, ms(1_000), holds), wait, "{deadline:?}, {holds}");
+        }
     }
 }
