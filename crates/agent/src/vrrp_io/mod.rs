@@ -421,14 +421,16 @@ impl<E: Engine> Worker<E> {
         loop {
             match self.inbox.try_recv() {
                 Ok(Message::Input(input)) => {
-                    if let Input::Config { config } = &input
-                        && let Err(error) = self.kernel.reconfigure(config)
-                    {
-                        self.failed("taking over the new configuration", &error.to_string());
-                    }
-                    let links = matches!(input, Input::Config { .. });
+                    let config = match &input {
+                        Input::Config { config } => Some(config.clone()),
+                        _ => None,
+                    };
+                    // The core first: what is no longer configured says goodbye over sockets that are still open.
                     self.input(input);
-                    if links {
+                    if let Some(config) = config {
+                        if let Err(error) = self.kernel.reconfigure(&config) {
+                            self.failed("taking over the new configuration", &error.to_string());
+                        }
                         self.tell_links();
                     }
                 }
