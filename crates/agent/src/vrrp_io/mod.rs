@@ -164,6 +164,7 @@ impl<E> std::fmt::Debug for Handle<E> {
 pub struct InputSender<E> {
     messages: Sender<Message<E>>,
     waker: Arc<Waker>,
+    counters: Arc<Counters>,
 }
 
 impl<E> Clone for InputSender<E> {
@@ -171,11 +172,17 @@ impl<E> Clone for InputSender<E> {
         Self {
             messages: self.messages.clone(),
             waker: Arc::clone(&self.waker),
+            counters: Arc::clone(&self.counters),
         }
     }
 }
 
 impl<E> InputSender<E> {
+    /// The thread's numbers.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Hands an input over; never blocks. Silently dropped when the thread has ended.
     pub fn send(&self, input: Input) {
         if self.messages.send(Message::Input(input)).is_ok() {
@@ -214,6 +221,7 @@ impl<E> Handle<E> {
         InputSender {
             messages: self.messages.clone(),
             waker: Arc::clone(&self.waker),
+            counters: Arc::clone(&self.counters),
         }
     }
 
