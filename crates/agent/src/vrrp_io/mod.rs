@@ -292,6 +292,7 @@ pub fn spawn<E: Engine>(
         stopped: false,
         late: false,
     };
+    crate::supervise::holds();
     let thread = std::thread::Builder::new()
         .name("vrrp".to_owned())
         .spawn(move || {
