@@ -241,7 +241,7 @@ fn says(lines: &mut impl BufRead, word: &str) -> bool {
 /// The predecessor's listening sockets.
 pub struct Inheritance {
     pub sockets: Vec<Listening>,
-    stream: UnixStream,
+    from: Predecessor,
 }
 
 impl Inheritance {
@@ -273,46 +273,55 @@ impl Inheritance {
                     .map(|((frontend, addr), fd)| Listening { frontend, addr, fd }),
             );
             if !head.more {
-                return Ok(Some(Self { sockets, stream }));
+                let from = Predecessor {
+                    stream,
+                    socket: path.to_owned(),
+                };
+                return Ok(Some(Self { sockets, from }));
             }
         }
     }
 
     /// The sockets, and who gave them.
     pub fn split(self) -> (Vec<Listening>, Predecessor) {
-        (self.sockets, Predecessor(self.stream))
+        (self.sockets, self.from)
     }
 }
 
 /// The process that is replaced. Dropped before [`Self::retire`], it goes on as before.
-pub struct Predecessor(UnixStream);
+pub struct Predecessor {
+    stream: UnixStream,
+    socket: PathBuf,
+}
 
 impl Predecessor {
     /// Says that this process listens, and waits until the predecessor has given up its virtual addresses (or died).
     /// `interval`: the longest between advertisements.
     ///
     /// # Errors
-    /// It does neither in time.
+    /// It does neither in time, or waits for this process no longer.
     pub fn release(&self, interval: Duration) -> io::Result<()> {
         let patience = RELEASE_PATIENCE + interval * 2;
-        self.0.set_read_timeout(Some(patience))?;
-        let mut stream = &self.0;
-        if stream.write_all(format!("{LISTENING}\n").as_bytes()).is_err() {
+        self.stream.set_read_timeout(Some(patience))?;
+        let mut stream = &self.stream;
+        let said = stream.write_all(format!("{LISTENING}\n").as_bytes());
+        let mut lines = BufReader::new(stream);
+        if said.is_ok() && says(&mut lines, RELEASED) {
             return Ok(());
         }
-        match BufReader::new(stream).read_line(&mut String::new()) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("the running agent keeps its virtual addresses for longer than {patience:?}; stop it first"),
-            )),
-            // No line: it is gone, and its virtual addresses with it.
-            _ => Ok(()),
+        // No word: either it is gone, and its virtual addresses with it, or it still has them.
+        if UnixStream::connect(&self.socket).is_err() {
+            return Ok(());
         }
+        Err(io::Error::other(format!(
+            "the agent behind {} keeps its virtual addresses; stop it, or try again",
+            self.socket.display()
+        )))
     }
 
     /// Says that this process takes part in VRRP; the predecessor drains and ends.
     pub fn retire(self) {
-        let mut stream = self.0;
+        let mut stream = self.stream;
         let _ = stream.write_all(format!("{RUNNING}\n").as_bytes());
     }
 }
