@@ -1,8 +1,17 @@
 //! The control socket: JSON lines over a unix socket only its owner can open.
 //!
 //! A request is one line, `{"verb": ...}`; the answer is one line, `{"ok": ...}` or `{"error": ..., "hint": ...}`.
-//! `take-over` answers with the listening sockets themselves and keeps the connection: the next line says
-//! when the new process listens.
+//! `take-over` answers with the listening sockets themselves and keeps the connection:
+//!
+//! ```text
+//! new process                                     running process
+//! take-over                                  ──▶
+//!                                            ◀──  listening sockets
+//! listening: it serves clients               ──▶
+//!                                            ◀──  released: its virtual addresses are given up
+//! running: it takes part in VRRP             ──▶  drains and ends
+//! ```
+//! Should the new process go away at any point before the end, the running one goes on with all it had.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -21,6 +30,11 @@ use crate::status::collect;
 
 /// Longest request line.
 const REQUEST_MAX: u64 = 64 * 1024;
+/// How long a predecessor may take to give up its virtual addresses, beside two advertisement intervals.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(60);
+const LISTENING: &str = "listening";
+const RELEASED: &str = "released";
+const RUNNING: &str = "running";
 /// Descriptors per message (SCM_MAX_FD is 253).
 const BATCH: usize = 250;
 
@@ -37,9 +51,11 @@ pub enum Request {
 pub trait Process: Send + Sync {
     /// Reads the configuration again; what went wrong.
     fn reload(&self) -> Vec<String>;
-    /// Gives up virtual addresses and everything else but client connections: another process is to take over.
+    /// Gives up virtual addresses: another process listens, and takes part in VRRP from then on.
     fn yield_to_successor(&self);
-    /// The successor listens: drain and end.
+    /// That process went away before it took part: this one does again.
+    fn go_on(&self);
+    /// The successor does everything: drain and end.
     fn retire(&self);
 }
 
@@ -173,7 +189,7 @@ struct Batch {
     more: bool,
 }
 
-/// Gives the listening sockets away; retires when the successor says it has them.
+/// Gives the listening sockets away; gives up virtual addresses when the successor listens, and retires when it runs.
 fn hand_over(
     stream: &UnixStream,
     lines: &mut impl BufRead,
@@ -181,7 +197,6 @@ fn hand_over(
     process: &dyn Process,
 ) -> io::Result<()> {
     tracing::info!("another process takes over");
-    process.yield_to_successor();
     let sockets = core.ask(|c| c.listening()).unwrap_or_default();
     let mut batches: Vec<&[Listening]> = sockets.chunks(BATCH).collect();
     if batches.is_empty() {
@@ -202,22 +217,31 @@ fn hand_over(
         stream.write_all(&text)?;
     }
     drop(sockets);
-    let mut line = String::new();
-    lines.read_line(&mut line)?;
-    if line.trim() == "listening" {
-        process.retire();
-    } else {
-        tracing::error!(
-            "the other process went away before it listened; virtual addresses return with the next reload"
-        );
+    if !says(lines, LISTENING) {
+        tracing::error!("the other process went away before it listened; this one goes on");
+        return Ok(());
     }
+    process.yield_to_successor();
+    let mut writer = stream;
+    if writer.write_all(format!("{RELEASED}\n").as_bytes()).is_ok() && says(lines, RUNNING) {
+        process.retire();
+        return Ok(());
+    }
+    tracing::error!("the other process went away before it took part in VRRP; this one does again");
+    process.go_on();
     Ok(())
+}
+
+/// Whether the next line is this one. One that does not come in time, or never, is not.
+fn says(lines: &mut impl BufRead, word: &str) -> bool {
+    let mut line = String::new();
+    lines.read_line(&mut line).is_ok() && line.trim() == word
 }
 
 /// The predecessor's listening sockets.
 pub struct Inheritance {
     pub sockets: Vec<Listening>,
-    stream: UnixStream,
+    from: Predecessor,
 }
 
 impl Inheritance {
@@ -249,20 +273,56 @@ impl Inheritance {
                     .map(|((frontend, addr), fd)| Listening { frontend, addr, fd }),
             );
             if !head.more {
-                return Ok(Some(Self { sockets, stream }));
+                let from = Predecessor {
+                    stream,
+                    socket: path.to_owned(),
+                };
+                return Ok(Some(Self { sockets, from }));
             }
         }
     }
 
-    /// Says that this process listens; the predecessor drains and ends.
-    pub fn accept(stream: UnixStream) {
-        let mut stream = stream;
-        let _ = stream.write_all(b"listening\n");
+    /// The sockets, and who gave them.
+    pub fn split(self) -> (Vec<Listening>, Predecessor) {
+        (self.sockets, self.from)
+    }
+}
+
+/// The process that is replaced. Dropped before [`Self::retire`], it goes on as before.
+pub struct Predecessor {
+    stream: UnixStream,
+    socket: PathBuf,
+}
+
+impl Predecessor {
+    /// Says that this process listens, and waits until the predecessor has given up its virtual addresses (or died).
+    /// `interval`: the longest between advertisements.
+    ///
+    /// # Errors
+    /// It does neither in time, or waits for this process no longer.
+    pub fn release(&self, interval: Duration) -> io::Result<()> {
+        let patience = RELEASE_PATIENCE + interval * 2;
+        self.stream.set_read_timeout(Some(patience))?;
+        let mut stream = &self.stream;
+        let said = stream.write_all(format!("{LISTENING}\n").as_bytes());
+        let mut lines = BufReader::new(stream);
+        if said.is_ok() && says(&mut lines, RELEASED) {
+            return Ok(());
+        }
+        // No word: either it is gone, and its virtual addresses with it, or it still has them.
+        if UnixStream::connect(&self.socket).is_err() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "the agent behind {} keeps its virtual addresses; stop it, or try again",
+            self.socket.display()
+        )))
     }
 
-    /// The sockets, and what to [`Self::accept`] with.
-    pub fn split(self) -> (Vec<Listening>, UnixStream) {
-        (self.sockets, self.stream)
+    /// Says that this process takes part in VRRP; the predecessor drains and ends.
+    pub fn retire(self) {
+        let mut stream = self.stream;
+        let _ = stream.write_all(format!("{RUNNING}\n").as_bytes());
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod arp;
+mod boot;
 pub mod bpf;
 pub mod config;
 pub mod core;

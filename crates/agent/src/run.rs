@@ -2,8 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use quorate_lb::AgentConfig;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Inheritance};
+use crate::boot;
 use crate::core::{self, CoreSender};
 use crate::notify::{notify, watchdog};
 use crate::proxy::{bound_allocator, raise_open_files};
@@ -44,16 +45,45 @@ enum Wish {
 struct Running {
     path: PathBuf,
     core: CoreSender,
-    vrrp: Mutex<Option<vrrp_io::Handle<Routers>>>,
+    vrrp: Mutex<Vrrp>,
     wishes: mpsc::UnboundedSender<Wish>,
 }
 
+#[derive(Default)]
+struct Vrrp {
+    handle: Option<vrrp_io::Handle<Routers>>,
+    /// This process ends, or another one does its work: none is to be started any more.
+    over: bool,
+}
+
 impl Running {
+    fn vrrp(&self) -> MutexGuard<'_, Vrrp> {
+        self.vrrp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes part in VRRP, as the configuration of the moment says.
+    fn start_vrrp(&self, boot: u64) -> anyhow::Result<()> {
+        let Some(config) = self.core.ask(|c| c.config.clone()) else {
+            return Ok(());
+        };
+        let mut vrrp = self.vrrp();
+        if !vrrp.over {
+            vrrp.handle = virtual_routers(&config, &self.core, boot)?;
+        }
+        Ok(())
+    }
+
     fn stop_vrrp(&self) {
-        let handle = self.vrrp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let handle = self.vrrp().handle.take();
         if let Some(h) = handle {
             h.stop();
         }
+    }
+
+    /// Stops it for good.
+    fn end_vrrp(&self) {
+        self.vrrp().over = true;
+        self.stop_vrrp();
     }
 }
 
@@ -62,7 +92,7 @@ impl admin::Process for Running {
         notify("RELOADING=1");
         let failed = match crate::config::load(&self.path) {
             Ok(config) => {
-                let no_vrrp = self.vrrp.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+                let no_vrrp = self.vrrp().handle.is_none();
                 let mut failed = Vec::new();
                 if no_vrrp && !config.vrrp.is_empty() {
                     failed.push("the first virtual router needs a restart".to_owned());
@@ -84,6 +114,19 @@ impl admin::Process for Running {
 
     fn yield_to_successor(&self) {
         self.stop_vrrp();
+    }
+
+    fn go_on(&self) {
+        let Some(state) = self.core.ask(|c| c.config.state.clone()) else {
+            return;
+        };
+        // Another life for its peers, so another boot id: the first one's packets have been counted.
+        if let Err(error) = self.start_vrrp(boot::next(&state)) {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no virtual addresses from here on; restart the agent"
+            );
+        }
     }
 
     fn retire(&self) {
@@ -125,9 +168,9 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
     let inheritance = predecessor(&socket, options.take_over)?;
     let (inherited, predecessor) = match inheritance {
         Some(i) => {
-            let (sockets, stream) = i.split();
+            let (sockets, predecessor) = i.split();
             tracing::info!(sockets = sockets.len(), "taking over from the running agent");
-            (sockets, Some(stream))
+            (sockets, Some(predecessor))
         }
         None => (Vec::new(), None),
     };
@@ -135,32 +178,48 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         tracing::error!(reason, "this machine cannot do all that is configured");
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (seed, boot) = (seed(&config.node), u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let boot = if config.vrrp.is_empty() {
+        boot::now()
+    } else {
+        boot::next(&config.state)
+    };
     let (core, thread, listens) = core::start(core::Start {
         config: config.clone(),
         inherited,
         workers: options.workers.unwrap_or(cpus.min(MOST_WORKERS)),
         open_files,
         kernel_sets: crate::kernel_set::all(&config),
-        seed,
+        seed: seed(&config.node),
         boot,
     })?;
-    let vrrp = virtual_routers(&config, &core, boot)?;
     let (wishes, mut wished) = mpsc::unbounded_channel();
     let running: &'static Running = Box::leak(Box::new(Running {
         path: options.config.clone(),
         core: core.clone(),
-        vrrp: Mutex::new(vrrp),
+        vrrp: Mutex::default(),
         wishes: wishes.clone(),
     }));
+    if predecessor.is_none() {
+        running.start_vrrp(boot)?;
+    }
     // What could not be bound was logged; the rest serves.
     tokio::task::spawn_blocking(move || listens.recv()).await??;
-    let _socket = admin::serve(&socket, core.clone(), running)?;
-    if let Some(stream) = predecessor {
-        Inheritance::accept(stream);
-    }
     let sites = sites(&config, &core)?;
+    // Last of all: a predecessor goes on with its virtual addresses and its control socket until this process has shown
+    // that it can run.
+    let predecessor = match predecessor {
+        Some(p) => {
+            let interval = config.vrrp.iter().map(|v| v.interval.get()).max().unwrap_or_default();
+            let p = tokio::task::spawn_blocking(move || p.release(interval).map(|()| p)).await??;
+            running.start_vrrp(boot)?;
+            Some(p)
+        }
+        None => None,
+    };
+    let _socket = admin::serve(&socket, core.clone(), running)?;
+    if let Some(p) = predecessor {
+        p.retire();
+    }
     notify(&format!("READY=1\nMAINPID={}", main_process()));
     tracing::info!(
         node = config.node,
@@ -195,7 +254,7 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
     }
     notify("STOPPING=1");
     // The VIP moves first, while this machine still serves those who have not noticed.
-    tokio::task::spawn_blocking(|| running.stop_vrrp()).await?;
+    tokio::task::spawn_blocking(|| running.end_vrrp()).await?;
     core.ask(move |c| c.drain(deadline));
     loop {
         let asked = core.clone();

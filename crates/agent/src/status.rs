@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::core::Core;
 use crate::proxy::sys;
+use crate::vrrp_io;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,8 +30,47 @@ pub struct Status {
     pub late_wakeups: u64,
     pub frontends: Vec<FrontendStatus>,
     pub vrrp: Vec<InstanceStatus>,
+    /// Of the virtual routers' thread; all zero without one.
+    pub vrrp_thread: VrrpThread,
     /// Newest first.
     pub events: Vec<LoggedEvent>,
+}
+
+/// Counted since the virtual routers were started.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VrrpThread {
+    /// Advertisements sent, and those the kernel did not take.
+    pub sent: u64,
+    pub send_errors: u64,
+    /// Datagrams of protocol 112 received, and those of them for virtual routers that are not ours.
+    pub received: u64,
+    pub unknown_router_packets: u64,
+    /// Gratuitous ARP, neighbour advertisements and probes sent.
+    pub frames: u64,
+    /// Claims of our VIPs by others.
+    pub claims: u64,
+    /// VIPs removed by somebody else.
+    pub lost: u64,
+    pub wakeups: u64,
+    /// Longest time by which a timer was served late.
+    pub worst_late_seconds: f64,
+}
+
+impl VrrpThread {
+    fn new(counted: &vrrp_io::Counters, unknown_router_packets: u64) -> Self {
+        Self {
+            sent: counted.sent.load(Relaxed),
+            send_errors: counted.send_errors.load(Relaxed),
+            received: counted.received.load(Relaxed),
+            unknown_router_packets,
+            frames: counted.frames.load(Relaxed),
+            claims: counted.claims.load(Relaxed),
+            lost: counted.lost.load(Relaxed),
+            wakeups: counted.wakeups.load(Relaxed),
+            worst_late_seconds: Duration::from_micros(counted.worst_lateness_us.load(Relaxed)).as_secs_f64(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -81,14 +121,18 @@ pub struct LoggedEvent {
 
 /// Collects it, on the core's thread.
 pub fn collect(core: &Core) -> Status {
-    let now = crate::vrrp_io::now();
+    let now = vrrp_io::now();
     let (cpu_ms, resident_bytes) = sys::usage();
     // The virtual routers' thread answers within microseconds or has ended.
-    let vrrp = core
+    let (vrrp, unknown_router_packets) = core
         .vrrp
         .as_ref()
-        .and_then(|v| v.query(|r, _| r.status()))
+        .and_then(|v| v.query(|r, _| (r.status(), r.unknown_router_packets())))
         .unwrap_or_default();
+    let counted = core
+        .vrrp
+        .as_ref()
+        .map(|v| VrrpThread::new(v.counters(), unknown_router_packets));
     let frontends = core
         .balancer
         .status()
@@ -157,6 +201,7 @@ pub fn collect(core: &Core) -> Status {
         late_wakeups: core.balancer.late_wakeups(),
         frontends,
         vrrp,
+        vrrp_thread: counted.unwrap_or_default(),
         events: core
             .log
             .iter()

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 
 use netns::relay::Badness;
 use netns::{Lab, Machine, Process, full, measured, signal_pid, skipped, until};
+use quorate_agent::admin::{Inheritance, Request, request};
 use quorate_agent::arp::{Announcer, listen_vrrp, vip_in_use};
 use quorate_agent::netlink::route::Routes;
 use quorate_agent::vrrp_io::{Options, Outgoing};
-use quorate_agent::{supervise, vrrp_io};
-use quorate_lb::config::{ApiVersion, Kind};
+use quorate_agent::{run, supervise, vrrp_io};
+use quorate_lb::config::{ApiVersion, Kind, Span};
 use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
 use quorate_lb::{Action, AgentConfig, Event, Input};
 
@@ -65,6 +66,17 @@ fn main() {
             a_machine_without_its_own_address_leaves_the_vip_to_others as fn(),
         ),
         ("a_hosts_own_address_is_no_vip", a_hosts_own_address_is_no_vip as fn()),
+        ("a_burst_of_pods_moves_no_vip", || {
+            measured(a_burst_of_pods_moves_no_vip)
+        }),
+        (
+            "a_take_over_that_fails_costs_no_vip",
+            a_take_over_that_fails_costs_no_vip as fn(),
+        ),
+        (
+            "a_router_that_is_reloaded_away_says_goodbye",
+            a_router_that_is_reloaded_away_says_goodbye as fn(),
+        ),
         (
             "starved_and_lossy_machines_do_not_flap",
             starved_and_lossy_machines_do_not_flap as fn(),
@@ -92,7 +104,17 @@ fn machine(path: &std::ffi::OsStr) {
         let ended = supervise::supervised(&config, child).expect("supervising");
         std::process::exit(ended.code());
     }
-    agent(&config);
+    if std::env::var_os("QT_WHOLE").is_none() {
+        return agent(&config);
+    }
+    let log = tracing_subscriber::fmt().with_ansi(false);
+    log.with_writer(std::io::stderr).init();
+    run::run(&run::Options {
+        config: path.into(),
+        take_over: std::env::var_os("QT_TAKE_OVER").is_some(),
+        workers: Some(1),
+    })
+    .expect("running");
 }
 
 fn agent(config: &AgentConfig) {
@@ -174,6 +196,18 @@ fn config(machine: &Machine, priority: u8, machines: u8) -> AgentConfig {
     config
 }
 
+/// A configuration for the whole process, which reads keys and has a control socket and a state folder.
+fn whole(lab: &Lab, mut config: AgentConfig) -> AgentConfig {
+    let key = lab.write("key", SECRET);
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("permissions");
+    for router in &mut config.vrrp {
+        router.auth.keys.iter_mut().for_each(|one| one.file = key.clone());
+    }
+    config.admin.socket = lab.log("agent.sock");
+    config.state = lab.log("state");
+    config
+}
+
 struct Node {
     process: Process,
     log: PathBuf,
@@ -181,14 +215,16 @@ struct Node {
 
 impl Node {
     fn start(lab: &Lab, machine: &Machine, config: &AgentConfig, supervised: bool) -> Self {
-        let name = format!("m{}", machine.number);
+        let roles: &[&str] = if supervised { &["QT_SUPERVISED"] } else { &[] };
+        Self::start_as(lab, machine, &format!("m{}", machine.number), config, roles)
+    }
+
+    fn start_as(lab: &Lab, machine: &Machine, name: &str, config: &AgentConfig, roles: &[&str]) -> Self {
         let text = serde_json::to_string(config).expect("JSON");
         let path = lab.write(&format!("{name}.json"), &text);
         let log = lab.log(&format!("{name}.log"));
         let mut environment = vec![("QT_CONFIG", path.to_str().expect("path"))];
-        if supervised {
-            environment.push(("QT_SUPERVISED", "1"));
-        }
+        environment.extend(roles.iter().map(|role| (*role, "1")));
         Self {
             process: machine.start(&environment, &log),
             log,
@@ -708,6 +744,143 @@ fn a_hosts_own_address_is_no_vip() {
     node.process.signal("TERM");
     drop(node);
     assert!(machine.has(VIP4), "an address of the host itself was removed");
+}
+
+/// Hundreds of interfaces come and go beside a holder that has thousands of addresses to list.
+fn a_burst_of_pods_moves_no_vip() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("burst", 2);
+    let holder = &lab.machines[1];
+    let batch = |name: &str, lines: Vec<String>| {
+        let path = lab.write(name, &lines.join("\n"));
+        holder.must("ip", &["-batch", path.to_str().expect("path")]);
+    };
+    let addresses = (0..3000).map(|n| format!("address add 10.232.{}.{}/32 dev lo", n / 250, n % 250));
+    batch("addresses", addresses.collect());
+    let nodes: Vec<Node> = lab
+        .machines
+        .iter()
+        .map(|machine| Node::start(&lab, machine, &config(machine, 100 + machine.number, 2), false))
+        .collect();
+    assert!(until(Duration::from_secs(5), || holders(&lab, VIP4) == [2]
+        && holders(&lab, VIP6) == [2]));
+    std::thread::sleep(Duration::from_millis(300));
+    let before: Vec<usize> = nodes.iter().map(Node::states).collect();
+    let pods = (0..300).flat_map(|n| {
+        [
+            format!("link add pod{n} group 7 type veth peer name in{n}"),
+            format!("link set pod{n} up"),
+            format!("link set in{n} up"),
+        ]
+    });
+    let begun = Instant::now();
+    batch("pods", pods.collect());
+    let (came, gone) = (begun.elapsed(), Instant::now());
+    batch("gone", vec!["link delete group 7".to_owned()]);
+    println!("300 Pods came in {came:?} and went in {:?}", gone.elapsed());
+    std::thread::sleep(Duration::from_millis(500));
+    let after: Vec<usize> = nodes.iter().map(Node::states).collect();
+    assert_eq!(before, after, "state changes while Pods come and go");
+    assert_eq!((holders(&lab, VIP4), holders(&lab, VIP6)), (vec![2], vec![2]));
+}
+
+/// Whatever a successor does that does not come to run, the running agent keeps its VIP or takes it back.
+fn a_take_over_that_fails_costs_no_vip() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("over", 1);
+    let machine = &lab.machines[0];
+    let mut config = whole(&lab, config(machine, 100, 2));
+    config.vrrp.truncate(1);
+    let mut old = Node::start_as(&lab, machine, "old", &config, &["QT_SUPERVISED", "QT_WHOLE"]);
+    assert!(until(Duration::from_secs(5), || machine.has(VIP4)), "no first holder");
+    let log = old.log.clone();
+    let said = |what: &str| count(&log, what);
+    let patience = Duration::from_secs(10);
+    let states = said("changes state");
+
+    // One that cannot run, and whose supervisor must not take it for the owner of the VIP it finds.
+    let mut broken = config.clone();
+    broken.metrics = serde_json::from_value(serde_json::json!({"listen": "192.0.2.1:1"})).expect("metrics");
+    let roles = ["QT_SUPERVISED", "QT_WHOLE", "QT_TAKE_OVER"];
+    let new = Node::start_as(&lab, machine, "broken", &broken, &roles);
+    assert!(until(patience, || said("went away before it listened") > 0));
+    drop(new);
+    // One that is killed when it has just been given the sockets.
+    let before = said("went away before it listened");
+    drop(
+        Inheritance::ask(&config.admin.socket)
+            .expect("asking")
+            .expect("an agent"),
+    );
+    assert!(until(patience, || said("went away before it listened") > before));
+    assert!(machine.has(VIP4));
+    assert_eq!(
+        (said("changes state"), said("was removed from")),
+        (states, 0),
+        "the VIP was given up, or taken away, for one that did not run"
+    );
+
+    // One that is killed when the VIP has been given up for it.
+    let given = Inheritance::ask(&config.admin.socket)
+        .expect("asking")
+        .expect("an agent");
+    let (_, predecessor) = given.split();
+    predecessor.release(Duration::from_millis(100)).expect("releasing");
+    assert!(!machine.has(VIP4), "two at once");
+    drop(predecessor);
+    assert!(until(patience, || machine.has(VIP4)), "the VIP does not come back");
+    signal_pid(old.agent_pid(), "STOP");
+    assert!(
+        until(Duration::from_millis(500), || !machine.has(VIP4)),
+        "the supervisor does not know that the VIP is its agent's again"
+    );
+    signal_pid(old.agent_pid(), "CONT");
+    assert!(until(patience, || machine.has(VIP4)));
+
+    // One that runs.
+    let new = Node::start_as(&lab, machine, "new", &config, &roles);
+    assert!(old.process.wait_for(patience), "the old one does not end");
+    assert!(until(patience, || count(&new.log, "to=Master") > 0), "no successor");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(machine.has(VIP4));
+    assert_eq!(count(&new.log, "to=Master"), 1);
+}
+
+fn a_router_that_is_reloaded_away_says_goodbye() {
+    if skipped(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new("bye", 2);
+    let second = |machine: &Machine, priority: u8| {
+        let mut config = config(machine, priority, 2);
+        for router in &mut config.vrrp {
+            router.interval = Span::from_secs(1);
+        }
+        config
+    };
+    let mut config = whole(&lab, second(&lab.machines[0], 200));
+    let _leaving = Node::start_as(&lab, &lab.machines[0], "m1", &config, &["QT_WHOLE"]);
+    let _staying = Node::start(&lab, &lab.machines[1], &second(&lab.machines[1], 100), false);
+    assert!(
+        until(Duration::from_secs(10), || holders(&lab, VIP4) == [1]
+            && holders(&lab, VIP6) == [1]),
+        "no first holder"
+    );
+    config.vrrp.truncate(1);
+    lab.write("m1.json", &serde_json::to_string(&config).expect("JSON"));
+    let begun = Instant::now();
+    request(&config.admin.socket, &Request::Reload).expect("reloading");
+    // The skew alone instead of three intervals.
+    assert!(
+        until(Duration::from_secs(2), || holders(&lab, VIP6) == [2]),
+        "its peer had to wait for its silence"
+    );
+    println!("held by the peer {:?} after the reload", begun.elapsed());
+    assert_eq!(holders(&lab, VIP4), [1]);
 }
 
 fn starved_and_lossy_machines_do_not_flap() {

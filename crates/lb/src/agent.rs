@@ -40,8 +40,8 @@ pub struct AgentStatus {
 }
 
 impl Agent {
-    /// `config` is valid. `boot` grows with every start of this machine's agent (Unix time in milliseconds,
-    /// never below the last one used); `seed` differs between machines.
+    /// `config` is valid. `boot` grows with every start of this machine's agent
+    /// ([`crate::vrrp::next_boot`]); `seed` differs between machines.
     pub fn new(config: &AgentConfig, keys: Keyring, boot: u64, seed: u64) -> Self {
         Self {
             routers: Routers::new(&config.vrrp, keys, boot),

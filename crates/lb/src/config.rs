@@ -44,6 +44,9 @@ pub struct AgentConfig {
     pub metrics: Option<Metrics>,
     #[serde(default)]
     pub admin: Admin,
+    /// Folder for what outlives restarts of the machine: the boot id of its virtual routers.
+    #[serde(default = "state_folder", skip_serializing_if = "is_state_folder")]
+    pub state: PathBuf,
     /// Every input of the decision core is appended here as JSON lines, for `quorate agent replay`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<PathBuf>,
@@ -63,6 +66,7 @@ impl AgentConfig {
             stats: None,
             metrics: None,
             admin: Admin::default(),
+            state: state_folder(),
             record: None,
         }
     }
@@ -547,6 +551,14 @@ impl Default for Admin {
             socket: "/run/quorate/agent.sock".into(),
         }
     }
+}
+
+fn state_folder() -> PathBuf {
+    "/var/lib/quorate/agent".into()
+}
+
+fn is_state_folder(path: &PathBuf) -> bool {
+    *path == state_folder()
 }
 
 fn yes() -> bool {

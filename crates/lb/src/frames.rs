@@ -1,7 +1,8 @@
-//! Ethernet frames around a VIP: gratuitous ARP, unsolicited neighbour advertisement, ARP probe, and
-//! reading those of others.
+//! Ethernet frames around a VIP: gratuitous ARP, unsolicited neighbour advertisement, ARP probe, neighbour
+//! solicitation, and reading those of others.
 //!
-//! Sources: RFC 826, RFC 5227 (probe, announcement), RFC 4861 §4.4 and §7.2.6 (neighbour advertisement).
+//! Sources: RFC 826, RFC 5227 (probe, announcement), RFC 4861 §4.4 and §7.2.6 (neighbour advertisement), RFC 4862 §5.4.2
+//! (solicitation).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,6 +15,7 @@ const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const ICMPV6: u8 = 58;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
 
@@ -36,9 +38,13 @@ pub fn announcement(mac: Mac, vip: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-/// Asks whether anyone has `ip`, without claiming it (RFC 5227 §2.1.1: sender address zero).
-pub fn arp_probe(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
-    arp(Operation::Request, mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip)
+/// Asks whether anyone has `address`, without claiming it: from the unspecified address, as before an address is used
+/// (RFC 5227 §2.1.1, RFC 4862 §5.4.2).
+pub fn probe(mac: Mac, address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => arp(Operation::Request, mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip),
+        IpAddr::V6(ip) => neighbour_solicitation(mac, ip),
+    }
 }
 
 /// Reads a frame from its Ethernet header on; None when it claims no address or is malformed.
@@ -84,19 +90,35 @@ fn neighbour_advertisement(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
     icmp.extend(ip.octets());
     icmp.extend([OPTION_TARGET_LINK_ADDRESS, 1]);
     icmp.extend(mac);
+    icmp6(mac, ip, all_nodes, icmp)
+}
+
+fn neighbour_solicitation(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
+    let [.., a, b, c] = ip.octets();
+    // The solicited-node multicast address.
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+    let mut icmp = Vec::with_capacity(24);
+    icmp.extend([NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0]);
+    icmp.extend(ip.octets());
+    icmp6(mac, Ipv6Addr::UNSPECIFIED, group, icmp)
+}
+
+/// A frame to a multicast group around `icmp`, whose checksum is still zero.
+fn icmp6(mac: Mac, source: Ipv6Addr, group: Ipv6Addr, mut icmp: Vec<u8>) -> Vec<u8> {
     let sum = Sum::new()
-        .pseudo_header(ip.into(), all_nodes.into(), ICMPV6, icmp.len())
+        .pseudo_header(source.into(), group.into(), ICMPV6, icmp.len())
         .bytes(&icmp)
         .checksum();
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
 
-    let mut f = Vec::with_capacity(86);
-    f.extend([0x33, 0x33, 0, 0, 0, 1]);
+    let mut f = Vec::with_capacity(54 + icmp.len());
+    f.extend([0x33, 0x33]);
+    f.extend(&group.octets()[12..]);
     f.extend(mac);
     f.extend(ETHERTYPE_IPV6);
     f.extend([0x60, 0, 0, 0, 0, icmp.len() as u8, ICMPV6, 255]);
-    f.extend(ip.octets());
-    f.extend(all_nodes.octets());
+    f.extend(source.octets());
+    f.extend(group.octets());
     f.extend(icmp);
     f
 }
@@ -170,7 +192,12 @@ mod tests {
 
     #[test]
     fn probes_claim_nothing() {
-        assert_eq!(parse_claim(&arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 1))), None);
+        for ip in ["10.0.0.1", "fd00::1:2:3"] {
+            assert_eq!(parse_claim(&probe(MAC, ip.parse().unwrap())), None, "{ip}");
+        }
+        let arp = probe(MAC, "10.0.0.9".parse().unwrap());
+        assert_eq!(arp[28..32], [0; 4], "sender address is zero");
+        assert_eq!(arp[38..42], [10, 0, 0, 9]);
     }
 
     #[test]
@@ -198,6 +225,16 @@ mod tests {
         assert_eq!(ip.header().hop_limit(), 255);
         let check = |i: &Icmpv6Slice<'_>| i.is_checksum_valid(ip.header().source(), ip.header().destination());
         assert!(check(&icmp));
+        let frame = &probe(MAC, "fd00::1:2:3".parse().unwrap());
+        let packet = SlicedPacket::from_ethernet(frame).unwrap();
+        let (Some(LinkSlice::Ethernet2(link)), Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) =
+            (packet.link, packet.net, packet.transport)
+        else {
+            panic!("not ICMPv6")
+        };
+        assert_eq!((link.source(), link.destination()), (MAC, [0x33, 0x33, 0xff, 2, 0, 3]));
+        assert_eq!((ip.header().source(), ip.header().hop_limit()), ([0; 16], 255));
+        assert!(icmp.is_checksum_valid(ip.header().source(), ip.header().destination()));
         for frame in &announcement(MAC, "10.77.0.100".parse().unwrap()) {
             let packet = SlicedPacket::from_ethernet(frame).unwrap();
             let Some(NetSlice::Arp(arp)) = packet.net else {

@@ -332,6 +332,27 @@ pub enum ConflictKind {
     TwoMasters,
 }
 
+impl ConflictKind {
+    pub const ALL: [Self; 5] = [
+        Self::ForeignRouter,
+        Self::Unauthenticated,
+        Self::OtherVips,
+        Self::ForeignOwner,
+        Self::TwoMasters,
+    ];
+
+    /// Name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ForeignRouter => "foreign-router",
+            Self::Unauthenticated => "unauthenticated",
+            Self::OtherVips => "other-vips",
+            Self::ForeignOwner => "foreign-owner",
+            Self::TwoMasters => "two-masters",
+        }
+    }
+}
+
 /// Octets; hexadecimal text in JSON.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Bytes(pub Vec<u8>);

@@ -137,7 +137,7 @@ fn probes(config: &AgentConfig) -> String {
 }
 
 /// The configuration's directory, so that a reload sees what was replaced; the control socket's, so that `agent ctl` works
-/// on the machine; of everything else the file alone: beside a CA's certificate may lie its key.
+/// on the machine; with virtual routers what they remember; of everything else the file alone: beside a CA's certificate may lie its key.
 fn mounted(pod: &Pod<'_>) -> Vec<Mount> {
     let parent = |file: &Path| file.parent().map(Path::to_path_buf).unwrap_or_default();
     let directory = |path: PathBuf, writable| Mount {
@@ -151,6 +151,9 @@ fn mounted(pod: &Pod<'_>) -> Vec<Mount> {
         directory(own.clone(), false),
         directory(parent(&pod.config.admin.socket), true),
     ];
+    if !pod.config.vrrp.is_empty() {
+        all.push(directory(pod.config.state.clone(), true));
+    }
     let mut files: Vec<&Path> = Vec::new();
     for set in pod.config.backend_sets() {
         let named = [&set.health.ca, &set.health.client_cert, &set.health.client_key];
@@ -228,7 +231,12 @@ mod tests {
         ));
         assert_eq!(
             names(&pod, "/spec/containers/0/volumeMounts", "mountPath"),
-            ["/etc/quorate", "/run/quorate", "/etc/kubernetes/pki/ca.crt"]
+            [
+                "/etc/quorate",
+                "/run/quorate",
+                "/var/lib/quorate/agent",
+                "/etc/kubernetes/pki/ca.crt"
+            ]
         );
         assert_eq!(
             names(&pod, "/spec/containers/0/securityContext/capabilities/add", ""),

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use instance::Instance;
 use receive::Datagram;
 
-pub use auth::{SecretKey, ShortKey, TRAILER};
+pub use auth::{SecretKey, ShortKey, TRAILER, next_boot};
 pub use instance::{Counters, InstanceStatus};
 pub use packet::{Advert, Discard, GROUP_V4, GROUP_V6, PROTOCOL, is_group};
 

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quorate_lb::config::{AuthMode, Span, VrrpInstance};
-use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
+use quorate_lb::vrrp::{Keyring, Routers, SecretKey, next_boot};
 use quorate_lb::{Action, Bytes, Command, Input, VrrpState};
 
 /// Runs of an ordinary `cargo test`: a few seconds even without optimisation.
@@ -173,6 +173,36 @@ fn no_takeover_by_a_late_backup() {
     }
 }
 
+/// Machine after machine restarts with its clock set back: its peers go on hearing it.
+#[test]
+fn restarts_with_an_older_clock_make_no_second_owner() {
+    for seed in 0..200 {
+        let mut world = World::new(seed, false);
+        world.authenticated = true;
+        for node in &mut world.nodes {
+            node.config.auth.mode = AuthMode::Enforce;
+        }
+        let interval = world.plan.interval;
+        let nodes = world.nodes.len();
+        let fault = |node: usize| Fault::OlderClock {
+            node,
+            down: interval * 4,
+        };
+        let chaos = interval * (20 + 30 * nodes as u64);
+        world.plan = Plan {
+            loss: 0,
+            duplicate: 0,
+            faults: (0..nodes)
+                .map(|node| (interval * (20 + 30 * node as u64), fault(node)))
+                .collect(),
+            chaos,
+            heal: chaos,
+            ..world.plan
+        };
+        assert_eq!(world.run().broken, None, "seed {seed}");
+    }
+}
+
 /// First elections may pass through several machines: at most each once.
 fn world_first_elections(seed: u64) -> u64 {
     World::new(seed, false).nodes.len() as u64
@@ -189,6 +219,10 @@ fn setting(name: &str) -> Option<u64> {
 const LATENCY: u64 = 1_000;
 /// Longest time from a crash until the supervisor has removed the VIP.
 const SUPERVISOR: u64 = 20_000;
+/// What machines' clocks show at the start: Unix time.
+const EPOCH: u64 = 1_700_000_000_000_000;
+/// By how much a clock is set back.
+const SET_BACK: u64 = 3_600_000_000;
 
 #[derive(Debug, Default, PartialEq)]
 struct Report {
@@ -220,6 +254,11 @@ enum Fault {
         down: u64,
     },
     CrashOwner,
+    /// A crash; when it is back, the machine's clock is an hour behind.
+    OlderClock {
+        node: usize,
+        down: u64,
+    },
     StopOwner,
     Stop {
         node: usize,
@@ -286,6 +325,9 @@ struct Node {
     owns: bool,
     life: u32,
     turn: u32,
+    /// The last boot id, and how far behind the machine's clock is.
+    boot: Option<u64>,
+    behind: u64,
     /// Clock: simulated time since this life's start, plus jumps.
     born: u64,
     jumped: u64,
@@ -338,6 +380,8 @@ impl World {
             owns: false,
             life: 0,
             turn: 0,
+            boot: None,
+            behind: 0,
             born: 0,
             jumped: 0,
             paused: false,
@@ -511,6 +555,10 @@ impl World {
                     self.crash(owner, None);
                 }
             }
+            Fault::OlderClock { node, down } => {
+                self.nodes[node].behind += SET_BACK;
+                self.crash(node, Some(down));
+            }
             Fault::StopOwner => {
                 if let Some(owner) = self.nodes.iter().position(|n| n.owns) {
                     self.input(owner, Input::Stop);
@@ -584,7 +632,9 @@ impl World {
         n.life += 1;
         (n.born, n.jumped, n.paused, n.suspended) = (self.now, 0, false, false);
         n.waiting.clear();
-        n.routers = Some(Routers::new(std::slice::from_ref(&n.config), keys, u64::from(n.life)));
+        let boot = next_boot(n.boot, (EPOCH + self.now - n.behind) / 1000);
+        n.boot = Some(boot);
+        n.routers = Some(Routers::new(std::slice::from_ref(&n.config), keys, boot));
         self.input(node, Input::Start);
         self.link_input(node);
         self.path_input(node);

@@ -505,6 +505,22 @@ fn a_foreign_owner_is_reported_once_and_answered() {
 }
 
 #[test]
+fn an_ipv6_vip_is_asked_for_too() {
+    let text = "{name: api, vrid: 51, interface: eth0, source: 'fd00::1', vips: ['fd00::100'], peers: ['fd00::2']}";
+    let vip: IpAddr = "fd00::100".parse().unwrap();
+    let mut b = Bench::new(serde_saphyr::from_str(text).unwrap());
+    let asked = Bytes(frames::probe(MAC, vip));
+    let asks = |a: &Action| matches!(a, Action::SendFrame { frame, .. } if *frame == asked);
+    assert!(b.seen.iter().any(asks), "{:?}", b.seen);
+    b.input(Input::Frame {
+        interface: "eth0".into(),
+        frame: Bytes(frames::announcement(OTHER, vip).remove(0)),
+    });
+    b.run(ms(500));
+    assert_eq!(conflicts(&b.seen), [ConflictKind::ForeignOwner]);
+}
+
+#[test]
 fn a_vip_that_cannot_be_added_is_left_to_others_and_tried_again() {
     let failed = |error: Option<&str>| Input::VipDone {
         instance: "api".into(),

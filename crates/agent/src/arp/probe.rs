@@ -52,10 +52,7 @@ pub fn vip_in_use(interface: &str, address: IpAddr, timeout: Duration) -> Result
     };
     let watcher = Watcher::open(link.index, &[address])?;
     let announcer = Announcer::open().map_err(failed("opening a packet socket"))?;
-    let frame = match address {
-        IpAddr::V4(address) => arp_probe(own, address),
-        IpAddr::V6(address) => solicitation(own, address),
-    };
+    let frame = quorate_lb::frames::probe(own, address);
     let start = Instant::now();
     let sockets: Vec<&PacketSocket> = watcher.arp.iter().chain(&watcher.neighbours).collect();
     let mut owner = None;
@@ -109,58 +106,6 @@ pub fn listen_vrrp(interface: &str, duration: Duration) -> Result<Vec<SeenRouter
     Ok(seen.into_iter().collect())
 }
 
-/// An ARP probe: a request whose sender address is zero (RFC 5227 §1.1).
-fn arp_probe(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(42);
-    frame.extend_from_slice(&[0xff; 6]);
-    frame.extend_from_slice(&mac);
-    frame.extend_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
-    frame.extend_from_slice(&mac);
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(&[0; 6]);
-    frame.extend_from_slice(&address.octets());
-    frame
-}
-
-/// A neighbour solicitation as used for duplicate address detection (RFC 4862 §5.4.2).
-fn solicitation(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    let target = address.octets();
-    let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
-    group[13..16].copy_from_slice(&target[13..16]);
-    let mut icmp = vec![135, 0, 0, 0, 0, 0, 0, 0];
-    icmp.extend_from_slice(&target);
-    let checksum = icmp6_checksum([0; 16], group, &icmp);
-    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
-    let mut frame = vec![0x33, 0x33];
-    frame.extend_from_slice(&group[12..16]);
-    frame.extend_from_slice(&mac);
-    frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
-    frame.extend_from_slice(&(icmp.len() as u16).to_be_bytes());
-    frame.extend_from_slice(&[58, 255]);
-    frame.extend_from_slice(&[0; 16]);
-    frame.extend_from_slice(&group);
-    frame.extend_from_slice(&icmp);
-    frame
-}
-
-fn icmp6_checksum(source: [u8; 16], destination: [u8; 16], icmp: &[u8]) -> u16 {
-    let pseudo = source
-        .iter()
-        .chain(&destination)
-        .copied()
-        .chain((icmp.len() as u32).to_be_bytes())
-        .chain([0, 0, 0, 58]);
-    let octets: Vec<u8> = pseudo.chain(icmp.iter().copied()).collect();
-    let mut sum: u32 = octets
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    !(sum as u16)
-}
-
 fn read_router(frame: &[u8]) -> Option<SeenRouter> {
     let packet = frame.get(14..)?;
     let (source, vrrp): (IpAddr, &[u8]) = match packet.first()? >> 4 {
@@ -191,29 +136,6 @@ fn read_router(frame: &[u8]) -> Option<SeenRouter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-
-    #[test]
-    fn arp_probe_claims_nothing() {
-        let frame = arp_probe(MAC, Ipv4Addr::new(10, 0, 0, 9));
-        assert_eq!(frame.len(), 42);
-        assert_eq!(frame[28..32], [0; 4], "sender address is zero");
-        assert_eq!(frame[38..42], [10, 0, 0, 9]);
-    }
-
-    #[test]
-    fn solicitation_checksum_verifies() {
-        let frame = solicitation(MAC, "fd00::1:2:3".parse().expect("ip"));
-        assert_eq!(frame.len(), 14 + 40 + 24);
-        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 2, 0, 3]);
-        let group: [u8; 16] = frame[38..54].try_into().expect("sixteen");
-        assert_eq!(
-            icmp6_checksum([0; 16], group, &frame[54..]),
-            0,
-            "sum over a valid packet is zero"
-        );
-    }
 
     #[test]
     fn router_is_read_from_both_families() {

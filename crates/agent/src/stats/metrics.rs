@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use quorate_lb::{Availability, VrrpState};
+use quorate_lb::vrrp::{Discard, InstanceStatus};
+use quorate_lb::{Availability, ConflictKind, VrrpState};
 
-use crate::status::{FrontendStatus, Server, Status};
+use crate::status::{FrontendStatus, Server, Status, VrrpThread};
 
 struct Page(String);
 
@@ -209,7 +210,7 @@ pub(super) fn render(s: &Status) -> String {
         servers(|b| b.connect_microseconds as f64 / 1e6),
     );
 
-    let routers = |f: fn(&quorate_lb::vrrp::InstanceStatus) -> f64| {
+    let routers = |f: fn(&InstanceStatus) -> f64| {
         s.vrrp.iter().map(move |v| {
             (
                 format!("{{instance=\"{}\",vrid=\"{}\"}}", escape(&v.name), v.vrid),
@@ -241,7 +242,67 @@ pub(super) fn render(s: &Status) -> String {
         "Packets by what became of them.",
         counters,
     );
+    // Every reason and kind from the start: a series that begins with its first count shows no increase.
+    let discarded = s.vrrp.iter().flat_map(|v| {
+        let of_instances = Discard::ALL.into_iter().filter(|d| *d != Discard::UnknownRouter);
+        of_instances.map(move |d| (cause(v, "reason", d.name()), count(v.counters.discarded.get(&d))))
+    });
+    p.metric("vrrp_discarded_total", "counter", "Packets not heeded.", discarded);
+    let conflicts = s.vrrp.iter().flat_map(|v| {
+        let kinds = ConflictKind::ALL.into_iter();
+        kinds.map(move |k| (cause(v, "kind", k.name()), count(v.counters.conflicts.get(&k))))
+    });
+    p.metric(
+        "vrrp_conflicts_total",
+        "counter",
+        "Others with our VRID or our VIPs.",
+        conflicts,
+    );
+    if !s.vrrp.is_empty() {
+        thread(&mut p, &s.vrrp_thread);
+    }
     p.0
+}
+
+fn thread(p: &mut Page, t: &VrrpThread) {
+    for (name, help, value) in [
+        ("vrrp_sent_total", "Advertisements sent.", t.sent),
+        (
+            "vrrp_send_errors_total",
+            "Advertisements that the kernel did not take.",
+            t.send_errors,
+        ),
+        ("vrrp_received_total", "Datagrams of protocol 112 received.", t.received),
+        (
+            "vrrp_unknown_router_packets_total",
+            "Packets for virtual routers that are not ours.",
+            t.unknown_router_packets,
+        ),
+        (
+            "vrrp_frames_total",
+            "Gratuitous ARP, neighbour advertisements and probes sent.",
+            t.frames,
+        ),
+        ("vrrp_claims_total", "Claims of our VIPs by others.", t.claims),
+        ("vrrp_vips_lost_total", "VIPs removed by somebody else.", t.lost),
+        ("vrrp_wakeups_total", "Wake-ups of the VRRP thread.", t.wakeups),
+    ] {
+        p.metric(name, "counter", help, [(String::new(), value as f64)]);
+    }
+    p.metric(
+        "vrrp_worst_late_seconds",
+        "gauge",
+        "Worst lateness of the VRRP thread.",
+        [(String::new(), t.worst_late_seconds)],
+    );
+}
+
+fn cause(v: &InstanceStatus, label: &str, name: &str) -> String {
+    format!("{{instance=\"{}\",{label}=\"{name}\"}}", escape(&v.name))
+}
+
+fn count(n: Option<&u64>) -> f64 {
+    n.copied().unwrap_or_default() as f64
 }
 
 fn flag(b: bool) -> f64 {
@@ -262,4 +323,70 @@ fn server_label(f: &FrontendStatus, b: &Server) -> String {
 
 fn escape(s: &str) -> String {
     s.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use quorate_lb::vrrp::Counters;
+
+    use super::*;
+
+    #[test]
+    fn discards_conflicts_and_the_threads_own_numbers_are_there() {
+        let counters = Counters {
+            discarded: BTreeMap::from([(Discard::Replay, 7)]),
+            conflicts: BTreeMap::from([(ConflictKind::TwoMasters, 2)]),
+            ..Counters::default()
+        };
+        let router = InstanceStatus {
+            name: "api".into(),
+            state: VrrpState::Backup,
+            vrid: 51,
+            interface: "eth0".into(),
+            priority: 100,
+            vips: Vec::new(),
+            master: None,
+            handing_over: false,
+            counters,
+        };
+        let status = Status {
+            node: "m1".into(),
+            version: "0",
+            pid: 1,
+            uptime_seconds: 0.0,
+            cpu_seconds: 0.0,
+            resident_bytes: 0,
+            connections: 0,
+            worst_late_seconds: 0.0,
+            late_wakeups: 0,
+            frontends: Vec::new(),
+            vrrp: vec![router],
+            vrrp_thread: VrrpThread {
+                send_errors: 3,
+                unknown_router_packets: 4,
+                worst_late_seconds: 0.25,
+                ..VrrpThread::default()
+            },
+            events: Vec::new(),
+        };
+        let page = render(&status);
+        for line in [
+            "quorate_vrrp_discarded_total{instance=\"api\",reason=\"replay\"} 7",
+            "quorate_vrrp_discarded_total{instance=\"api\",reason=\"checksum\"} 0",
+            "quorate_vrrp_conflicts_total{instance=\"api\",kind=\"two-masters\"} 2",
+            "quorate_vrrp_conflicts_total{instance=\"api\",kind=\"foreign-owner\"} 0",
+            "quorate_vrrp_unknown_router_packets_total 4",
+            "quorate_vrrp_send_errors_total 3",
+            "quorate_vrrp_worst_late_seconds 0.25",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+        }
+        let without = Status {
+            vrrp: Vec::new(),
+            ..status
+        };
+        assert!(!render(&without).contains("vrrp"));
+    }
 }

@@ -102,18 +102,18 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
         tracing::warn!(%error, "supervisor runs without real-time priority");
     }
     let mut backoff = BACKOFF_MIN;
-    // A running agent that is about to be replaced without interruption keeps its VIPs till then.
-    let replacing = UnixStream::connect(&config.admin.socket).is_ok();
-    if !replacing {
-        purge_logged(&vips);
-    }
     loop {
+        // A running agent that is about to be replaced without interruption keeps its VIPs till then.
+        let replacing = UnixStream::connect(&config.admin.socket).is_ok();
+        if !replacing {
+            purge_logged(&vips);
+        }
         let started = Instant::now();
         let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System {
             operation: "starting the agent",
             source,
         })?;
-        let (ended, asked) = watch(&signals, &child, lifeline, &vips)?;
+        let (ended, asked) = watch(&signals, &child, lifeline, &vips, replacing)?;
         let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
         if asked || hopeless {
             return Ok(ended);
@@ -121,7 +121,7 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
         if started.elapsed() >= WELL_AFTER {
             backoff = BACKOFF_MIN;
         }
-        tracing::error!(?ended, restart_in = ?backoff, "the agent died; its VIPs were removed");
+        tracing::error!(?ended, restart_in = ?backoff, "the agent died; VIPs it had were removed");
         if asked_to_stop_within(&signals, backoff)? {
             return Ok(ended);
         }
@@ -139,18 +139,31 @@ pub(crate) fn keep_lifeline() {
     sys::keep_lifeline();
 }
 
+/// To be called by the agent proper before it adds the first VIP; done by the VRRP thread. Until then VIPs on this machine
+/// may be a predecessor's, who keeps them should this agent end.
+pub(crate) fn holds() {
+    sys::holds();
+}
+
 /// To be called by the agent proper when it has given up its VIPs in order; done by the VRRP thread. From then on VIPs
 /// on this machine are a successor's, and not to be purged when this agent ends.
 pub(crate) fn released() {
     sys::released();
 }
 
-/// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for.
-fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -> Result<(Ended, bool), Error> {
+/// Passes signals on until the child is gone. Returns how it ended and whether the stop was asked for. `replacing`: VIPs
+/// on this machine are a predecessor's until the child says that they are its own.
+fn watch(
+    signals: &Signals,
+    child: &Child,
+    lifeline: OwnedFd,
+    vips: &[IpAddr],
+    replacing: bool,
+) -> Result<(Ended, bool), Error> {
     let pid = child.id();
     // Absent before Linux 5.3: then SIGCHLD alone has to tell.
     let process = sys::open_process(pid).ok();
-    let (mut lifeline, mut released) = (Some(lifeline), false);
+    let (mut lifeline, mut released) = (Some(lifeline), replacing);
     let mut stop_by: Option<Instant> = None;
     loop {
         let timeout = stop_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -159,17 +172,19 @@ fn watch(signals: &Signals, child: &Child, lifeline: OwnedFd, vips: &[IpAddr]) -
             operation: "waiting for signals",
             source,
         })?;
-        match lifeline.as_ref().map(sys::look) {
-            Some(Life::Released) => {
-                lifeline = None;
-                released = true;
+        while let Some(life) = lifeline.as_ref().map(sys::look) {
+            match life {
+                Life::Goes => break,
+                Life::Holds => released = false,
+                Life::Released => released = true,
+                Life::Ended => {
+                    lifeline = None;
+                    if !released {
+                        // Dying: how it ended is told in some milliseconds, but its VIPs are urgent.
+                        purge_logged(vips);
+                    }
+                }
             }
-            Some(Life::Ended) => {
-                // Dying: how it ended is told in some milliseconds, but its VIPs are urgent.
-                lifeline = None;
-                purge_logged(vips);
-            }
-            Some(Life::Goes) | None => {}
         }
         if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
             tracing::error!("the agent did not end within {STOP_TIMEOUT:?} and is killed");

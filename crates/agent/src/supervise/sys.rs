@@ -23,6 +23,9 @@ const WATCHED: [i32; 7] = [
 /// Where the child has its end of the lifeline. High, because descriptors of a dying process are closed from the top.
 const LIFELINE: i32 = 1000;
 const LIFELINE_VARIABLE: &str = "QUORATE_LIFELINE";
+/// The words said over it, an octet each.
+const HOLDS: u8 = b'h';
+const RELEASED: u8 = b'r';
 /// The child's end, once looked for.
 static KEPT: OnceLock<Option<i32>> = OnceLock::new();
 
@@ -138,13 +141,15 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<(Child, OwnedFd)> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Goes,
+    /// The child takes part in VRRP: VIPs on this machine are its own.
+    Holds,
     /// The child gave its VIPs up in order.
     Released,
     /// The other end is closed.
     Ended,
 }
 
-/// Looks at the lifeline without waiting.
+/// Reads the lifeline's next word without waiting.
 pub(super) fn look(lifeline: &OwnedFd) -> Life {
     let mut entry = libc::pollfd {
         fd: lifeline.as_raw_fd(),
@@ -155,10 +160,15 @@ pub(super) fn look(lifeline: &OwnedFd) -> Life {
     if unsafe { libc::poll(&raw mut entry, 1, 0) } <= 0 {
         return Life::Goes;
     }
-    if entry.revents & libc::POLLIN != 0 {
-        Life::Released
-    } else {
-        Life::Ended
+    if entry.revents & libc::POLLIN == 0 {
+        return Life::Ended;
+    }
+    let mut word = 0u8;
+    // SAFETY: writes at most one octet into a local; poll said that there is one, so that it does not wait.
+    match unsafe { libc::read(lifeline.as_raw_fd(), (&raw mut word).cast(), 1) } {
+        1 if word == HOLDS => Life::Holds,
+        1 => Life::Released,
+        _ => Life::Goes,
     }
 }
 
@@ -181,11 +191,20 @@ pub(super) fn keep_lifeline() {
     });
 }
 
+/// In the child: says that VIPs are its own from now on.
+pub(super) fn holds() {
+    say(HOLDS);
+}
+
 /// In the child: says that its VIPs are given up.
 pub(super) fn released() {
+    say(RELEASED);
+}
+
+fn say(word: u8) {
     if let Some(Some(number)) = KEPT.get() {
-        // SAFETY: reads one octet from a static; the descriptor was found to be the lifeline and is never closed.
-        unsafe { libc::write(*number, b"r".as_ptr().cast(), 1) };
+        // SAFETY: reads one octet from a local; the descriptor was found to be the lifeline and is never closed.
+        unsafe { libc::write(*number, (&raw const word).cast(), 1) };
     }
 }
 

@@ -134,6 +134,11 @@ impl Kernel {
         self.lease.seen();
     }
 
+    /// VIPs are held, and on loan.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Waits for anything to read, a wake-up, or the end of `timeout`.
     pub(super) fn wait(&self, waker: &Waker, timeout: Option<Duration>) -> io::Result<()> {
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![waker.as_fd(), self.monitor.as_fd()];
@@ -370,16 +375,22 @@ impl Kernel {
                 .chain(links.into_iter().map(|link| (link.index, Some(link))))
                 .collect();
         }
+        let mut tell = own || lost;
         for (index, link) in changed {
-            if let Err(error) = self.link_changed(index, link) {
-                seen.push(Seen::Failed {
-                    what: "opening sockets".to_owned(),
-                    error: error.to_string(),
-                });
+            match self.link_changed(index, link) {
+                Ok(ours) => tell |= ours,
+                Err(error) => {
+                    tell = true;
+                    seen.push(Seen::Failed {
+                        what: "opening sockets".to_owned(),
+                        error: error.to_string(),
+                    });
+                }
             }
-            seen.push(Seen::LinksChanged);
         }
-        if own || lost {
+        // Once, and for our own interfaces alone: each time all addresses are listed, under a lock that Pods coming and
+        // going contend for.
+        if tell {
             seen.push(Seen::LinksChanged);
         }
         self.report_lost(&removed, seen);
@@ -404,16 +415,17 @@ impl Kernel {
         }
     }
 
-    fn link_changed(&mut self, index: u32, link: Option<Link>) -> Result<(), Error> {
+    /// Whether it is one of our interfaces.
+    fn link_changed(&mut self, index: u32, link: Option<Link>) -> Result<bool, Error> {
         let by_name = |interface: &Interface| link.as_ref().is_some_and(|link| link.name == interface.name);
         let by_index = |interface: &Interface| interface.link.as_ref().is_some_and(|link| link.index == index);
         let Some(position) = self.interfaces.iter().position(|one| by_name(one) || by_index(one)) else {
-            return Ok(());
+            return Ok(false);
         };
         let interface = &mut self.interfaces[position];
         // A renamed interface is no longer the one that was configured.
         let link = link.filter(|link| link.name == interface.name);
-        interface.update(link)
+        interface.update(link).map(|()| true)
     }
 }
 

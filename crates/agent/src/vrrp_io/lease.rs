@@ -18,8 +18,10 @@ use crate::netlink::route::{Link, Routes};
 /// Lifetime of a VIP in the kernel, whose timer has a grain of one second.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 const RENEW_EVERY: Duration = Duration::from_millis(500);
-/// A VRRP thread that was not seen for so long does not run; it wakes at least every interval.
+/// A VRRP thread that was not seen for so long does not run.
 const RUNS_WITHIN: Duration = Duration::from_secs(1);
+/// A VRRP thread that holds VIPs waits no longer than this, however long its interval: it is to be seen running.
+pub(super) const SEEN_EVERY: Duration = Duration::from_millis(500);
 
 type Held = HashMap<IpAddr, (Link, u8)>;
 

@@ -164,6 +164,7 @@ impl<E> std::fmt::Debug for Handle<E> {
 pub struct InputSender<E> {
     messages: Sender<Message<E>>,
     waker: Arc<Waker>,
+    counters: Arc<Counters>,
 }
 
 impl<E> Clone for InputSender<E> {
@@ -171,11 +172,17 @@ impl<E> Clone for InputSender<E> {
         Self {
             messages: self.messages.clone(),
             waker: Arc::clone(&self.waker),
+            counters: Arc::clone(&self.counters),
         }
     }
 }
 
 impl<E> InputSender<E> {
+    /// The thread's numbers.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Hands an input over; never blocks. Silently dropped when the thread has ended.
     pub fn send(&self, input: Input) {
         if self.messages.send(Message::Input(input)).is_ok() {
@@ -214,6 +221,7 @@ impl<E> Handle<E> {
         InputSender {
             messages: self.messages.clone(),
             waker: Arc::clone(&self.waker),
+            counters: Arc::clone(&self.counters),
         }
     }
 
@@ -284,6 +292,7 @@ pub fn spawn<E: Engine>(
         stopped: false,
         late: false,
     };
+    crate::supervise::holds();
     let thread = std::thread::Builder::new()
         .name("vrrp".to_owned())
         .spawn(move || {
@@ -347,6 +356,13 @@ struct Worker<E> {
     late: bool,
 }
 
+/// How long to wait for something to happen; `None`: for ever.
+fn patience(deadline: Option<Now>, now: Now, holds: bool) -> Option<Duration> {
+    let until = deadline.map(|deadline| deadline.saturating_sub(now));
+    let seen = holds.then_some(lease::SEEN_EVERY);
+    until.into_iter().chain(seen).min()
+}
+
 impl<E: Engine> Worker<E> {
     fn run(&mut self) {
         self.kernel.seen();
@@ -354,7 +370,7 @@ impl<E: Engine> Worker<E> {
         self.tell_links();
         while !self.stopped && !self.engine.is_stopped() {
             let deadline = self.engine.poll_timeout();
-            let timeout = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
+            let timeout = patience(deadline, sys::now(), self.kernel.holds());
             if let Err(error) = self.kernel.wait(&self.waker, timeout) {
                 // Only a programming error gets here; dropping the kernel side removes the VIPs rather than hold them blindly.
                 self.failed("waiting for events", &error.to_string());
@@ -414,14 +430,16 @@ impl<E: Engine> Worker<E> {
         loop {
             match self.inbox.try_recv() {
                 Ok(Message::Input(input)) => {
-                    if let Input::Config { config } = &input
-                        && let Err(error) = self.kernel.reconfigure(config)
-                    {
-                        self.failed("taking over the new configuration", &error.to_string());
-                    }
-                    let links = matches!(input, Input::Config { .. });
+                    let config = match &input {
+                        Input::Config { config } => Some(config.clone()),
+                        _ => None,
+                    };
+                    // The core first: what is no longer configured says goodbye over sockets that are still open.
                     self.input(input);
-                    if links {
+                    if let Some(config) = config {
+                        if let Err(error) = self.kernel.reconfigure(&config) {
+                            self.failed("taking over the new configuration", &error.to_string());
+                        }
                         self.tell_links();
                     }
                 }
@@ -510,5 +528,27 @@ impl<E: Engine> Worker<E> {
             error: error.to_owned(),
         };
         (self.sink)(Outgoing::Action(Action::Report { event }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_seen_running_whatever_its_interval() {
+        let ms = Duration::from_millis;
+        for (deadline, holds, wait) in [
+            (None, false, None),
+            (None, true, Some(ms(500))),
+            (Some(ms(1_050)), true, Some(ms(50))),
+            (Some(ms(900)), true, Some(Duration::ZERO)),
+            // Half of the longest intervals of version 3 and of version 2.
+            (Some(ms(21_475)), true, Some(ms(500))),
+            (Some(ms(128_500)), true, Some(ms(500))),
+            (Some(ms(128_500)), false, Some(ms(127_500))),
+        ] {
+            assert_eq!(patience(deadline, ms(1_000), holds), wait, "{deadline:?}, {holds}");
+        }
     }
 }

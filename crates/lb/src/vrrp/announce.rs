@@ -1,6 +1,5 @@
 //! Making neighbours learn where the VIP is: gratuitous ARP and neighbour advertisements.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::instance::{Actions, Instance};
@@ -44,12 +43,10 @@ impl Instance {
     pub(super) fn probe(&self, out: &mut Actions) {
         let Some(mac) = self.mac else { return };
         for vip in &self.config.vips {
-            if let IpAddr::V4(ip) = vip.address {
-                out.push_back(Action::SendFrame {
-                    interface: self.config.interface.clone(),
-                    frame: frames::arp_probe(mac, ip).into(),
-                });
-            }
+            out.push_back(Action::SendFrame {
+                interface: self.config.interface.clone(),
+                frame: frames::probe(mac, vip.address).into(),
+            });
         }
     }
 }

@@ -5,8 +5,7 @@
 //! ```
 //! The HMAC covers a fixed label, the sender's address, the advertisement and the trailer before it. A
 //! receiver remembers the highest (boot id, counter) of each sender; what is not higher is a replay. The
-//! boot id must therefore grow with every start of a machine's agent (Unix time in milliseconds, and
-//! never below the last one used). A receiver that restarts has forgotten: until the sender speaks
+//! boot id must therefore grow with every start of a machine's agent ([`next_boot`]). A receiver that restarts has forgotten: until the sender speaks
 //! again, old packets of it are believed. The trailer lies outside of the VRRP checksum.
 
 use std::collections::BTreeMap;
@@ -39,6 +38,12 @@ pub struct SecretKey {
 pub struct ShortKey {
     pub id: u8,
     pub length: usize,
+}
+
+/// The boot id of a start at `now` (Unix time in milliseconds) after one with `last`. It grows even where the machine's
+/// clock was set back: or peers would take every advertisement for a replay, and hold the VIP as well.
+pub fn next_boot(last: Option<u64>, now: u64) -> u64 {
+    last.map_or(now, |last| now.max(last.saturating_add(1)))
 }
 
 impl SecretKey {
@@ -238,6 +243,19 @@ mod tests {
             receiver.verify(A, BODY, &signed(&mut sender), true),
             Err(Discard::Replay)
         );
+    }
+
+    #[test]
+    fn a_boot_id_grows_whatever_the_clock_does() {
+        for (last, now, next) in [
+            (None, 7, 7),
+            (Some(7), 9, 9),
+            (Some(7), 7, 8),
+            (Some(7), 0, 8),
+            (Some(u64::MAX), 9, u64::MAX),
+        ] {
+            assert_eq!(next_boot(last, now), next, "{last:?}, {now}");
+        }
     }
 
     #[test]
