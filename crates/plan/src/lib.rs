@@ -85,6 +85,11 @@ pub fn programs_needed(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<&'st
     components::agent::programs(spec, machine)
 }
 
+/// Addresses on which a machine's balancers listen: for VIPs, for the node itself, for statistics; each with its program.
+pub fn balancer_listens(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<(std::net::SocketAddr, &'static str)> {
+    components::agent::listens(spec, machine)
+}
+
 /// The certificate inventory of a cluster file.
 pub fn certificates(spec: &Spec) -> Inventory {
     let host = |machine: &&quorate_spec::Machine| Host {
