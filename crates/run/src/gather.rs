@@ -122,6 +122,7 @@ async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts,
     connection
         .gather(GatherQuery {
             paths: query.paths,
+            roots: query.roots,
             text_roots: query.texts,
             keys: query.keys,
             units: query.units,
