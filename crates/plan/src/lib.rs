@@ -84,7 +84,10 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
 /// An API server is ready and did not answer for some objects: those are left as they are.
 fn unanswered(facts: &Facts) -> Option<Note> {
     let cluster = &facts.cluster;
-    let first = cluster.unknown.first().filter(|_| !cluster.ready_api_servers.is_empty())?;
+    let first = cluster
+        .unknown
+        .first()
+        .filter(|_| !cluster.ready_api_servers.is_empty())?;
     let more = match cluster.unknown.len() {
         1 => String::new(),
         all => format!(" and {} more", all - 1),

@@ -41,10 +41,15 @@ fn the_member_of_a_control_plane_that_left_the_file_is_removed_before_others_joi
     });
     let made = plan(&spec, &facts);
     assert_eq!(lint(&made), []);
-    let remove = made.steps().find(|step| step.id == "control-plane/gone/remove").unwrap();
+    let remove = made
+        .steps()
+        .find(|step| step.id == "control-plane/gone/remove")
+        .unwrap();
     assert!(matches!(&remove.action, Action::EtcdRemove { id, .. } if id == "9"));
     assert!(["m1", "m2"].contains(&remove.machine.as_str()));
-    let removals = made.steps().filter(|step| matches!(step.action, Action::EtcdRemove { .. }));
+    let removals = made
+        .steps()
+        .filter(|step| matches!(step.action, Action::EtcdRemove { .. }));
     assert_eq!(removals.count(), 1);
     assert!(comes_after(&made, "control-plane/m3/join", "control-plane/gone/remove"));
 }
@@ -64,7 +69,9 @@ fn a_founder_s_ports_are_kubeadm_s_to_check_until_it_has_begun() {
     }
     let attempts = |facts: &Facts| {
         let made = plan(&spec, facts);
-        made.steps().find(|step| step.id == "control-plane/m1/init").map(|step| step.attempts)
+        made.steps()
+            .find(|step| step.id == "control-plane/m1/init")
+            .map(|step| step.attempts)
     };
     assert_eq!(attempts(&facts), Some(1));
 
@@ -98,10 +105,13 @@ fn put(facts: &mut Facts, machine: &str, path: &str) {
 /// Of a file of kubeadm's, as it will be written on a machine.
 fn content(plan: &Plan, machine: &str, name: &str) -> String {
     let path = format!("/etc/quorate/kubeadm/{name}");
-    let files = plan.steps().filter(|step| step.machine == machine).filter_map(|step| match &step.action {
-        Action::Files { files } => Some(files),
-        _ => None,
-    });
+    let files = plan
+        .steps()
+        .filter(|step| step.machine == machine)
+        .filter_map(|step| match &step.action {
+            Action::Files { files } => Some(files),
+            _ => None,
+        });
     match files.flatten().find(|file| file.path == path).map(|file| &file.content) {
         Some(Content::Text { text }) => text.clone(),
         Some(Content::Template { template, .. }) => template.clone(),

@@ -23,11 +23,19 @@ fn kubeadm_workers_are_not_reset_while_no_api_server_answers() {
 #[test]
 fn a_kubeadm_worker_joins_anew_only_if_the_api_has_no_node_of_it() {
     let (spec, mut facts) = deployed(&example("lb-pair"));
-    facts.cluster.ready_api_servers = spec.control_planes().iter().map(|machine| machine.name.clone()).collect();
+    facts.cluster.ready_api_servers = spec
+        .control_planes()
+        .iter()
+        .map(|machine| machine.name.clone())
+        .collect();
     facts.cluster.unknown = spec.nodes().iter().map(|node| path(&node.name)).collect();
     assert_eq!(joins(&spec, &facts), Vec::<String>::new());
     let made = plan(&spec, &facts);
-    assert!(made.notes.iter().any(|note| note.message.contains("did not answer for")));
+    assert!(
+        made.notes
+            .iter()
+            .any(|note| note.message.contains("did not answer for"))
+    );
     assert!(made.steps().all(|step| step.id.split('/').next() != Some("labels")));
 
     facts.cluster.unknown.remove(&path("w1"));

@@ -176,7 +176,10 @@ pub(crate) fn listens(spec: &Spec, machine: &Machine) -> Vec<(SocketAddr, &'stat
     for (config, program) in [(by_agent, "quorate"), (by_haproxy, "haproxy")] {
         let Some(config) = config else { continue };
         let statistics = config.stats.iter().map(|stats| stats.listen);
-        let listen = config.frontends.iter().flat_map(|frontend| frontend.listen.iter().copied());
+        let listen = config
+            .frontends
+            .iter()
+            .flat_map(|frontend| frontend.listen.iter().copied());
         found.extend(listen.chain(statistics).map(|address| (address, program)));
     }
     found

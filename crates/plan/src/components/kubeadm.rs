@@ -286,7 +286,11 @@ fn etcd_of(context: &Context<'_>) -> Value {
 
 fn init_configuration(context: &Context<'_>, machine: &Machine, with_token: bool) -> Value {
     // `CONFIG` runs no checks, and stays what it is when the mark goes.
-    let founding = if with_token { founding(context, machine) } else { Founding::Begun };
+    let founding = if with_token {
+        founding(context, machine)
+    } else {
+        Founding::Begun
+    };
     let mut body = json!({
         "apiVersion": API_VERSION,
         "kind": "InitConfiguration",
