@@ -12,8 +12,10 @@ pub struct ClusterFacts {
     pub ready_api_servers: BTreeSet<String>,
     /// `None`: no member answered.
     pub etcd: Option<EtcdFacts>,
-    /// Live objects the plan may want to change, by API path; absent objects are missing here.
+    /// Live objects the plan may want to change, by API path; absent and unknown objects are missing here.
     pub objects: BTreeMap<String, Value>,
+    /// Paths of objects nobody answered for: whether they exist is not known.
+    pub unknown: BTreeSet<String>,
     /// Images each machine's container runtime holds, by machine; missing when the runtime is not up.
     pub images: BTreeMap<String, BTreeSet<String>>,
 }

@@ -102,6 +102,24 @@ pub fn matrix(spec: &Spec) -> Vec<Flow> {
     );
     rows.tcp(Side::Pods, Side::Nodes, KUBELET, "kubelet: metrics");
     rows.tcp(Side::Pods, Side::ControlPlanes, apiserver::PORT, "API server");
+    if matches!(spec.network.cni, Cni::Flannel(_)) {
+        // What a Pod sends to a machine that is not its own leaves with its node's address (`--ip-masq`). Nodes with a proxy
+        // reach the API servers anyway.
+        if !matches!(spec.access, Access::Proxy { .. }) {
+            rows.tcp(
+                Side::Nodes,
+                Side::ControlPlanes,
+                apiserver::PORT,
+                "API server, for Pods behind their node's address",
+            );
+        }
+        rows.tcp(
+            Side::Nodes,
+            Side::Nodes,
+            KUBELET,
+            "kubelet: metrics, for Pods behind their node's address",
+        );
+    }
     if let Cni::Flannel(flannel) = &spec.network.cni
         && flannel.backend == FlannelBackend::Vxlan
         && spec.nodes().len() > 1

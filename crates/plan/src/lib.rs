@@ -64,6 +64,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
             });
         }
     }
+    plan.notes.extend(unanswered(facts));
     // Whether there is anything to do in the wave so far: if not, its next stage has nothing to begin with.
     let mut begun = false;
     for stage in stages::of(spec) {
@@ -80,9 +81,32 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
     plan
 }
 
+/// An API server is ready and did not answer for some objects: those are left as they are.
+fn unanswered(facts: &Facts) -> Option<Note> {
+    let cluster = &facts.cluster;
+    let first = cluster
+        .unknown
+        .first()
+        .filter(|_| !cluster.ready_api_servers.is_empty())?;
+    let more = match cluster.unknown.len() {
+        1 => String::new(),
+        all => format!(" and {} more", all - 1),
+    };
+    Some(Note {
+        machine: None,
+        message: format!("the API did not answer for {first}{more}; nothing is planned for them"),
+        hint: Some("run `quorate apply` again".into()),
+    })
+}
+
 /// Programs of the distribution, not of the bundle, that this machine needs: haproxy and keepalived where they balance.
 pub fn programs_needed(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<&'static str> {
     components::agent::programs(spec, machine)
+}
+
+/// Addresses on which a machine's balancers listen: for VIPs, for the node itself, for statistics; each with its program.
+pub fn balancer_listens(spec: &Spec, machine: &quorate_spec::Machine) -> Vec<(std::net::SocketAddr, &'static str)> {
+    components::agent::listens(spec, machine)
 }
 
 /// The certificate inventory of a cluster file.

@@ -5,6 +5,8 @@ pub const BIN: &str = "/opt/quorate/bin";
 /// Programs of the container network interface.
 pub const CNI_BIN: &str = "/opt/cni/bin";
 pub const CNI_CONF: &str = "/etc/cni/net.d";
+/// Ours in that folder.
+pub const CNI_FILE: &str = "10-flannel.conflist";
 pub const KUBERNETES: &str = "/etc/kubernetes";
 pub const PKI: &str = "/etc/kubernetes/pki";
 pub const STATIC_PODS: &str = "/etc/kubernetes/manifests";

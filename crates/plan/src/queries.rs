@@ -15,6 +15,8 @@ use crate::paths;
 pub struct MachineQuery {
     /// Stat and hash.
     pub paths: Vec<String>,
+    /// Folders of which every file is stat and hashed.
+    pub roots: Vec<String>,
     /// Public text files whose content is wanted.
     pub texts: Vec<String>,
     /// Private keys whose public half is wanted.
@@ -24,6 +26,17 @@ pub struct MachineQuery {
     pub users: Vec<String>,
     pub modules: Vec<String>,
 }
+
+/// Other distributions of Kubernetes, and another runtime.
+pub const FOREIGN_UNITS: [&str; 7] = [
+    "k3s.service",
+    "k3s-agent.service",
+    "rke2-server.service",
+    "rke2-agent.service",
+    "k0scontroller.service",
+    "k0sworker.service",
+    "crio.service",
+];
 
 /// Values as they were before the first apply, for `reset`.
 pub const BEFORE: &str = "/var/lib/quorate/before.json";
@@ -117,7 +130,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     paths_.insert(spec.etcd.data_dir.clone());
     paths_.insert(format!("{}/member", spec.etcd.data_dir));
     paths_.insert(format!("{}/member/wal", spec.etcd.data_dir));
-    paths_.insert(format!("{}/10-flannel.conflist", paths::CNI_CONF));
+    paths_.insert(format!("{}/{}", paths::CNI_CONF, paths::CNI_FILE));
     for program in PROGRAMS {
         paths_.insert(paths::bin(program));
     }
@@ -138,11 +151,13 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     sysctls.extend(spec.host.sysctls.keys().cloned());
     MachineQuery {
         paths: paths_.into_iter().collect(),
+        roots: vec![paths::CNI_CONF.into()],
         texts: texts.into_iter().collect(),
         keys: keys.into_iter().collect(),
         units: paths::ALL_UNITS
             .iter()
             .chain(&[agent::UNTIL_JOINED])
+            .chain(&FOREIGN_UNITS)
             .map(|unit| (*unit).to_owned())
             .collect(),
         sysctls,

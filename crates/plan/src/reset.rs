@@ -156,7 +156,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
     );
     let mut files: Vec<String> = paths::ALL_UNITS.iter().map(|unit| paths::unit(unit)).collect();
     files.extend(["/etc/sysctl.d/90-quorate.conf", "/etc/modules-load.d/quorate.conf"].map(str::to_owned));
-    files.push(format!("{}/10-flannel.conflist", paths::CNI_CONF));
+    files.push(format!("{}/{}", paths::CNI_CONF, paths::CNI_FILE));
     files.extend(
         crate::stages::CNI_PLUGINS
             .iter()

@@ -62,6 +62,18 @@ impl<'a> Context<'a> {
         self.facts.cluster.objects.get(path)
     }
 
+    /// The API was asked and there is no such object. That nobody answered says nothing of it.
+    pub(crate) fn is_absent(&self, path: &str) -> bool {
+        let cluster = &self.facts.cluster;
+        !cluster.ready_api_servers.is_empty() && !cluster.objects.contains_key(path) && !cluster.unknown.contains(path)
+    }
+
+    /// An API server is ready, and yet did not say whether there is such an object.
+    pub(crate) fn is_unanswered(&self, path: &str) -> bool {
+        let cluster = &self.facts.cluster;
+        !cluster.ready_api_servers.is_empty() && cluster.unknown.contains(path)
+    }
+
     /// Reference of the image in the bundle whose repository ends with `name`.
     pub(crate) fn image(&self, name: &str) -> Option<&'a quorate_facts::BundleItem> {
         self.facts.bundle.items.values().find(|item| {
@@ -153,6 +165,8 @@ impl<'a> Draft<'a> {
         let mut why = Vec::new();
         let changed: Vec<ApiObject> = objects
             .into_iter()
+            // What is there may be other than ours, and a rollback would delete it as a thing of this run's.
+            .filter(|object| !self.context.is_unanswered(&object.path))
             .filter_map(|mut object| {
                 let live = self.context.live(&object.path);
                 let reason = match live {

@@ -40,6 +40,18 @@ fn a_machine_lets_in_what_its_roles_need_and_no_more() {
 }
 
 #[test]
+fn pods_that_leave_with_their_node_s_address_reach_kubelets_and_api_servers() {
+    let spec = example("lb-pair");
+    let of = |name: &str| firewall::nftables(&spec, spec.machine(name).unwrap());
+    let worker = spec.machine("w1").unwrap().address.to_string();
+    for (machine, port) in [("m1", 6443), ("m1", 10250), ("w2", 10250)] {
+        let rule = format!("tcp dport {port} accept");
+        let lets = |line: &str| line.contains(&rule) && line.contains(&worker);
+        assert!(of(machine).lines().any(lets), "{machine} {port}: {}", of(machine));
+    }
+}
+
+#[test]
 fn machines_with_several_roles_need_the_larger_of_both() {
     let spec = example("minimal");
     let control_plane = sizing::of(&spec, spec.control_planes()[0]);

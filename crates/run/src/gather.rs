@@ -122,6 +122,7 @@ async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts,
     connection
         .gather(GatherQuery {
             paths: query.paths,
+            roots: query.roots,
             text_roots: query.texts,
             keys: query.keys,
             units: query.units,
@@ -158,13 +159,8 @@ async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<S
 }
 
 async fn cluster(spec: &Arc<Spec>, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
-    let (etcd, (ready_api_servers, objects)) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
-    ClusterFacts {
-        ready_api_servers,
-        etcd,
-        objects,
-        images: BTreeMap::new(),
-    }
+    let (etcd, api) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
+    ClusterFacts { etcd, ..api }
 }
 
 async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
@@ -213,11 +209,7 @@ async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
     })
 }
 
-async fn api_facts(
-    spec: &Spec,
-    fleet: &Fleet,
-    identity: Option<Identity>,
-) -> (BTreeSet<String>, BTreeMap<String, Value>) {
+async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
     let mut asked = JoinSet::new();
     for machine in spec.control_planes() {
         let Some(connection) = fleet.get(&machine.name).cloned() else {
@@ -234,13 +226,25 @@ async fn api_facts(
     }
     let mut answers = asked.join_all().await;
     answers.sort_by(|(left, _), (right, _)| left.cmp(right));
-    let ready: BTreeSet<String> = answers
+    let ready_api_servers = answers
         .iter()
         .filter(|(_, api)| api.is_some())
         .map(|(name, _)| name.clone())
         .collect();
     let servers: Vec<Api> = answers.into_iter().filter_map(|(_, api)| api.flatten()).collect();
-    (ready, objects(&servers, queries::objects(spec)).await)
+    let paths = queries::objects(spec);
+    let mut unknown: BTreeSet<String> = paths.iter().cloned().collect();
+    let mut objects = BTreeMap::new();
+    for (path, answer) in answered(&servers, paths).await {
+        unknown.remove(&path);
+        objects.extend(answer.map(|object| (path, object)));
+    }
+    ClusterFacts {
+        ready_api_servers,
+        objects,
+        unknown,
+        ..ClusterFacts::default()
+    }
 }
 
 /// Asked without an identity: health paths are open to everybody, and the authority's certificate lies on the machine.
@@ -251,9 +255,10 @@ async fn ready(connection: &MachineRef, address: std::net::SocketAddr) -> bool {
     connection.http(request).await.is_ok_and(|reply| reply.status == 200)
 }
 
-/// Live objects. A few askers per server share the paths, so that each connection is used many times; what one server
-/// fails to give is asked of another.
-async fn objects(servers: &[Api], paths: Vec<String>) -> BTreeMap<String, Value> {
+/// What the API said of each path: the live object, or that there is none. Paths that stay without an answer are missing. A
+/// few askers per server share the paths, so that each connection is used many times; what one server fails to give is
+/// asked of another.
+async fn answered(servers: &[Api], paths: Vec<String>) -> Vec<(String, Option<Value>)> {
     let left = Arc::new(Mutex::new(paths));
     let mut asked = JoinSet::new();
     for index in 0..servers.len() * ASKERS {
@@ -267,11 +272,11 @@ async fn objects(servers: &[Api], paths: Vec<String>) -> BTreeMap<String, Value>
             loop {
                 let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let Some(path) = next else { return found };
-                let object = match server.get(&path).await {
+                let answer = match server.get(&path).await {
                     Err(_) => other.get(&path).await,
-                    object => object,
+                    answer => answer,
                 };
-                found.extend(object.ok().flatten().map(|object| (path, object)));
+                found.extend(answer.ok().map(|object| (path, object)));
             }
         });
     }

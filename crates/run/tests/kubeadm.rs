@@ -84,3 +84,35 @@ async fn a_cluster_is_not_founded_while_a_control_plane_is_away() {
     assert!(plan.steps().all(|step| !step.id.ends_with("/init")));
     assert!(plan.notes.iter().any(|note| note.message.contains("none is founded")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_object_the_api_fails_to_give_is_unknown_and_nothing_follows_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    let node = "/api/v1/nodes/w1".to_owned();
+    *sim.world.unreadable.lock().unwrap() = Some(node.clone());
+    let facts = sim.session().gather().await.unwrap();
+    assert_eq!(facts.cluster.unknown, [node].into());
+    assert_eq!(sim.left().await, []);
+    let plan = sim.plan().await;
+    assert!(plan.notes.iter().any(|note| note.message.contains("/api/v1/nodes/w1")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_does_not_answer_keeps_its_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    for name in ["m1", "m2", "m3"] {
+        sim.power_off(name);
+    }
+    let plan = sim.plan().await;
+    let ids: Vec<&str> = plan.steps().map(|step| step.id.as_str()).collect();
+    assert!(
+        ids.iter().all(|id| !id.ends_with("/reset") && !id.ends_with("/join")),
+        "{ids:#?}"
+    );
+}

@@ -48,9 +48,9 @@ fn every_combination_works_or_is_refused_with_a_reason() {
                             let verdict = match load(&file(bootstrap, on, access, balancer, run_as, etcd), "grid.yaml")
                             {
                                 Ok((_, findings)) => {
-                                    assert!(findings.is_empty(), "{findings:?}");
                                     good += 1;
-                                    "ok".to_owned()
+                                    let warned = findings.iter().map(|finding| finding.code);
+                                    ["ok"].into_iter().chain(warned).collect::<Vec<_>>().join(", ")
                                 }
                                 Err(findings) => {
                                     bad += 1;

@@ -22,7 +22,7 @@ fn said(report: &Report) -> Vec<String> {
 #[test]
 fn every_awkward_machine_is_found() {
     type Change = fn(&mut HostFacts);
-    let cases: [(&str, Change); 35] = [
+    let cases: [(&str, Change); 37] = [
         ("no-root", |host| host.privilege.uid = 1000),
         ("no-systemd", |host| host.systemd = None),
         ("address-elsewhere", |host| host.network.addresses.clear()),
@@ -104,6 +104,22 @@ fn every_awkward_machine_is_found() {
         }),
         ("foreign-kube-proxy", |host| {
             host.firewall.nft_tables.push("ip kube-proxy".into())
+        }),
+        ("foreign-pod-network-to-come", |host| {
+            for file in ["05-calico.conflist", "99-loopback.conf", "05-calico.kubeconfig"] {
+                let found = FileFacts {
+                    kind: FileKind::File,
+                    ..FileFacts::absent()
+                };
+                host.files.insert(format!("/etc/cni/net.d/{file}"), found);
+            }
+        }),
+        ("stopped-k3s", |host| {
+            let stopped = UnitFacts {
+                active: "inactive".into(),
+                ..unit()
+            };
+            host.units.insert("k3s.service".into(), stopped);
         }),
         ("no-vxlan", |host| {
             host.kernel_features.insert("vxlan".into(), Feature::Absent);
@@ -202,6 +218,193 @@ fn a_balancer_that_will_be_replaced_takes_no_ports() {
 }
 
 #[test]
+fn a_vip_in_front_of_etcd_may_have_etcd_s_own_port() {
+    for (balancer, process) in [
+        ("quorate", "quorate"),
+        ("quorate", "quorate-agent"),
+        ("haproxy", "haproxy"),
+    ] {
+        let (spec, mut facts) = external_etcd(balancer);
+        let host = found(&mut facts, "e1");
+        host.listening = vec![
+            listener(2379, "etcd", "127.0.0.1"),
+            listener(2379, "etcd", "10.77.0.41"),
+            listener(2380, "etcd", "10.77.0.41"),
+            listener(2381, "etcd", "127.0.0.1"),
+            listener(2379, process, "10.77.0.101"),
+        ];
+        deploy(host);
+        assert_eq!(taken(&spec, &facts), Vec::<String>::new(), "{process}");
+        // Anybody else there, or the balancer on etcd's own address, is in the way.
+        found(&mut facts, "e1").listening[4].process = Some("nginx".into());
+        found(&mut facts, "e2").listening = vec![listener(2379, process, "10.77.0.42")];
+        assert_eq!(
+            taken(&spec, &facts),
+            [
+                format!("e1: taken: 2379 ({balancer}) by nginx, pid 42"),
+                format!("e2: taken: 2379 (etcd) by {process}, pid 42"),
+            ]
+        );
+    }
+}
+
+#[test]
+fn where_nothing_is_deployed_a_program_of_the_right_name_is_foreign() {
+    let (spec, mut facts) = external_etcd("haproxy");
+    found(&mut facts, "e1").listening = vec![
+        listener(2379, "etcd", "0.0.0.0"),
+        listener(2380, "etcd", "127.0.0.1"),
+        listener(2379, "haproxy", "10.77.0.101"),
+    ];
+    let vxlan = Listener {
+        transport: Transport::Udp,
+        pid: None,
+        process: None,
+        ..listener(8472, "", "::")
+    };
+    found(&mut facts, "w1").listening = vec![vxlan, listener(8472, "python3", "::")];
+    assert_eq!(
+        taken(&spec, &facts),
+        [
+            // 2380 is taken on an address that is not wanted.
+            "w1: taken: udp 8472 (vxlan) by an unknown process",
+            "e1: taken: 2379 (etcd) by etcd, pid 42; 2379 (haproxy) by etcd, pid 42; 2379 (haproxy) by haproxy, pid 42",
+        ]
+    );
+    deploy(found(&mut facts, "w1"));
+    assert_eq!(taken(&spec, &facts).len(), 1);
+}
+
+#[test]
+fn the_agent_s_own_statistics_have_a_port_too() {
+    let spec = spec("access: proxy");
+    let (_, mut facts) = healthy();
+    found(&mut facts, "m4").listening = vec![listener(9445, "prometheus", "127.0.0.1")];
+    assert_eq!(
+        taken(&spec, &facts),
+        ["m4: taken: 9445 (quorate) by prometheus, pid 42"]
+    );
+}
+
+/// What the check of ports found, by machine.
+fn taken(spec: &Spec, facts: &Facts) -> Vec<String> {
+    let report = preflight(spec, facts);
+    let ports = report.failed().filter(|check| check.name == "ports");
+    ports
+        .map(|check| format!("{}: {}", check.target, check.detail))
+        .collect()
+}
+
+fn found<'a>(facts: &'a mut Facts, machine: &str) -> &'a mut HostFacts {
+    match facts.machines.get_mut(machine).unwrap() {
+        MachineFacts::Found(host) => host,
+        _ => unreachable!(),
+    }
+}
+
+fn deploy(host: &mut HostFacts) {
+    let folder = FileFacts {
+        kind: FileKind::Directory,
+        ..FileFacts::absent()
+    };
+    host.files.insert("/opt/quorate/bin".into(), folder);
+}
+
+/// Etcd on machines of its own, behind a VIP with the usual port.
+fn external_etcd(balancer: &str) -> (Spec, Facts) {
+    let mut text = format!(
+        "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  balancer: {balancer}\n  \
+         etcd: {{topology: external, vip: 10.77.0.101, vrid: 52}}\n  machines:\n    \
+         - {{name: m1, address: 10.77.0.11, roles: [control-plane]}}\n    \
+         - {{name: w1, address: 10.77.0.21, roles: [worker]}}\n"
+    );
+    for n in 1..=3 {
+        text.push_str(&format!("    - {{name: e{n}, address: 10.77.0.4{n}, roles: [etcd]}}\n"));
+    }
+    let spec = quorate_spec::load(&text, "cluster.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)))
+        .0;
+    let facts = facts_of(&spec);
+    (spec, facts)
+}
+
+#[test]
+fn equal_hostnames_are_what_apply_mends_where_it_sets_them() {
+    let (_, mut facts) = healthy();
+    found(&mut facts, "m1").hostname = "debian".into();
+    found(&mut facts, "m2").hostname = "debian".into();
+    assert_eq!(
+        said(&preflight(&spec("access: endpoint"), &facts)),
+        ["hostname cluster: m1 and m2 share debian"]
+    );
+    let report = preflight(&spec("host: {hostname: true}"), &facts);
+    assert_eq!(said(&report), Vec::<String>::new());
+    let hostname = report.checks.iter().find(|check| check.name == "hostname").unwrap();
+    assert_eq!(
+        hostname.detail,
+        "m1 and m2 share debian; apply gives each its name in the file"
+    );
+}
+
+#[test]
+fn a_bundle_of_other_versions_or_without_an_image_is_found() {
+    let (_, mut facts) = healthy();
+    facts.bundle = bundle(&["pause", "coredns/coredns", "probe"]);
+    let kubeadm = "kubernetes: {version: v1.36.3, bootstrap: kubeadm}\n  access: proxy\n  agent: {as: static-pod}";
+    let failed = |option: &str, facts: &Facts| -> Vec<String> {
+        preflight(&spec(option), facts)
+            .failed()
+            .map(|check| format!("{}: {}", check.name, check.detail))
+            .collect()
+    };
+    assert_eq!(failed("kubernetes: {version: v1.36.3}", &facts), Vec::<String>::new());
+    assert_eq!(
+        failed(kubeadm, &facts),
+        ["images: the bundle lacks kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, etcd, agent"]
+    );
+    facts.bundle = bundle(&[
+        "pause",
+        "coredns/coredns",
+        "probe",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kube-proxy",
+        "etcd",
+        "agent",
+    ]);
+    assert_eq!(failed(kubeadm, &facts), Vec::<String>::new());
+    facts.bundle.kubernetes = "v1.36.2".into();
+    assert_eq!(
+        failed("kubernetes: {version: v1.36.3}\n  etcd: {version: 3.6.15}", &facts),
+        ["bundle: the bundle has Kubernetes v1.36.2, not v1.36.3; etcd 3.6.16, not 3.6.15"]
+    );
+}
+
+fn bundle(images: &[&str]) -> BundleFacts {
+    let images = images
+        .iter()
+        .map(|image| (format!("image:registry.k8s.io/{image}:v1"), ItemKind::Image));
+    let items = images
+        .chain([("etcd".to_owned(), ItemKind::Binary)])
+        .map(|(name, kind)| {
+            let item = BundleItem {
+                name: name.clone(),
+                kind,
+                version: "v3.6.16".into(),
+                sha256: "ab".repeat(32),
+                size: 1,
+                packed_size: 1,
+            };
+            (name, item)
+        });
+    BundleFacts {
+        kubernetes: "v1.36.3".into(),
+        items: items.collect(),
+    }
+}
+
+#[test]
 fn what_access_and_balancer_want_of_a_machine_is_found_missing() {
     let (_, mut facts) = healthy();
     for machine in facts.machines.values_mut() {
@@ -250,6 +453,11 @@ fn what_access_and_balancer_want_of_a_machine_is_found_missing() {
 
 fn healthy() -> (Spec, Facts) {
     let spec = spec("access: endpoint");
+    let facts = facts_of(&spec);
+    (spec, facts)
+}
+
+fn facts_of(spec: &Spec) -> Facts {
     let taken_unix = 1_800_000_000;
     let machines = spec.machines.iter().map(|machine| {
         (
@@ -257,12 +465,11 @@ fn healthy() -> (Spec, Facts) {
             MachineFacts::Found(Box::new(host(&machine.name, machine.address, taken_unix))),
         )
     });
-    let facts = Facts {
+    Facts {
         taken_unix,
         machines: machines.collect(),
         ..Facts::default()
-    };
-    (spec, facts)
+    }
 }
 
 fn spec(option: &str) -> Spec {

@@ -168,6 +168,23 @@ pub(crate) fn is_pod(spec: &Spec, machine: &Machine) -> bool {
     spec.balancer_as == RunAs::StaticPod && by_agent.is_some()
 }
 
+/// Where the balancers of a machine listen, and by which program.
+pub(crate) fn listens(spec: &Spec, machine: &Machine) -> Vec<(SocketAddr, &'static str)> {
+    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
+    let (by_agent, by_haproxy) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    let mut found = Vec::new();
+    for (config, program) in [(by_agent, "quorate"), (by_haproxy, "haproxy")] {
+        let Some(config) = config else { continue };
+        let statistics = config.stats.iter().map(|stats| stats.listen);
+        let listen = config
+            .frontends
+            .iter()
+            .flat_map(|frontend| frontend.listen.iter().copied());
+        found.extend(listen.chain(statistics).map(|address| (address, program)));
+    }
+    found
+}
+
 /// Programs of the distribution that a machine needs for its part in the balancing.
 pub(crate) fn programs(spec: &Spec, machine: &Machine) -> Vec<&'static str> {
     // Which interface carries the VIP, the only thing asked of the host, makes no difference.

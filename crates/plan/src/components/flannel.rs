@@ -59,9 +59,10 @@ impl Flannel<'_> {
                 "RuntimeDirectoryPreserve=yes".into(),
                 // flannel says READY when the subnet file is there; the conflist follows from it.
                 format!(
-                    "ExecStartPost={} cni --subnet-env /run/flannel/subnet.env --output {}/10-flannel.conflist",
+                    "ExecStartPost={} cni --subnet-env /run/flannel/subnet.env --output {}/{}",
                     paths::bin("quorate"),
-                    paths::CNI_CONF
+                    paths::CNI_CONF,
+                    paths::CNI_FILE
                 ),
             ],
             oom_score: -999,

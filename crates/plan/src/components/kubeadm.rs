@@ -128,11 +128,14 @@ const IGNORED: [&str; 4] = [
     "Swap",
 ];
 /// A founder that was interrupted has these already, and `kubeadm init` goes on from them.
-const IGNORED_FOUNDING: [&str; 10] = [
+const IGNORED_FOUNDING: [&str; 4] = [
     "FileAvailable--etc-kubernetes-manifests-etcd.yaml",
     "FileAvailable--etc-kubernetes-manifests-kube-apiserver.yaml",
     "FileAvailable--etc-kubernetes-manifests-kube-controller-manager.yaml",
     "FileAvailable--etc-kubernetes-manifests-kube-scheduler.yaml",
+];
+/// And its own programs listen. Who listens there before is somebody else.
+const IGNORED_BEGUN: [&str; 6] = [
     "Port-10250",
     "Port-10257",
     "Port-10259",
@@ -170,8 +173,9 @@ pub(crate) fn join(context: &Context<'_>, machine: &Machine) -> String {
         "kind": "JoinConfiguration",
         "caCertPath": paths::pki("ca.crt"),
         "discovery": {"file": {"kubeConfigPath": DISCOVERY}, "tlsBootstrapToken": token()},
-        "nodeRegistration": registration(context.spec, machine, false),
+        "nodeRegistration": registration(context, machine, None),
         "patches": {"directory": PATCHES},
+        "timeouts": timeouts(),
     });
     if machine.is_control_plane() {
         // The authorities lie on the machine, so nothing is downloaded and no certificate key is needed.
@@ -283,14 +287,21 @@ fn etcd_of(context: &Context<'_>) -> Value {
 }
 
 fn init_configuration(context: &Context<'_>, machine: &Machine, with_token: bool) -> Value {
+    // `CONFIG` runs no checks, and stays what it is when the mark goes.
+    let founding = if with_token {
+        founding(context, machine)
+    } else {
+        Founding::Begun
+    };
     let mut body = json!({
         "apiVersion": API_VERSION,
         "kind": "InitConfiguration",
         "localAPIEndpoint": local_endpoint(machine),
-        "nodeRegistration": registration(context.spec, machine, true),
+        "nodeRegistration": registration(context, machine, Some(founding)),
         // kube-proxy and CoreDNS are objects of the plan. The join command would print the token.
         "skipPhases": ["addon", "show-join-command"],
         "patches": {"directory": PATCHES},
+        "timeouts": timeouts(),
     });
     if with_token {
         body["bootstrapTokens"] = json!([{
@@ -300,12 +311,44 @@ fn init_configuration(context: &Context<'_>, machine: &Machine, with_token: bool
     body
 }
 
-fn registration(spec: &Spec, machine: &Machine, founding: bool) -> Value {
+/// kubeadm asks an etcd that does not answer for two minutes unless told otherwise; a few such waits outlast the step.
+fn timeouts() -> Value {
+    json!({"etcdAPICall": "20s"})
+}
+
+/// How far `kubeadm init` got before this plan.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Founding {
+    Fresh,
+    /// What it started may run already.
+    Begun,
+}
+
+pub(crate) fn founding(context: &Context<'_>, machine: &Machine) -> Founding {
+    let host = context.facts.host(&machine.name);
+    let mark = host.and_then(|host| host.files.get(FOUNDING));
+    if mark.is_some_and(|mark| mark.exists()) {
+        Founding::Begun
+    } else {
+        Founding::Fresh
+    }
+}
+
+/// `founding`: of the machine that founds; `None` for those that join.
+fn registration(context: &Context<'_>, machine: &Machine, founding: Option<Founding>) -> Value {
+    let spec = context.spec;
     let mut ignored: Vec<String> = IGNORED.map(str::to_owned).to_vec();
-    if founding {
+    if founding.is_some() {
         ignored.extend(IGNORED_FOUNDING.map(str::to_owned));
+    }
+    if founding == Some(Founding::Begun) {
+        ignored.extend(IGNORED_BEGUN.map(str::to_owned));
+    }
+    if machine.is_control_plane() {
+        // A file system of its own has `lost+found`. Another etcd's data is found by preflight, and what an earlier life of
+        // the machine left is removed by the plan.
         ignored.push(format!("DirAvailable-{}", spec.etcd.data_dir.replace('/', "-")));
-    } else if !machine.is_control_plane() {
+    } else {
         ignored.push(IGNORED_WORKER.to_owned());
     }
     json!({

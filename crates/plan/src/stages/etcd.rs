@@ -108,6 +108,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         }
     }
     if let Some(live) = live {
+        // Last, so that the quorum is largest while others join.
         retire(&mut draft, context, &live.members, &wanted_members, chain);
     }
     Planned {
@@ -224,14 +225,14 @@ fn promote(
     vec![id]
 }
 
-/// Members the cluster file no longer names, last, so that the quorum is largest while others join.
-fn retire(
+/// Removes members the cluster file no longer names.
+pub(crate) fn retire(
     draft: &mut Draft<'_>,
     context: &Context<'_>,
     live: &[EtcdMember],
     wanted: &[Member],
     mut chain: Vec<String>,
-) {
+) -> Vec<String> {
     for found in live
         .iter()
         .filter(|found| !wanted.iter().any(|member| is(found, member)))
@@ -258,6 +259,7 @@ fn retire(
         ));
         chain = vec![id];
     }
+    chain
 }
 
 fn change(id: &str, via: &str, title: &str, why: Vec<String>, action: Action, needs: Vec<String>) -> Step {

@@ -52,14 +52,14 @@ pub(crate) fn token_left(context: &Context<'_>, machine: &Machine) -> Vec<String
     }
 }
 
-/// The kubelet has a client certificate and its node object is there.
+/// The kubelet has a client certificate, and the API does not say that its node object is missing.
 pub(crate) fn joined(context: &Context<'_>, machine: &Machine) -> bool {
     let certificate = context
         .facts
         .host(&machine.name)
         .and_then(|host| host.files.get(paths::KUBELET_CLIENT))
         .is_some_and(|file| file.exists());
-    certificate && context.live(&node_path(&machine.name)).is_some()
+    certificate && !context.is_absent(&node_path(&machine.name))
 }
 
 fn holds_token(context: &Context<'_>, machine: &Machine) -> bool {

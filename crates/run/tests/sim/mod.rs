@@ -45,6 +45,8 @@ pub struct World {
     pub lazy: std::sync::atomic::AtomicBool,
     /// The next control plane to join dies after its etcd member was added.
     pub dies_in_join: std::sync::atomic::AtomicBool,
+    /// What API servers fail to read just now.
+    pub unreadable: Mutex<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -82,6 +84,7 @@ impl Sim {
             state: Mutex::default(),
             lazy: false.into(),
             dies_in_join: false.into(),
+            unreadable: Mutex::default(),
         });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
@@ -758,6 +761,9 @@ impl World {
         let mut state = self.state();
         let body = || serde_json::from_slice::<Value>(&request.body).unwrap_or_default();
         match request.method.as_str() {
+            "GET" if self.unreadable.lock().unwrap().as_deref() == Some(path) => {
+                reply(500, json!({"message": "etcdserver: request timed out"}))
+            }
             "GET" if path == CSRS => {
                 let items: Vec<Value> = state
                     .objects

@@ -175,6 +175,15 @@ pub(super) fn pairs(
                 )
                 .reason("there is no VIP, and nodes reach the only control plane directly")
                 .fix("leave it out");
+        } else if balancer == Balancer::Haproxy && !matches!(access, Access::Ipvs { .. } | Access::Ebpf { .. }) {
+            document
+                .warn(
+                    "options-unused",
+                    &at,
+                    "`as: static-pod` is not used: haproxy and keepalived do all the balancing",
+                )
+                .reason("they are the distribution's programs and run as units; no work is left for the agent")
+                .fix("leave it out, or write `balancer: quorate`");
         }
     }
     (balancer, run_as)

@@ -39,11 +39,12 @@ pub(super) fn check(input: &Input<'_>, list: &mut List) {
             .filter(|(_, names)| names.len() > 1)
             .map(|(value, names)| format!("{} share {value}", names.join(" and ")))
             .collect();
-        let found = if shared.is_empty() {
-            "all different".to_owned()
-        } else {
-            shared.join("; ")
+        let mended = what == "hostname" && input.spec.host.hostname;
+        let found = match shared.join("; ") {
+            none if none.is_empty() => "all different".to_owned(),
+            shared if mended => format!("{shared}; apply gives each its name in the file"),
+            shared => shared,
         };
-        list.require(what, "cluster", shared.is_empty(), found, hint);
+        list.require(what, "cluster", shared.is_empty() || mended, found, hint);
     }
 }

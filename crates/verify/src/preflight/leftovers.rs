@@ -1,8 +1,8 @@
 //! Nothing of another Kubernetes, which apply would fight with.
 
 use quorate_facts::HostFacts;
-use quorate_plan::paths;
-use quorate_spec::Machine;
+use quorate_plan::{paths, queries};
+use quorate_spec::{Cni, Machine};
 
 use super::{Input, List, deployed};
 
@@ -43,6 +43,13 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
                 .is_some_and(|unit| unit.exists() && unit.is_active())
         };
         found.extend(UNITS.iter().filter(runs).map(|unit| format!("{unit} runs")));
+        // Stopped, they come back with the next boot or by their own timers.
+        let installed = |unit: &&&str| host.units.get(**unit).is_some_and(|unit| unit.exists());
+        let foreign = queries::FOREIGN_UNITS.iter().filter(installed);
+        found.extend(foreign.map(|unit| format!("{unit} is installed")));
+        if matches!(input.spec.network.cni, Cni::Flannel(_)) {
+            found.extend(before_ours(host).map(|path| format!("{path}, which containerd prefers to ours")));
+        }
         let there = |name: &&&str| host.network.links.iter().any(|link| link.name == **name);
         found.extend(INTERFACES.iter().filter(there).map(|name| format!("interface {name}")));
         let tables = host
@@ -64,4 +71,17 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         text,
         "remove the other cluster first (`kubeadm reset`, `k3s-uninstall.sh`, …) and reboot",
     );
+}
+
+/// Pod networks that sort before ours: containerd takes the first configuration of the folder.
+fn before_ours(host: &HostFacts) -> impl Iterator<Item = &str> {
+    let there = host.files.iter().filter(|(_, file)| file.exists());
+    there.map(|(path, _)| path.as_str()).filter(|path| {
+        path.strip_prefix(paths::CNI_CONF)
+            .and_then(|name| name.strip_prefix('/'))
+            .is_some_and(|name| {
+                let read = [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
+                read && !name.contains('/') && name < paths::CNI_FILE
+            })
+    })
 }

@@ -4,6 +4,7 @@
 mod address;
 mod architecture;
 mod balancing;
+mod bundle;
 mod cgroups;
 mod clock;
 mod duplicates;
@@ -62,10 +63,11 @@ const OF_A_MACHINE: [fn(&Input<'_>, &Machine, &HostFacts, &mut List); 16] = [
 ];
 
 /// Of all machines together.
-const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 11] = [
+const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 12] = [
     duplicates::check,   // machine-id, product UUID, hostname
     clock::check,        // clocks agree
     architecture::check, // one architecture
+    bundle::check,       // the bundle has the versions asked for
     images::check,       // all images are in the bundle
     vip::check,          // the VIP lies in its holders' subnet
     vip_taken::check,    // nobody answers for the VIP

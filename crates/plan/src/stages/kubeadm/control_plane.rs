@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 
 use super::state::{self, State};
 use super::{forget_node, kubelet, reset, run, with_token};
+use crate::components::kubeadm::Founding;
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
+use crate::names::members;
 use crate::stages::{Planned, agent_pod, api_server_files, control_plane, etcd as membership, token};
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
@@ -31,6 +33,13 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let reachable = founder.is_some() || is_there(context);
     // One change of membership, and one restart, at a time.
     let mut chain: Vec<String> = Vec::new();
+    if context.spec.etcd.topology == EtcdTopology::Stacked
+        && founder.is_none()
+        && let Some(live) = &context.facts.cluster.etcd
+    {
+        // First: a member whose machine is gone counts for the quorum, and each kubeadm that joins waits for it.
+        chain = membership::retire(&mut draft, context, &live.members, &members(context.spec), chain);
+    }
     let mut admitted = false;
     for (machine, state) in machines {
         let Some(mut wanted) = draft.machine(machine) else {
@@ -209,8 +218,11 @@ fn found(draft: &mut Draft<'_>, machine: &Machine, ready: Option<String>) -> Vec
     let (needs, pod) = agent_pod::before_kubeadm(draft, name, ready.into_iter().collect());
     step.needs = needs;
     step.done_when = [joined(draft.context, machine), pod].concat();
-    // It goes on from what an earlier attempt left.
-    step.attempts = 2;
+    // It goes on from what an earlier attempt left, if it is told to: else it would complain of its own ports, and hide why
+    // the first attempt failed.
+    if kubeadm::founding(draft.context, machine) == Founding::Begun {
+        step.attempts = 2;
+    }
     draft.push(step);
     let id = draft.id(name, "forget-super-admin");
     draft.push(Step {

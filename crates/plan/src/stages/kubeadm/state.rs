@@ -56,13 +56,14 @@ pub(crate) fn control_plane(context: &Context<'_>, machine: &Machine) -> State {
     State::Member
 }
 
+/// Joining anew ends every Pod on the machine, so its Node must be known to be missing.
 pub(crate) fn worker(context: &Context<'_>, machine: &Machine) -> State {
     let Some(host) = context.facts.host(&machine.name) else {
         return State::Fresh;
     };
     if exists(host, paths::KUBELET_CLIENT)
         && exists(host, &kubelet_conf())
-        && context.live(&node_path(&machine.name)).is_some()
+        && !context.is_absent(&node_path(&machine.name))
     {
         State::Member
     } else if has_kubelet(host) {
@@ -87,7 +88,7 @@ fn is_through(context: &Context<'_>, machine: &Machine) -> bool {
     let cluster = &context.facts.cluster;
     let votes = context.spec.etcd.topology == EtcdTopology::External
         || member(context, machine).is_some_and(|member| member.healthy && !member.learner);
-    votes && cluster.ready_api_servers.contains(&machine.name) && context.live(&node_path(&machine.name)).is_some()
+    votes && cluster.ready_api_servers.contains(&machine.name) && !context.is_absent(&node_path(&machine.name))
 }
 
 /// A quorum of etcd's members answers, and this machine's is none of them.
