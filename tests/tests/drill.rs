@@ -24,6 +24,7 @@ fn a_drill_that_is_ended_takes_everything_back() {
     text(&lab.cluster("apply", &["--yes"]), &["apply"]);
     lab.await_green(GREEN);
 
+    breaks_nothing_when_asked_before(&lab);
     excludes_an_apply_and_stops_when_asked(&lab);
     for (scenario, gone) in [
         ("api-server-hung", frozen as fn(&Lab) -> Option<String>),
@@ -35,6 +36,25 @@ fn a_drill_that_is_ended_takes_everything_back() {
     }
 }
 
+/// Clients are being watched, nothing is broken yet.
+fn breaks_nothing_when_asked_before(lab: &Lab) {
+    let report = lab.folder.join("asked-before");
+    let mut drill = begin(lab, "scheduler-leader-killed", &report, "started");
+    signal(&drill, "INT");
+    let status = drill.wait().expect("wait for the drill");
+    assert_eq!(status.code(), Some(3), "what was not done did not hold");
+    let journal = std::fs::read_to_string(report.join("journal.jsonl")).expect("journal");
+    assert!(!journal.contains(r#""event":"broken""#), "{journal}");
+    let outcome = outcome(&report);
+    assert!(
+        outcome["why"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("interrupted before"),
+        "{outcome}"
+    );
+}
+
 fn excludes_an_apply_and_stops_when_asked(lab: &Lab) {
     let report = lab.folder.join("interrupted");
     // It stays long enough for another operator to be refused meanwhile, who must have something to do.
@@ -44,7 +64,7 @@ fn excludes_an_apply_and_stops_when_asked(lab: &Lab) {
         "roles: [worker]",
         "labels: {drilled: meanwhile}, roles: [worker]",
     );
-    let mut drill = begin(lab, "scheduler-leader-killed", &report);
+    let mut drill = begin(lab, "scheduler-leader-killed", &report, "broken");
     assert!(stopped(lab).is_some(), "it was broken");
     let apply = lab.cluster("apply", &["--yes"]);
     let said = String::from_utf8_lossy(&apply.stderr);
@@ -76,7 +96,7 @@ fn excludes_an_apply_and_stops_when_asked(lab: &Lab) {
 /// SIGKILL to the operator: the timers on the machines do the rest.
 fn killed(lab: &Lab, scenario: &str, fault: fn(&Lab) -> Option<String>) {
     let report = lab.folder.join(scenario);
-    let mut drill = begin(lab, scenario, &report);
+    let mut drill = begin(lab, scenario, &report, "broken");
     assert!(fault(lab).is_some(), "{scenario}: it was broken");
     signal(&drill, "KILL");
     let _ = drill.wait();
@@ -101,8 +121,8 @@ fn killed(lab: &Lab, scenario: &str, fault: fn(&Lab) -> Option<String>) {
     lab.await_green(GREEN);
 }
 
-/// A drill whose fault is there.
-fn begin(lab: &Lab, scenario: &str, report: &Path) -> Child {
+/// A drill that has come to this event: `broken`, its fault is there.
+fn begin(lab: &Lab, scenario: &str, report: &Path, event: &str) -> Child {
     let arguments = [
         "run",
         "-f",
@@ -124,12 +144,9 @@ fn begin(lab: &Lab, scenario: &str, report: &Path) -> Child {
     let begun = Instant::now();
     while !std::fs::read_to_string(&journal)
         .unwrap_or_default()
-        .contains(r#""event":"broken""#)
+        .contains(&format!(r#""event":"{event}""#))
     {
-        assert!(
-            begun.elapsed() < Duration::from_secs(90),
-            "{scenario} was never injected"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(90), "{scenario}: never {event}");
         std::thread::sleep(Duration::from_millis(50));
     }
     child

@@ -17,7 +17,7 @@ impl Walk {
     /// `None` if no scenario suits the cluster.
     pub fn new(spec: &Spec, around: Around, seed: u64) -> Option<Self> {
         let suitable: Vec<_> = scenario::all()
-            .filter(|scenario| !scenario.loses_quorum && scenario.skipped(spec, around).is_none())
+            .filter(|scenario| !scenario.takes_api_away(spec) && scenario.skipped(spec, around).is_none())
             .collect();
         let runs = expand(spec, &suitable);
         (!runs.is_empty()).then_some(Self { runs, state: seed })
@@ -71,7 +71,7 @@ mod tests {
         let walk = Walk::new(&spec, around, 7).unwrap();
         assert!(
             walk.take(1_000)
-                .all(|run| !run.scenario.loses_quorum && run.scenario.skipped(&spec, around).is_none())
+                .all(|run| !run.scenario.takes_api_away(&spec) && run.scenario.skipped(&spec, around).is_none())
         );
     }
 }

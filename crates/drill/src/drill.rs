@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
+use judge::Findings;
+
 use crate::Error;
 use crate::fault::{DEADMAN_MARGIN, Injection};
 use crate::measure::{Series, contested_ms, reigns};
@@ -23,7 +25,7 @@ use crate::power::{Deadman, Power};
 use crate::probe::{self, Kind, monotonic_us};
 use crate::probes::{Place, Probes, Rates};
 use crate::report::{self, Leader, Outcome, Owner, Report, Writes};
-use crate::scenario::{Around, Fault, Scenario, Target};
+use crate::scenario::{Around, Fault, Limits, Scenario, Target};
 use crate::target;
 
 /// Clients are watched this long before anything is broken.
@@ -33,9 +35,6 @@ const CONTESTED_MS: u64 = 500;
 const DRAIN_TIMEOUT_MS: u64 = 60_000;
 const NAMESPACE_GONE_WITHIN: Duration = Duration::from_secs(60);
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
-/// In the order in which an administrator stops them: nobody is sent where nothing is any more.
-const PLANNED_START: &str = "start etcd; start kube-apiserver; start kube-controller-manager; start kube-scheduler; start kubelet; start quorate-agent; start haproxy; start keepalived";
-const PLANNED_STOP: &str = "stop keepalived; stop haproxy; stop quorate-agent; stop kube-scheduler; stop kube-controller-manager; stop kube-apiserver; stop etcd; stop kubelet; sync";
 
 /// Where clients go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +53,10 @@ pub struct Options {
     /// Reports are written here as the drill goes on.
     pub dir: Option<PathBuf>,
     pub allow_outage: bool,
+    /// The VIP is others', with units of their own.
+    pub foreign_vip: bool,
+    /// Not to be run, and why: they are in the report as well.
+    pub left_out: Vec<(&'static Scenario, String)>,
     /// Command and arguments that run this program where the operator reaches the API.
     pub operator: Vec<String>,
     /// Ends the drill: what is broken is taken back, nothing more is broken.
@@ -168,10 +171,10 @@ impl Drill {
             if let Some(reason) = run.scenario.skipped(spec, around) {
                 return Err(Error::Refused(format!("{}: {reason}", run.scenario.name)));
             }
-            if run.scenario.loses_quorum && !self.options.allow_outage {
+            if run.scenario.takes_api_away(spec) && !self.options.allow_outage {
                 return Err(Error::Refused(format!(
-                    "{} takes the whole API away for a while; --allow-outage permits it",
-                    run.scenario.name
+                    "{} takes the whole API of {} away for a while; --allow-outage permits it",
+                    run.scenario.name, spec.name
                 )));
             }
         }
@@ -229,7 +232,7 @@ impl Drill {
         self.prepare().await?;
         let mut report = Report {
             cluster: self.session.spec.name.clone(),
-            scenarios: Vec::new(),
+            scenarios: self.options.left_out.iter().map(left_out).collect(),
         };
         self.write(&report)?;
         for (number, run) in runs.enumerate() {
@@ -269,13 +272,12 @@ impl Drill {
 
     async fn one(&self, run: &Run, held: &Held<'_>) -> Outcome {
         let mut outcome = Outcome::begun(&run.name(), run.scenario);
-        let mut why = Vec::new();
-        if let Err(error) = self.measured(run, held, &mut outcome, &mut why).await {
-            why.push(error.to_string());
+        let mut findings = Findings::default();
+        if let Err(error) = self.measured(run, held, &mut outcome, &mut findings).await {
+            findings.why.push(error.to_string());
         }
         outcome.load[1] = report::load();
-        outcome.ok = why.is_empty();
-        outcome.why = why.join("; ");
+        findings.settle(&mut outcome);
         outcome
     }
 
@@ -284,7 +286,7 @@ impl Drill {
         run: &Run,
         held: &Held<'_>,
         outcome: &mut Outcome,
-        why: &mut Vec<String>,
+        findings: &mut Findings,
     ) -> Result<(), Error> {
         let session = &self.session;
         let scenario = run.scenario;
@@ -313,12 +315,16 @@ impl Drill {
         )
         .await;
         let observer = Observer::start(session, self.apis(held.identity, &targets));
-        sleep(CALM).await;
+        tokio::select! {
+            () = sleep(CALM) => {}
+            () = self.options.stop.stopped() => {}
+        }
 
         let hold = run.hold.unwrap_or(scenario.hold);
         let mut broken = Vec::new();
         let begun = Instant::now();
         let mut fault_us = monotonic_us();
+        let mut cuts_us = Vec::new();
         let armed = self.arm(&parts, hold + DEADMAN_MARGIN, &mut broken).await;
         let injected = match armed {
             Ok(()) => {
@@ -328,20 +334,22 @@ impl Drill {
             Err(error) => Err(error),
         };
         match injected {
-            Ok(()) => {
+            Ok(cuts) => {
+                cuts_us = cuts;
                 self.tell(Event::Broken {
                     name: run.name(),
                     machines: targets.clone(),
                 });
                 tokio::select! {
                     () = sleep(hold) => {}
-                    () = self.options.stop.stopped() => why.push("interrupted".into()),
+                    () = self.options.stop.stopped() => findings.why.push("interrupted".into()),
                 }
             }
-            Err(Error::Cannot(reason)) => outcome.skipped = reason,
-            Err(error) => why.push(format!("could not be broken: {error}")),
+            Err(Error::Cannot(reason)) => findings.skipped = Some(reason),
+            Err(error @ Error::Interrupted) => findings.why.push(error.to_string()),
+            Err(error) => findings.why.push(format!("could not be broken: {error}")),
         }
-        why.extend(
+        findings.why.extend(
             self.take_back(&broken, held, Duration::from_secs(scenario.limits.recovery_s))
                 .await,
         );
@@ -353,24 +361,26 @@ impl Drill {
         });
         outcome.details.fault_us = fault_us;
         outcome.details.reverted_ms = (reverted_us - fault_us) / 1_000;
-        outcome.details.recovery_ms = self.green(run, why).await?;
+        outcome.details.recovery_ms = self.green(run, &mut findings.why).await?;
 
         let (vantages, lost) = probes.stop().await;
         for message in lost {
             self.tell(Event::Trouble {
                 name: run.name(),
-                message,
+                message: message.clone(),
             });
+            findings.why.push(message);
         }
         outcome.details.vantages = vantages;
         let seen = observer.seen();
         drop(observer);
         // Nothing happened, so nothing was shown.
-        if outcome.skipped.is_empty() {
-            self.judge(scenario, outcome, &seen, reverted_us, why);
+        if findings.skipped.is_none() {
+            self.judge(scenario, outcome, &seen, &cuts_us, reverted_us, findings);
         }
-        if let Some(lost) = self.read_back(outcome).await? {
-            why.push(format!(
+        let lost = self.read_back(outcome).await?;
+        if !lost.is_empty() {
+            findings.why.push(format!(
                 "{} acknowledged writes are lost: {}",
                 lost.len(),
                 lost.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
@@ -506,6 +516,10 @@ impl Drill {
             None => Ok(()),
         }
     }
+}
+
+fn left_out((scenario, reason): &(&'static Scenario, String)) -> Outcome {
+    Outcome::left_out(scenario, reason)
 }
 
 /// Not used before on any machine: the time, in base 36.

@@ -11,13 +11,29 @@ use crate::scenario::{CANNOT, PRELUDE};
 /// Beyond the time a fault is meant to stay: what taking it back may take on a slow machine.
 pub(crate) const DEADMAN_MARGIN: Duration = Duration::from_secs(30);
 
-/// The revert script on its standard input is kept where a restart loses it, like the fault itself.
-const ARM: &str = r#"umask 077; mkdir -p /run/quorate-drill; cat > "/run/quorate-drill/$1.sh"
-systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true
-exec systemd-run --quiet --collect --unit="quorate-drill-$1" --on-active="$2" --timer-property=AccuracySec=100ms /bin/sh "/run/quorate-drill/$1.sh""#;
+/// What a script may take, unless it says otherwise.
+const WITHIN: Duration = Duration::from_secs(30);
+/// The machine may be slow, and another drill's script may be at work.
+const REVERT_WITHIN: Duration = Duration::from_secs(120);
 
-/// Taken back now, the timer is needed no more.
-const REVERT: &str = r#"sh "/run/quorate-drill/$1.sh"; systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true; rm -f "/run/quorate-drill/$1.sh""#;
+/// All drills' scripts on a machine, so that none is carried out beside another; seconds one waits for its turn.
+const LOCKED: [&str; 4] = ["flock", "-w", "20", "/run/quorate-drill/lock"];
+
+/// The revert script on its standard input is kept where a restart loses it, like the fault itself. The timer tries until
+/// the script succeeds, or somebody else did it.
+const ARM: &str = r#"umask 077; mkdir -p /run/quorate-drill; cat > "/run/quorate-drill/$1.sh"
+cat > /run/quorate-drill/until-done <<'END'
+until flock /run/quorate-drill/lock /bin/sh -c '[ ! -e "$0" ] || { /bin/sh "$0" && rm -f "$0"; }' "$1"; do sleep 5; done
+END
+systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true
+exec systemd-run --quiet --collect --unit="quorate-drill-$1" --on-active="$2" --timer-property=AccuracySec=100ms /bin/sh /run/quorate-drill/until-done "/run/quorate-drill/$1.sh""#;
+
+/// Once taken back the timer is needed no more. Without a script there is nothing to take back: it was done, or lost with the
+/// fault when the machine restarted.
+const REVERT: &str = r#"mkdir -p /run/quorate-drill
+flock -w 60 /run/quorate-drill/lock /bin/sh -c '[ ! -e "$0" ] || { /bin/sh "$0" && rm -f "$0"; }' "/run/quorate-drill/$1.sh" && {
+  systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true
+}"#;
 
 const DISARM: &str = r#"systemctl stop "quorate-drill-$1.timer" 2>/dev/null || true"#;
 
@@ -30,6 +46,7 @@ pub(crate) struct Injection {
     revert: String,
     /// For the inject script; may be secret.
     input: String,
+    within: Duration,
 }
 
 impl Injection {
@@ -43,19 +60,26 @@ impl Injection {
         revert: &str,
         interface: &str,
         program: &str,
+        foreign_vip: bool,
     ) -> Self {
-        let fill = |text: &str| format!("{PRELUDE}{}\n", filled(text, spec, on, interface, program));
+        let fill = |text: &str| format!("{PRELUDE}{}\n", filled(text, spec, on, interface, program, foreign_vip));
         Self {
             machine,
             id,
             inject: fill(inject),
             revert: fill(revert),
             input: String::new(),
+            within: WITHIN,
         }
     }
 
     pub(crate) fn input(self, input: String) -> Self {
         Self { input, ..self }
+    }
+
+    /// What injecting may take.
+    pub(crate) fn within(self, within: Duration) -> Self {
+        Self { within, ..self }
     }
 
     /// Sets the timer.
@@ -69,7 +93,10 @@ impl Injection {
 
     /// `Err` of the inner: why this machine cannot have such a fault; nothing was broken.
     pub(crate) async fn inject(&self) -> Result<Result<(), String>, MachineError> {
-        let exec = Exec::new(["/bin/sh", "-euc", &self.inject]).stdin(self.input.as_str());
+        let argv = LOCKED.into_iter().chain(["/bin/sh", "-euc", &self.inject]);
+        let exec = Exec::new(argv)
+            .stdin(self.input.as_str())
+            .timeout_ms(u64::try_from(self.within.as_millis()).unwrap_or(u64::MAX));
         let output = self.machine.exec(exec).await?;
         match output.status {
             Some(0) => Ok(Ok(())),
@@ -94,14 +121,26 @@ impl Injection {
     /// Safe to repeat.
     pub(crate) async fn revert(&self) -> Result<(), MachineError> {
         self.machine
-            .exec_ok(Exec::new(["/bin/sh", "-c", REVERT, "sh", &self.id]).timeout_ms(60_000))
+            .exec_ok(Exec::new(["/bin/sh", "-c", REVERT, "sh", &self.id]).timeout_ms(REVERT_WITHIN.as_millis() as u64))
             .await
             .map(drop)
     }
 }
 
-/// A script with this cluster's and machine's values.
-pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, program: &str) -> String {
+/// A script with this cluster's and machine's values. `foreign_vip`: of others, who have their distribution's units.
+pub(crate) fn filled(
+    text: &str,
+    spec: &Spec,
+    on: &Machine,
+    interface: &str,
+    program: &str,
+    foreign_vip: bool,
+) -> String {
+    let (haproxy, keepalived) = if foreign_vip {
+        ("haproxy", "keepalived")
+    } else {
+        ("haproxy-quorate", "keepalived-quorate")
+    };
     let others: Vec<String> = spec
         .control_planes()
         .iter()
@@ -121,6 +160,8 @@ pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, pro
         .replace("{interface}", interface)
         .replace("{program}", program)
         .replace("{machine}", &on.name)
+        .replace("{haproxy}", haproxy)
+        .replace("{keepalived}", keepalived)
         .replace("{peers}", &others.join(" "))
         .replace("{address}", &on.address.to_string());
     if let Some(endpoint) = &spec.endpoint {
@@ -132,5 +173,83 @@ pub(crate) fn filled(text: &str, spec: &Spec, on: &Machine, interface: &str, pro
         text.replace("ip saddr", "ip6 saddr").replace("ip daddr", "ip6 daddr")
     } else {
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell::Shell;
+
+    /// Fails the first time.
+    const SECOND_TIME: &str = "if [ ! -e DIR/tried ]; then touch DIR/tried; exit 1; fi; echo done >>DIR/reverted";
+
+    fn machine() -> Shell {
+        let shell = Shell::new();
+        shell.program("systemctl", r#"echo "$@" >>DIR/systemctl"#);
+        shell.program("systemd-run", r#"echo "$@" >>DIR/systemd-run"#);
+        shell.program("sleep", "");
+        shell
+    }
+
+    /// As it is sent there.
+    fn revert(shell: &Shell, script: &str) {
+        shell.write(
+            "run/d1-0.sh",
+            &script.replace("DIR", &shell.path("").display().to_string()),
+        );
+    }
+
+    #[test]
+    fn a_revert_that_failed_is_not_done_and_keeps_its_timer() {
+        let shell = machine();
+        revert(&shell, SECOND_TIME);
+        assert_eq!(shell.run(REVERT, &["d1-0"], "").status.code(), Some(1));
+        assert!(shell.path("run/d1-0.sh").exists(), "the timer finds it");
+        assert_eq!(shell.read("systemctl"), "", "nor is the timer stopped");
+        assert!(shell.run(REVERT, &["d1-0"], "").status.success());
+        assert!(!shell.path("run/d1-0.sh").exists());
+        assert_eq!(shell.read("systemctl"), "stop quorate-drill-d1-0.timer\n");
+        // And again, as after a lost answer, or on a machine that was restarted.
+        assert!(shell.run(REVERT, &["d1-0"], "").status.success());
+        assert_eq!(shell.read("reverted"), "done\n", "once is enough");
+    }
+
+    #[test]
+    fn the_timer_tries_until_it_is_done() {
+        let shell = machine();
+        let script = SECOND_TIME.replace("DIR", &shell.path("").display().to_string());
+        assert!(shell.run(ARM, &["d1-0", "38"], &script).status.success());
+        let timer = shell.read("systemd-run");
+        assert!(timer.contains("--on-active=38"), "{timer}");
+        let (_, command) = timer.split_once("/bin/sh ").unwrap();
+        let done = shell.run(&format!("/bin/sh {command}"), &[], "");
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(shell.read("reverted"), "done\n");
+        assert!(!shell.path("run/d1-0.sh").exists());
+    }
+
+    #[test]
+    fn nothing_is_taken_back_while_another_script_is_at_work() {
+        let shell = machine();
+        revert(&shell, "echo back >>DIR/order");
+        let inject =
+            "flock /run/quorate-drill/lock /bin/sh -c 'touch DIR/begun; /bin/sleep 0.5; echo broken >>DIR/order' &
+while [ ! -e DIR/begun ]; do /bin/sleep 0.02; done";
+        let both = format!("{inject}\n{REVERT}\nwait");
+        assert!(shell.run(&both, &["d1-0"], "").status.success());
+        assert_eq!(shell.read("order"), "broken\nback\n");
+    }
+
+    #[test]
+    fn haproxy_is_the_clusters_own_unless_the_vip_is_others() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  kubernetes: {version: v1.36.3}\n  balancer: haproxy\n  endpoint: {vip: 10.0.0.100, port: 8443, on: control-planes}\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml").unwrap();
+        let script = |foreign| {
+            let text = "stop {haproxy}; stop {keepalived}";
+            filled(text, &spec, &spec.machines[0], "eth0", "quorate", foreign)
+        };
+        assert_eq!(script(false), "stop haproxy-quorate; stop keepalived-quorate");
+        assert_eq!(script(true), "stop haproxy; stop keepalived");
     }
 }

@@ -21,6 +21,8 @@ mod probes;
 pub mod report;
 pub mod scenario;
 mod scenarios;
+#[cfg(test)]
+mod shell;
 mod target;
 mod tun;
 
@@ -37,6 +39,10 @@ pub enum Error {
     /// A machine that cannot have such a fault, and why.
     #[error("{0}")]
     Cannot(String),
+    #[error("acknowledged writes could not be read back: no API server answers")]
+    Unread,
+    #[error("interrupted before it was broken")]
+    Interrupted,
     #[error("what `quorate apply` does did not help: {0}")]
     NotApplied(String),
     #[error(transparent)]

@@ -4,20 +4,20 @@ use serde::Serialize;
 
 use crate::probe::{Kind, Sample};
 
-/// A client's patience.
-const LIMIT_US: i64 = 5_000_000;
-
 /// One kind of request over all vantage points.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Series {
     pub sent: u64,
-    /// Not answered within five seconds, or answered badly; without the interrupted ones.
+    /// Not answered within five seconds, or answered badly.
     pub failed: u64,
-    /// Under way when the fault came, and never answered. What had been taken by a machine that lost power then can be
-    /// answered by nobody; only the client's own time-out ends it. Reads only: a write that ends so is a failed one.
+    /// Of these: under way when a machine lost its power. What it had taken can be answered by nobody; only the client's
+    /// own time-out ends it. Reads only: a write that ends so is to be made again.
     pub interrupted: u64,
-    /// The slowest, failed ones included, interrupted ones not.
+    /// The slowest, failed ones included.
     pub worst_ms: u64,
+    /// The slowest that was not interrupted.
+    #[serde(skip)]
+    pub answerable_worst_ms: u64,
     /// The longest time any one vantage point got no answer, beyond its usual interval; 0 below three intervals.
     pub outage_ms: u64,
     /// Sent again on another connection.
@@ -43,19 +43,20 @@ pub struct Vantage {
 }
 
 impl Series {
-    /// `fault_us`: when the fault was there.
-    pub fn of(kind: Kind, vantages: &[Vantage], fault_us: i64) -> Self {
+    /// `fault_us`: when the fault was there. `cuts_us`: when machines lost their power.
+    pub fn of(kind: Kind, vantages: &[Vantage], fault_us: i64, cuts_us: &[i64]) -> Self {
         let mut series = Self::default();
-        let mut took = Vec::new();
+        let (mut took, mut answerable) = (Vec::new(), 0);
         for vantage in vantages {
             let samples: Vec<&Sample> = vantage.samples.iter().filter(|sample| sample.kind == kind).collect();
             series.outage_ms = series.outage_ms.max(outage_ms(&samples));
             for sample in samples {
                 series.sent += 1;
                 series.retried += u64::from(sample.tries > 1);
-                if is_interrupted(sample, fault_us) {
+                if cuts_us.iter().any(|cut_us| is_interrupted(sample, *cut_us)) {
                     series.interrupted += 1;
-                    continue;
+                } else {
+                    answerable = answerable.max(sample.took_us);
                 }
                 took.push(sample.took_us);
                 if !sample.ok {
@@ -68,6 +69,7 @@ impl Series {
         }
         took.sort_unstable();
         series.worst_ms = took.last().map_or(0, |us| ms(*us));
+        series.answerable_worst_ms = ms(answerable);
         series.p99_ms = took
             .get((took.len() * 99).div_ceil(100).saturating_sub(1))
             .map_or(0, |us| ms(*us));
@@ -75,9 +77,9 @@ impl Series {
     }
 }
 
-fn is_interrupted(sample: &Sample, fault_us: i64) -> bool {
+fn is_interrupted(sample: &Sample, cut_us: i64) -> bool {
     let is_read = matches!(sample.kind, Kind::New | Kind::Reused);
-    is_read && !sample.ok && sample.at_us < fault_us && sample.took_us >= LIMIT_US
+    is_read && !sample.ok && sample.at_us <= cut_us && cut_us < sample.at_us + sample.took_us
 }
 
 /// The longest pause between two good answers, less what is usual between two starts.
@@ -179,6 +181,10 @@ mod tests {
     }
 
     fn series(samples: Vec<Sample>) -> Series {
+        cut(samples, &[])
+    }
+
+    fn cut(samples: Vec<Sample>, cuts_us: &[i64]) -> Series {
         Series::of(
             Kind::New,
             &[Vantage {
@@ -187,6 +193,7 @@ mod tests {
                 clock_error_us: 0,
             }],
             0,
+            cuts_us,
         )
     }
 
@@ -206,15 +213,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_at_the_fault_is_counted_apart() {
-        // At 0 the fault: one request before it, one after it, neither answered; one refused before it.
-        let series = series(vec![
+    fn only_what_was_under_way_at_a_power_cut_was_interrupted_and_it_failed_all_the_same() {
+        let samples = vec![
             sample(-3, 5_000, false),
-            sample(10, 5_000, false),
+            // Over before, and begun afterwards.
+            sample(-5_050, 5_000, false),
             sample(-2, 1, false),
+            sample(10, 5_000, false),
             sample(20, 4, true),
-        ]);
-        assert_eq!((series.sent, series.interrupted, series.failed), (4, 1, 2));
+        ];
+        let without = series(samples.clone());
+        assert_eq!((without.sent, without.failed, without.interrupted), (5, 4, 0));
+        let with = cut(samples.clone(), &[0]);
+        assert_eq!((with.failed, with.interrupted, with.worst_ms), (4, 1, 5_000));
+        assert_eq!(cut(samples, &[9_000_000]).interrupted, 0, "all were over");
+    }
+
+    #[test]
+    fn the_slowest_that_could_be_answered_is_known_besides() {
+        let series = cut(vec![sample(-3, 5_000, false), sample(20, 40, true)], &[0]);
+        assert_eq!((series.worst_ms, series.answerable_worst_ms), (5_000, 40));
     }
 
     #[test]
@@ -266,7 +284,7 @@ mod tests {
                 clock_error_us: 0,
             },
         ];
-        assert_eq!(Series::of(Kind::New, &vantages, 0).outage_ms, 1_000);
+        assert_eq!(Series::of(Kind::New, &vantages, 0, &[]).outage_ms, 1_000);
     }
 
     fn sight(at_ms: i64, machine: &str, holds: bool) -> Sight {

@@ -51,7 +51,11 @@ pub(crate) struct Place<'a> {
     pub(crate) rates: Rates,
 }
 
-pub(crate) struct Probes(Vec<Running>);
+pub(crate) struct Probes {
+    running: Vec<Running>,
+    /// What did not start.
+    lost: Vec<String>,
+}
 
 struct Running {
     name: String,
@@ -87,14 +91,17 @@ impl Probes {
             .collect();
         // Workers first: they are clients of the endpoint and of nothing else here.
         candidates.sort_by_key(|(machine, ..)| (machine.is_control_plane(), !machine.is_node()));
-        let mut running = Vec::new();
+        let (mut running, mut lost) = (Vec::new(), Vec::new());
         let mut rates = place.rates;
         for (_, endpoint, machine) in candidates.into_iter().take(VANTAGES) {
             let config = config(endpoint, identity, format!("{run}-{}", machine.name()), rates);
-            if let Ok(probe) = on(machine.clone(), config).await {
-                running.push(probe);
-                // One writer.
-                rates.writes = 0;
+            match on(machine.clone(), config).await {
+                Ok(probe) => {
+                    running.push(probe);
+                    // One writer.
+                    rates.writes = 0;
+                }
+                Err(error) => lost.push(format!("probe {} did not start: {error}", machine.name())),
             }
         }
         if let (Some((program, arguments)), Some(endpoint), false) = (
@@ -105,12 +112,12 @@ impl Probes {
             let config = config(endpoint, identity, format!("{run}-operator"), rates);
             running.push(here(program.clone(), arguments.to_vec(), config));
         }
-        Self(running)
+        Self { running, lost }
     }
 
-    /// Ends them all and collects what they saw, on the operator's clock.
+    /// Ends them all and collects what they saw, on the operator's clock; and whom nothing was heard of.
     pub(crate) async fn stop(self) -> (Vec<Vantage>, Vec<String>) {
-        for probe in &self.0 {
+        for probe in &self.running {
             match &probe.stop {
                 Stop::Machine(machine, file) => {
                     let _ = machine
@@ -122,11 +129,15 @@ impl Probes {
                 }
             }
         }
-        let (mut vantages, mut lost) = (Vec::new(), Vec::new());
-        for probe in self.0 {
+        let (mut vantages, mut lost) = (Vec::new(), self.lost);
+        for probe in self.running {
             match probe.output.await.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(output) => {
                     let mut samples = probe::parse(&output);
+                    if samples.is_empty() {
+                        lost.push(format!("probe {}: no request in its output", probe.name));
+                        continue;
+                    }
                     for sample in &mut samples {
                         sample.at_us -= probe.offset_us;
                     }

@@ -21,13 +21,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// Something was shown, and all that was done held. What was skipped neither held nor failed.
     pub fn ok(&self) -> bool {
-        self.scenarios.iter().all(|outcome| outcome.ok)
+        let mut done = self.scenarios.iter().filter(|one| !one.skipped).peekable();
+        done.peek().is_some() && done.all(|one| one.ok)
     }
 
     /// `6 of 17 scenarios held, 2 skipped`: what could not be done here has not held.
     pub fn held(&self) -> String {
-        let (done, skipped): (Vec<_>, Vec<_>) = self.scenarios.iter().partition(|one| one.skipped.is_empty());
+        let (done, skipped): (Vec<_>, Vec<_>) = self.scenarios.iter().partition(|one| !one.skipped);
         let held = done.iter().filter(|one| one.ok).count();
         let text = format!("{held} of {} scenarios held", done.len());
         match skipped.len() {
@@ -44,11 +46,10 @@ pub struct Outcome {
     pub name: String,
     pub row: u8,
     pub ok: bool,
-    /// What did not hold; empty if `ok`.
+    /// What did not hold, or `skipped: reason`. If `ok`, what was seen and allowed; mostly nothing.
     pub why: String,
-    /// Why this could not be done here; empty if it was.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub skipped: String,
+    /// Could not be done here: has neither held nor failed.
+    pub skipped: bool,
     pub new: Series,
     pub reused: Series,
     pub watch: Series,
@@ -64,6 +65,24 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a scenario that this cluster cannot have, or that was not permitted.
+    pub(crate) fn left_out(scenario: &Scenario, reason: &str) -> Self {
+        Self {
+            skipped: true,
+            why: format!("skipped: {reason}"),
+            ..Self::begun(scenario.name, scenario)
+        }
+    }
+
+    /// For people: `ok`, `skip` or `FAIL`.
+    pub(crate) fn word(&self) -> &'static str {
+        match (self.skipped, self.ok) {
+            (true, _) => "skip",
+            (false, true) => "ok",
+            (false, false) => "FAIL",
+        }
+    }
+
     /// Of a scenario that has not ended.
     pub(crate) fn begun(name: &str, scenario: &Scenario) -> Self {
         Self {
@@ -95,6 +114,8 @@ pub struct Writes {
     pub acknowledged: u64,
     /// Acknowledged and not there afterwards.
     pub lost: u64,
+    /// The longest time in which none was acknowledged, beyond the usual interval.
+    pub outage_ms: u64,
     #[serde(skip)]
     pub failed: u64,
     #[serde(skip)]
@@ -175,22 +196,72 @@ mod tests {
 
     #[test]
     fn what_was_skipped_has_not_held() {
-        let one = |ok: bool, skipped: &str| Outcome {
+        let one = |ok: bool| Outcome {
             ok,
-            skipped: skipped.into(),
             ..Outcome::default()
         };
+        let skipped = Outcome::left_out(
+            crate::scenario::find("etcd-disk-failing").unwrap(),
+            "strace is not installed on m2",
+        );
         let mut report = Report {
             cluster: "demo".into(),
-            scenarios: vec![
-                one(true, ""),
-                one(false, ""),
-                one(true, "strace is not installed on m2"),
-            ],
+            scenarios: vec![one(true), one(false), skipped.clone()],
         };
         assert_eq!(report.held(), "1 of 2 scenarios held, 1 skipped");
-        report.scenarios.pop();
-        assert_eq!(report.held(), "1 of 2 scenarios held");
+        assert!(!report.ok());
+        report.scenarios.remove(1);
+        assert!(report.ok(), "a skip is no failure");
+        report.scenarios.remove(0);
+        assert!(!report.ok(), "a skip shows nothing");
+        assert_eq!(report.held(), "0 of 0 scenarios held, 1 skipped");
+
+        let json = serde_json::to_value(&report).unwrap();
+        let outcome = &json["scenarios"][0];
+        assert_eq!(outcome["ok"], false);
+        assert_eq!(outcome["skipped"], true);
+        assert_eq!(outcome["why"], "skipped: strace is not installed on m2");
+        assert!(
+            table(&report)[1].starts_with("skip  etcd-disk-failing"),
+            "{:?}",
+            table(&report)
+        );
+        let page = html::render(&report).unwrap();
+        assert!(page.contains(r#""skipped":true"#), "what the page reads is written");
+        assert!(markdown::render(&report).contains("| skipped | etcd-disk-failing |"));
+    }
+
+    /// Others read it by these names.
+    #[test]
+    fn the_shape_of_the_report_is_kept() {
+        let mut report = Report {
+            cluster: "demo".into(),
+            scenarios: vec![Outcome::default()],
+        };
+        report.scenarios[0].new.interrupted = 1;
+        let json = serde_json::to_value(&report).unwrap();
+        for field in [
+            "name",
+            "row",
+            "ok",
+            "why",
+            "new",
+            "reused",
+            "watch",
+            "writes",
+            "vip_owner",
+            "leader",
+        ] {
+            assert!(!json["scenarios"][0][field].is_null(), "{field}");
+        }
+        for series in ["new", "reused", "watch"] {
+            for field in ["sent", "failed", "worst_ms", "outage_ms"] {
+                assert!(json["scenarios"][0][series][field].is_u64(), "{series} {field}");
+            }
+        }
+        for field in ["acknowledged", "lost"] {
+            assert!(json["scenarios"][0]["writes"][field].is_u64(), "{field}");
+        }
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! Faults are shell scripts for the machine they happen on, so that what is done can be read, shown before it is done,
 //! and reverted by a timer there when nobody else does. In a script `{vip}` is the VIP, `{others}` the addresses of the
 //! other control planes, `{other}` the first of them and `{data}` etcd's data directory, nft sets being what a list of
-//! addresses is for; `signal NAME UNIT` and a few more are defined (see [`PRELUDE`]).
+//! addresses is for; `{haproxy}` and `{keepalived}` are the units of those; `signal NAME UNIT` and a few more are defined
+//! (see [`PRELUDE`]).
 
 use std::time::Duration;
 
-use quorate_spec::{EtcdTopology, Spec};
+use quorate_spec::{Bootstrap, EndpointOn, EtcdTopology, RunAs, Spec};
 use serde::Serialize;
 
 use crate::scenarios;
@@ -15,18 +16,30 @@ use crate::scenarios;
 /// Ends an inject script that cannot be carried out on this machine, its last word on standard error saying why.
 pub(crate) const CANNOT: i32 = 77;
 
-/// Begins every script. Kubernetes' programs are units, or (kubeadm) processes in static Pods.
-pub(crate) const PRELUDE: &str = r#"PATH=/opt/quorate/bin:/usr/sbin:/usr/bin:/sbin:/bin
+/// Begins every script. Kubernetes' programs are units, or (kubeadm) processes in static Pods. What fails ends the script:
+/// a fault that is not there must not count, nor one that was not taken back.
+pub(crate) const PRELUDE: &str = r#"set -eu
+PATH=/opt/quorate/bin:/usr/sbin:/usr/bin:/sbin:/bin
+running() { systemctl --quiet is-active "$1.service" || pidof "$1" >/dev/null; }
+processes() { pidof "$1" || { echo "no $1 here" >&2; return 1; }; }
 signal() {
-  if systemctl --quiet is-active "$2.service"; then systemctl kill --kill-who=all --signal="$1" "$2.service"
-  else for pid in $(pidof "$2"); do kill -s "$1" "$pid"; done; fi
+  if systemctl --quiet is-active "$2.service"; then systemctl kill --kill-who=all --signal="$1" "$2.service"; return; fi
+  pids=$(processes "$2") || return
+  kill -s "$1" $pids
 }
+enabled() { systemctl --quiet is-enabled "$1.service" 2>/dev/null; }
 start() { systemctl reset-failed "$1.service" 2>/dev/null || true
-  if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl start --no-block "$1.service"; fi; }
-stop() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl stop "$1.service"; else signal TERM "$1"; fi; }
-again() { if systemctl --quiet is-enabled "$1.service" 2>/dev/null; then systemctl restart --no-block "$1.service"; else signal TERM "$1"; fi; }
+  if enabled "$1"; then systemctl start --no-block "$1.service"; fi; }
+stop() {
+  if enabled "$1"; then systemctl stop "$1.service"; return; fi
+  pids=$(processes "$1") || return
+  kill -s TERM $pids
+  for pid in $pids; do timeout 30 tail --pid="$pid" -f /dev/null || return; done
+}
+again() { if enabled "$1"; then systemctl restart --no-block "$1.service"; elif running "$1"; then signal TERM "$1"; fi; }
+thaw() { if running "$1"; then signal CONT "$1"; fi; start "$1"; }
 cannot() { echo "$*" >&2; exit 77; }
-undo() { nft delete table inet quorate_drill 2>/dev/null || true; }
+undo() { if nft list table inet quorate_drill >/dev/null 2>&1; then nft delete table inet quorate_drill; fi; }
 "#;
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -61,8 +74,8 @@ pub struct Part {
 pub enum Target {
     /// One run for each control plane.
     EachControlPlane,
-    FirstControlPlane,
-    TwoControlPlanes,
+    /// So many etcd members' machines that those left are no quorum.
+    EtcdMajority,
     VipHolder,
     /// A VIP holder that has no VIP now.
     VipBackup,
@@ -106,6 +119,13 @@ pub struct Limits {
     pub new_failed: Option<u64>,
     /// Longest time in which no new connection was answered, ms.
     pub new_outage_ms: Option<u64>,
+    /// The same of requests that share a connection.
+    pub reused_failed: Option<u64>,
+    pub reused_outage_ms: Option<u64>,
+    /// Longest time from an acknowledged write until a watch showed it, ms; all must be shown.
+    pub watch_worst_ms: Option<u64>,
+    /// Longest time in which no write was acknowledged, ms.
+    pub write_outage_ms: Option<u64>,
     /// Seconds from the end of the fault until every check holds.
     pub recovery_s: u64,
 }
@@ -125,6 +145,14 @@ pub enum Need {
     /// A machine whose disks are its own.
     OwnDisk,
     StackedEtcd,
+    /// Stays away once it is stopped: the control plane's programs are units, not static Pods.
+    Units,
+    /// The same of etcd.
+    EtcdUnit,
+    /// The same of the agent.
+    AgentUnit,
+    /// The machine with the VIP runs an API server.
+    VipOnControlPlane,
     Worker,
     ThreeControlPlanes,
     /// Somebody who can switch machines off and on.
@@ -151,7 +179,39 @@ pub struct Around {
     pub foreign_vip: bool,
 }
 
+impl Limits {
+    /// Nothing is promised but that the cluster comes back.
+    pub(crate) const fn recovery(recovery_s: u64) -> Self {
+        Self {
+            new_worst_ms: None,
+            new_failed: None,
+            new_outage_ms: None,
+            reused_failed: None,
+            reused_outage_ms: None,
+            watch_worst_ms: None,
+            write_outage_ms: None,
+            recovery_s,
+        }
+    }
+}
+
 impl Scenario {
+    /// Whether the whole API goes away for a while: always, or because this cluster does not survive the loss of one
+    /// control plane or etcd member.
+    pub fn takes_api_away(&self, spec: &Spec) -> bool {
+        let fragile = spec.control_planes().len() == 1 || spec.quorum().tolerates == 0;
+        self.loses_quorum || (fragile && self.parts.iter().any(|part| part.target.is_vital(spec)))
+    }
+
+    /// What must hold on this cluster.
+    pub(crate) fn limits_on(&self, spec: &Spec) -> Limits {
+        if self.takes_api_away(spec) {
+            Limits::recovery(self.limits.recovery_s)
+        } else {
+            self.limits
+        }
+    }
+
     /// Why it cannot be run on such a cluster.
     pub fn skipped(&self, spec: &Spec, around: Around) -> Option<&'static str> {
         let implied = self.parts.iter().map(|part| match part.fault {
@@ -164,15 +224,21 @@ impl Scenario {
             Target::Worker => Some(Need::Worker),
             _ => None,
         });
-        let needs = self
-            .needs
-            .iter()
-            .copied()
-            .map(Some)
-            .chain(implied)
-            .chain(targets)
-            .flatten();
+        let needs = self.needs.iter().copied().map(Some);
+        let needs = targets.chain(needs).chain(implied).flatten();
         needs.filter_map(|need| need.missing(spec, around)).next()
+    }
+}
+
+impl Target {
+    /// A control plane or an etcd member.
+    fn is_vital(self, spec: &Spec) -> bool {
+        let on_balancers = Need::VipOnControlPlane.missing(spec, Around::default()).is_some();
+        match self {
+            Self::Worker => false,
+            Self::VipHolder | Self::VipBackup => !on_balancers,
+            _ => true,
+        }
     }
 }
 
@@ -186,6 +252,15 @@ impl Need {
             Self::Applied => !around.foreign_vip,
             Self::OwnDisk => !around.shared_clock,
             Self::StackedEtcd => spec.etcd.topology == EtcdTopology::Stacked,
+            Self::Units => spec.kubernetes.bootstrap == Bootstrap::Binary,
+            Self::EtcdUnit => {
+                spec.kubernetes.bootstrap == Bootstrap::Binary || spec.etcd.topology == EtcdTopology::External
+            }
+            Self::AgentUnit => spec.balancer_as == RunAs::Unit,
+            Self::VipOnControlPlane => spec
+                .endpoint
+                .as_ref()
+                .is_some_and(|endpoint| endpoint.on == EndpointOn::ControlPlanes),
             Self::Worker => spec.workers().iter().any(|machine| !machine.is_control_plane()),
             Self::ThreeControlPlanes => spec.control_planes().len() >= 3 && spec.quorum().tolerates >= 1,
             Self::Power => around.power,
@@ -199,6 +274,10 @@ impl Need {
             Self::Applied => "the VIP is not the cluster file's, so that nothing can be planned from it",
             Self::OwnDisk => "the machines share one disk, the computer's",
             Self::StackedEtcd => "etcd has machines of its own",
+            Self::Units => "the control plane is static Pods: their kubelet starts at once what is stopped",
+            Self::EtcdUnit => "etcd is a static Pod: its kubelet starts it at once when it is stopped",
+            Self::AgentUnit => "the agent is a static Pod: its kubelet starts it at once when it is stopped",
+            Self::VipOnControlPlane => "the VIP is not on the control planes",
             Self::Worker => "there is no machine that is only a worker",
             Self::ThreeControlPlanes => "fewer than three control planes do not survive the loss of one",
             Self::Power => "nobody can switch the machines off and on: a lab's machines, or --power sysrq",
@@ -239,7 +318,12 @@ mod tests {
                     assert!(!inject.is_empty() && !revert.is_empty(), "{}", scenario.name);
                     assert!(!inject.contains("nft ") || revert.contains("undo"), "{}", scenario.name);
                     assert!(
-                        !inject.contains("signal STOP") || revert.contains("signal CONT"),
+                        !inject.contains("signal STOP") || revert.contains("thaw"),
+                        "{}",
+                        scenario.name
+                    );
+                    assert!(
+                        !inject.contains("signal=STOP") || revert.contains("signal=CONT"),
                         "{}",
                         scenario.name
                     );

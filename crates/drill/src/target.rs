@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use quorate_machine::{Request, Response};
 use quorate_run::{Session, etcd};
+use quorate_spec::Spec;
 use serde_json::Value;
 
 use crate::Error;
@@ -19,13 +20,10 @@ pub(crate) async fn resolve(session: &Session, target: Target, on: Option<&str>)
             .map(|machine| machine.name.clone())
             .collect::<Vec<_>>()
     };
-    let control_planes = names(spec.control_planes());
     let nobody = |what: &str| Error::Refused(format!("nobody {what} now"));
     let one = match target {
         Target::EachControlPlane => return Ok(on.map(str::to_owned).into_iter().collect()),
-        Target::FirstControlPlane => control_planes.into_iter().next(),
-        // The first ones would be as good; with the last two the VIP may have to move or not, as it happens.
-        Target::TwoControlPlanes => return Ok(control_planes.into_iter().rev().take(2).collect()),
+        Target::EtcdMajority => return Ok(majority(spec)),
         Target::EveryMachine => return Ok(spec.machines.iter().map(|machine| machine.name.clone()).collect()),
         Target::VipHolder => Some(vip_holder(session).await.ok_or_else(|| nobody("holds the VIP"))?),
         Target::VipBackup => {
@@ -65,6 +63,16 @@ pub(crate) async fn resolve(session: &Session, target: Target, on: Option<&str>)
     };
     one.map(|name| vec![name])
         .ok_or_else(|| Error::Refused(format!("the cluster has no machine for {target:?}")))
+}
+
+/// The first ones would be as good; with the last ones the VIP may have to move or not, as it happens.
+fn majority(spec: &Spec) -> Vec<String> {
+    let quorum = spec.quorum();
+    let members = spec.etcd_members().into_iter().rev();
+    members
+        .take(quorum.members - quorum.needed + 1)
+        .map(|machine| machine.name.clone())
+        .collect()
 }
 
 pub(crate) async fn vip_holder(session: &Session) -> Option<String> {
@@ -127,4 +135,37 @@ async fn lease_holder(session: &Session, name: &str) -> Result<Option<String>, E
         })
         .collect();
     Ok(known.get(host).map(|name| (*name).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(control_planes: usize, etcd: usize) -> Spec {
+        let mut text = String::from(
+            "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  kubernetes: {version: v1.36.3}\n  endpoint: {vip: 10.0.0.100, port: 8443, on: control-planes}\n",
+        );
+        if etcd > 0 {
+            text.push_str("  etcd: {topology: external}\n");
+        }
+        text.push_str("  machines:\n");
+        for number in 1..=control_planes {
+            text.push_str(&format!(
+                "    - {{name: m{number}, address: 10.0.0.{number}, roles: [control-plane]}}\n"
+            ));
+        }
+        for number in 1..=etcd {
+            text.push_str(&format!(
+                "    - {{name: e{number}, address: 10.0.0.5{number}, roles: [etcd]}}\n"
+            ));
+        }
+        quorate_spec::load(&text, "cluster.yaml").unwrap().0
+    }
+
+    #[test]
+    fn so_many_members_are_lost_that_no_quorum_is_left() {
+        assert_eq!(majority(&spec(3, 0)), ["m3", "m2"]);
+        assert_eq!(majority(&spec(5, 0)), ["m5", "m4", "m3"], "two of five leave a quorum");
+        assert_eq!(majority(&spec(3, 3)), ["e3", "e2"], "control planes have no members");
+    }
 }

@@ -2,6 +2,7 @@
 
 use quorate_machine::ErrorKind;
 use quorate_pki::inventory::Place;
+use quorate_spec::RunAs;
 
 use super::*;
 
@@ -21,12 +22,31 @@ pub(super) enum Broken {
 }
 
 const DAY_S: i64 = 86_400;
+/// One program after the other: the agent drains, the API server has its grace, etcd writes back what it has.
+const STOPPED_WITHIN: Duration = Duration::from_secs(120);
+/// In the order in which an administrator stops them: nobody is sent where nothing is any more, and no kubelet starts again
+/// what was stopped.
+const PLANNED_STOP: &str = "for unit in {keepalived} {haproxy} quorate-agent kubelet kube-scheduler kube-controller-manager kube-apiserver etcd; do
+  if enabled $unit || running $unit; then stop $unit; fi
+done
+sync";
+/// The node's own identity may uncordon it.
+const PLANNED_START: &str = "for unit in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet quorate-agent {haproxy} {keepalived}; do
+  start $unit
+done
+[ -e /etc/kubernetes/kubelet.conf ] || exit 0
+for i in $(seq 30); do
+  if kubectl --kubeconfig=/etc/kubernetes/kubelet.conf --request-timeout=2s uncordon {machine} >/dev/null 2>&1; then exit 0; fi
+  sleep 1
+done
+echo '{machine} could not be uncordoned' >&2
+exit 1";
 
 /// Files are written in place: owner and mode stay.
 const EXPIRE: &str = "kept=/run/quorate-drill/kept-{unit}
 umask 077; mkdir -p $kept
 cat > $kept/new
-cp {certificate} $kept/crt; cp {key} $kept/key
+cp {certificate} $kept/crt; cp {key} $kept/key.new; mv $kept/key.new $kept/key
 sed -n '/BEGIN CERTIFICATE/,/END CERTIFICATE/p' $kept/new > {certificate}
 sed -n '/PRIVATE KEY/,/PRIVATE KEY/p' $kept/new > {key}
 rm $kept/new
@@ -38,6 +58,14 @@ if [ -e $kept/crt ] && [ -e $kept/key ]; then
   again {unit}
 fi";
 
+/// An agent in a static Pod stays away only without its kubelet.
+fn planned_stop(spec: &Spec) -> String {
+    match spec.balancer_as {
+        RunAs::Unit => PLANNED_STOP.into(),
+        RunAs::StaticPod => format!("stop kubelet\n{PLANNED_STOP}"),
+    }
+}
+
 impl Drill {
     /// Timers for all parts, before the first is broken. `broken` holds what was armed even if a later one could not be.
     pub(super) async fn arm(
@@ -47,6 +75,7 @@ impl Drill {
         broken: &mut Vec<Broken>,
     ) -> Result<(), Error> {
         for (number, (name, fault)) in parts.iter().enumerate() {
+            self.go_on()?;
             match fault {
                 Fault::Script { inject, revert } => {
                     let injection = self.injection(name, number, inject, revert).await?;
@@ -71,10 +100,13 @@ impl Drill {
                     });
                 }
                 Fault::PlannedRestart => {
-                    let deadman = self.power_deadman(name, after + Duration::from_millis(DRAIN_TIMEOUT_MS))?;
-                    let stopped = self.injection(name, number, PLANNED_STOP, PLANNED_START).await?;
+                    let after = after + Duration::from_millis(DRAIN_TIMEOUT_MS) + STOPPED_WITHIN;
+                    let deadman = self.power_deadman(name, after)?;
+                    let stop = planned_stop(&self.session.spec);
+                    let stopped = self.injection(name, number, &stop, PLANNED_START).await?;
+                    let stopped = stopped.within(STOPPED_WITHIN);
                     // For an operator who vanishes before the power goes; afterwards the timer is gone with it.
-                    stopped.arm(after + Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
+                    stopped.arm(after).await?;
                     broken.push(Broken::Planned {
                         machine: name.clone(),
                         stopped,
@@ -113,6 +145,7 @@ impl Drill {
             revert,
             &interface,
             &program,
+            self.options.foreign_vip,
         ))
     }
 
@@ -147,14 +180,23 @@ impl Drill {
         })
     }
 
-    /// All at once.
-    pub(super) async fn inject(&self, broken: &[Broken], observer: &Observer) -> Result<(), Error> {
+    /// Nothing more is broken once the operator wants to end.
+    pub(super) fn go_on(&self) -> Result<(), Error> {
+        if self.options.stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// All at once. The moments at which machines lost their power.
+    pub(super) async fn inject(&self, broken: &[Broken], observer: &Observer) -> Result<Vec<i64>, Error> {
+        self.go_on()?;
         let results = futures_util::future::join_all(broken.iter().map(|part| async move {
             match part {
                 Broken::Script(injection) | Broken::Applied(injection) => {
-                    injection.inject().await?.map_err(Error::Cannot)
+                    injection.inject().await?.map_err(Error::Cannot).map(|()| None)
                 }
-                Broken::Power { machine, .. } => self.off(machine, observer).await,
+                Broken::Power { machine, .. } => self.off(machine, observer).await.map(Some),
                 Broken::Planned { machine, stopped, .. } => {
                     self.kubectl(
                         machine,
@@ -168,23 +210,27 @@ impl Drill {
                         ],
                     )
                     .await?;
+                    self.go_on()?;
                     stopped.inject().await?.map_err(Error::Cannot)?;
-                    self.off(machine, observer).await
+                    self.off(machine, observer).await.map(|_| None)
                 }
             }
         }))
         .await;
-        results.into_iter().collect()
+        let cuts: Vec<Option<i64>> = results.into_iter().collect::<Result<_, Error>>()?;
+        Ok(cuts.into_iter().flatten().collect())
     }
 
-    async fn off(&self, name: &str, observer: &Observer) -> Result<(), Error> {
+    /// When it was dead.
+    async fn off(&self, name: &str, observer: &Observer) -> Result<i64, Error> {
         let cut_us = monotonic_us();
         let took = self.switch(name, |power, name| power.off(name)).await?;
-        observer.gone(name, cut_us + i64::try_from(took.as_micros()).unwrap_or(0));
+        let dead_us = cut_us + i64::try_from(took.as_micros()).unwrap_or(0);
+        observer.gone(name, dead_us);
         if let Some(machine) = self.session.fleet.get(name) {
             machine.forget().await;
         }
-        Ok(())
+        Ok(dead_us)
     }
 
     /// As often as needed, for as long as it may take; what cannot be taken back is said. The timers on the machines do it

@@ -48,6 +48,7 @@ fn scenario(outcome: &Outcome) -> Value {
         "row": outcome.row,
         "ok": outcome.ok,
         "why": outcome.why,
+        "skipped": outcome.skipped,
         "what": details.what,
         "targets": details.targets,
         "reverted": details.reverted_ms,

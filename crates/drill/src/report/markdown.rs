@@ -7,17 +7,17 @@ use super::{Outcome, Report};
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = format!("# Drill of {}\n\n{}.\n\n", report.cluster, report.held());
-    text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds. Reads that were under way when the fault came and were never answered are counted apart, as cut off: what a machine had taken when it lost power, nobody else can answer.\n\n");
+    text.push_str("Times are those clients saw. *New* is a connection per request, *reused* one HTTP/2 connection for all; failed means no good answer within five seconds. Of the failed reads those under way when a machine lost its power are named besides, as cut off: what it had taken, nobody else can answer.\n\n");
     text.push_str("| | scenario | row | new: failed / sent | worst | p99 | outage | reused: failed / sent | worst | watch: worst | writes: acknowledged | lost | green after |\n");
     text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for outcome in &report.scenarios {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} / {} | {} | {} | {} | {} / {} | {} | {} | {} | {} | {} |",
-            match (outcome.ok, outcome.skipped.is_empty()) {
-                (true, true) => "ok",
-                (true, false) => "skipped",
-                (false, _) => "**FAIL**",
+            match outcome.word() {
+                "skip" => "skipped",
+                "FAIL" => "**FAIL**",
+                word => word,
             },
             outcome.name,
             outcome.row,
@@ -42,27 +42,28 @@ pub(super) fn render(report: &Report) -> String {
 }
 
 fn section(text: &mut String, outcome: &Outcome) {
-    let _ = write!(
-        text,
-        "\n## {}\n\n{}, on {}.",
-        outcome.name,
-        capital(&outcome.details.what),
-        outcome.details.targets.join(", ")
-    );
+    let _ = write!(text, "\n## {}\n\n{}", outcome.name, capital(&outcome.details.what));
+    if outcome.details.targets.is_empty() {
+        // Nobody knew yet where it would be.
+        let _ = writeln!(text, ".\n\n{}", capital(&outcome.why));
+        return;
+    }
+    let _ = write!(text, ", on {}.", outcome.details.targets.join(", "));
     let _ = writeln!(
         text,
         " Taken back after {}.",
         ms(u64::try_from(outcome.details.reverted_ms).unwrap_or(0))
     );
-    if !outcome.skipped.is_empty() {
-        let _ = writeln!(text, "\nskipped: {}", outcome.skipped);
-    }
-    if !outcome.ok {
+    if outcome.skipped || outcome.ok {
+        if !outcome.why.is_empty() {
+            let _ = writeln!(text, "\n{}", capital(&outcome.why));
+        }
+    } else {
         let _ = writeln!(text, "\n**Did not hold: {}**", outcome.why);
     }
     let _ = writeln!(
         text,
-        "\n| | sent | failed | cut off | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|--:|"
+        "\n| | sent | failed | of these cut off | tried again | first failure | last failure |\n|---|--:|--:|--:|--:|--:|--:|"
     );
     for (name, series) in [
         ("new", &outcome.new),

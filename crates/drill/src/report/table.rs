@@ -2,7 +2,7 @@
 
 use super::{Outcome, Report};
 
-/// Lines of equal columns, header first; what did not hold follows its line.
+/// Lines of equal columns, header first; what did not hold, was skipped or allowed follows its line.
 pub fn table(report: &Report) -> Vec<String> {
     let mut rows = vec![header()];
     rows.extend(report.scenarios.iter().map(row));
@@ -27,10 +27,9 @@ pub fn table(report: &Report) -> Vec<String> {
         if let Some(outcome) = number
             .checked_sub(1)
             .and_then(|index| report.scenarios.get(index))
-            .filter(|outcome| !outcome.ok || !outcome.skipped.is_empty())
+            .filter(|outcome| !outcome.why.is_empty())
         {
-            let skipped = if outcome.skipped.is_empty() { "" } else { "skipped: " };
-            lines.push(format!("      {skipped}{}{}", outcome.skipped, outcome.why));
+            lines.push(format!("      {}", outcome.why));
         }
     }
     lines
@@ -68,12 +67,7 @@ fn row(outcome: &Outcome) -> Vec<String> {
         short.join("→")
     };
     vec![
-        match (outcome.ok, outcome.skipped.is_empty()) {
-            (true, true) => "ok  ",
-            (true, false) => "skip",
-            (false, _) => "FAIL",
-        }
-        .into(),
+        format!("{:4}", outcome.word()),
         outcome.name.clone(),
         (outcome.new.sent + outcome.reused.sent).to_string(),
         (outcome.new.failed + outcome.reused.failed).to_string(),

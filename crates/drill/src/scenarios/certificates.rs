@@ -4,19 +4,22 @@ use super::*;
 use crate::scenario::Need;
 
 pub(super) const ALL: [Scenario; 2] = [
-    one(
-        "api-server-certificate-expired",
-        19,
-        "kube-apiserver on the VIP's holder restarts with a certificate that expired yesterday",
-        &[Part {
-            target: Target::VipHolder,
-            fault: Fault::Expired {
-                certificate: "apiserver",
-                unit: "kube-apiserver",
-            },
-        }],
-        UNSEEN,
-    ),
+    Scenario {
+        needs: &[Need::VipOnControlPlane],
+        ..one(
+            "api-server-certificate-expired",
+            19,
+            "kube-apiserver on the VIP's holder restarts with a certificate that expired yesterday",
+            &[Part {
+                target: Target::VipHolder,
+                fault: Fault::Expired {
+                    certificate: "apiserver",
+                    unit: "kube-apiserver",
+                },
+            }],
+            UNSEEN,
+        )
+    },
     Scenario {
         needs: &[Need::ThreeControlPlanes],
         ..one(

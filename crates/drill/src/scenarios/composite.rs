@@ -7,7 +7,7 @@ pub(super) const ALL: [Scenario; 2] = [
     Scenario {
         needs: &[Need::ThreeControlPlanes],
         ..one(
-            "machine-off-and-agent-killed",
+            "machine-off-and-kubelet-killed",
             7,
             "the VIP's holder loses its power while a worker's kubelet dies",
             &[
@@ -18,7 +18,7 @@ pub(super) const ALL: [Scenario; 2] = [
         )
     },
     Scenario {
-        needs: &[Need::ThreeControlPlanes],
+        needs: &[Need::VipOnControlPlane, Need::ThreeControlPlanes],
         ..one(
             "api-server-killed-and-etcd-follower-killed",
             2,

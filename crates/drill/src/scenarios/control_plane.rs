@@ -11,6 +11,7 @@ const STOPPED: &str = "stop kube-apiserver || true";
 pub(super) const ALL: [Scenario; 7] = [
     Scenario {
         short: true,
+        needs: &[Need::VipOnControlPlane],
         ..one(
             "api-server-killed",
             1,
@@ -30,17 +31,20 @@ pub(super) const ALL: [Scenario; 7] = [
         )],
         UNSEEN,
     ),
-    one(
-        "api-server-hung",
-        3,
-        "kube-apiserver is frozen on the VIP's holder, its port stays open",
-        &[script(
-            Target::VipHolder,
-            "signal STOP kube-apiserver",
-            "signal CONT kube-apiserver; start kube-apiserver",
-        )],
-        HUNG,
-    ),
+    Scenario {
+        needs: &[Need::VipOnControlPlane],
+        ..one(
+            "api-server-hung",
+            3,
+            "kube-apiserver is frozen on the VIP's holder, its port stays open",
+            &[script(
+                Target::VipHolder,
+                "signal STOP kube-apiserver",
+                "thaw kube-apiserver",
+            )],
+            HUNG,
+        )
+    },
     one(
         "api-server-hung-each",
         3,
@@ -48,20 +52,23 @@ pub(super) const ALL: [Scenario; 7] = [
         &[script(
             Target::EachControlPlane,
             "signal STOP kube-apiserver",
-            "signal CONT kube-apiserver; start kube-apiserver",
+            "thaw kube-apiserver",
         )],
         HUNG,
     ),
-    one(
-        "api-server-stopped",
-        1,
-        "kube-apiserver is stopped in order on the VIP's holder",
-        &[script(Target::VipHolder, STOPPED, BACK_AGAIN)],
-        UNSEEN,
-    ),
+    Scenario {
+        needs: &[Need::Units, Need::VipOnControlPlane],
+        ..one(
+            "api-server-stopped",
+            1,
+            "kube-apiserver is stopped in order on the VIP's holder",
+            &[script(Target::VipHolder, STOPPED, BACK_AGAIN)],
+            UNSEEN,
+        )
+    },
     Scenario {
         hold: Duration::from_secs(20),
-        needs: &[Need::ThreeControlPlanes],
+        needs: &[Need::Units, Need::ThreeControlPlanes],
         ..one(
             "controller-manager-leader-killed",
             1,
@@ -76,7 +83,7 @@ pub(super) const ALL: [Scenario; 7] = [
     },
     Scenario {
         hold: Duration::from_secs(20),
-        needs: &[Need::ThreeControlPlanes],
+        needs: &[Need::Units, Need::ThreeControlPlanes],
         ..one(
             "scheduler-leader-killed",
             1,

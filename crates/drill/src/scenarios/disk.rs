@@ -4,38 +4,60 @@ use super::*;
 use crate::scenario::Need;
 
 /// The member's data moves to a small file system of its own, is served from there while that is full, and moves back
-/// with everything it acknowledged meanwhile.
-const FILL: &str = "data={data}; aside=/run/quorate-drill/etcd
-systemctl stop etcd
+/// with everything it acknowledged meanwhile. Once the copy is whole, and marked so, it is what counts; before, what was
+/// there is.
+const FILL: &str = "data=$(readlink -f {data}); aside=/run/quorate-drill/etcd
+mounted() { grep -q \"^quorate-drill $1 \" /proc/mounts; }
+if mounted $aside || mounted $data || [ -e $aside.copied ] || [ -e $data/quorate-drill.old ]; then
+  echo 'an earlier drill of this disk was not taken back' >&2; exit 1
+fi
+stop etcd
 mkdir -p $aside
 size=$(($(du -sm $data | cut -f1) + 24))
 mount -t tmpfs -o size=${size}m,mode=700 quorate-drill $aside
 cp -a $data/. $aside/
+touch $aside.copied
 mount --bind $aside $data
 dd if=/dev/zero of=$data/quorate-drill.fill bs=64k 2>/dev/null || true
 systemctl start --no-block etcd";
-const EMPTY: &str = "data={data}; aside=/run/quorate-drill/etcd
-if mountpoint -q $aside; then
-  systemctl stop etcd
-  rm -f $data/quorate-drill.fill
-  umount $data
-  cp -a $aside/member $data/member.new
-  rm -rf $data/member
-  mv $data/member.new $data/member
+/// May be ended anywhere and begun again: there is always one whole copy that the next one finds, and what was there
+/// before goes last.
+const EMPTY: &str = "data=$(readlink -f {data}); aside=/run/quorate-drill/etcd
+mounted() { grep -q \"^quorate-drill $1 \" /proc/mounts; }
+if [ -e $aside.copied ]; then
+  mounted $aside || { echo \"the member's data is no longer at $aside\" >&2; exit 1; }
+  stop etcd
+  rm -f $aside/quorate-drill.fill
+  while mounted $data; do umount $data; done
+  rm -rf $data/quorate-drill.new
+  cp -a $aside/member $data/quorate-drill.new
   sync
-  umount $aside
+  if [ -e $data/quorate-drill.old ]; then rm -rf $data/member
+  elif [ -e $data/member ]; then mv $data/member $data/quorate-drill.old
+  fi
+  mv $data/quorate-drill.new $data/member
+  sync
+  rm $aside.copied
+fi
+if mounted $aside; then umount $aside; fi
+if [ -e $data/quorate-drill.old ]; then
+  [ -e $data/member ] || { echo \"$data has no member; what it was is in quorate-drill.old there\" >&2; exit 1; }
+  rm -rf $data/quorate-drill.old
 fi
 start etcd";
 
-/// Only the mount made here is taken away: the directory may be a mount of its own.
-const READ_ONLY: &str = "mkdir -p /run/quorate-drill
+/// Only the mount made here is taken away: the directory may be a mount of its own, so they are counted.
+const READ_ONLY: &str = "data=$(readlink -f {data}); mark=/run/quorate-drill/read-only
+[ ! -e $mark ] || { echo 'an earlier drill of this disk was not taken back' >&2; exit 1; }
+grep -c \" $data \" /proc/mounts > $mark || true
 stop etcd
-mount --bind {data} {data}
-touch /run/quorate-drill/read-only
-mount -o remount,bind,ro {data}
+mount --bind $data $data
+mount -o remount,bind,ro $data
 start etcd";
-const WRITABLE: &str = "if [ -e /run/quorate-drill/read-only ]; then
-  stop etcd; umount {data}; rm /run/quorate-drill/read-only
+const WRITABLE: &str = "data=$(readlink -f {data}); mark=/run/quorate-drill/read-only
+if [ -e $mark ]; then
+  if [ $(grep -c \" $data \" /proc/mounts) -gt $(cat $mark) ]; then stop etcd; umount $data; fi
+  rm $mark
 fi
 start etcd";
 
@@ -62,6 +84,24 @@ fi";
 const ROOT_FULL: &str = "free=$(df --output=avail -B1M /var | tail -1)
 fallocate -l $((free - 1))M /var/quorate-drill.fill";
 const ROOT_EMPTY: &str = "rm -f /var/quorate-drill.fill; start etcd";
+
+/// How far the clock is from the time since the start tells whether it is ahead: no matter how often it is taken back.
+const AHEAD: &str = "mark=/run/quorate-drill/clock
+[ ! -e $mark ] || { echo 'an earlier drill of this clock was not taken back' >&2; exit 1; }
+step() { echo $(($(date +%s) - $(cut -d. -f1 /proc/uptime))); }
+ntp=$(timedatectl show --property=NTP --value 2>/dev/null) || ntp=no
+echo ${ntp:-no} $(step) > $mark.new
+mv $mark.new $mark
+if [ ${ntp:-no} = yes ]; then timedatectl set-ntp false; fi
+date -s '+1 hour' >/dev/null";
+const IN_STEP: &str = "mark=/run/quorate-drill/clock
+step() { echo $(($(date +%s) - $(cut -d. -f1 /proc/uptime))); }
+if [ -e $mark ]; then
+  read -r ntp before < $mark
+  if [ $(($(step) - before)) -gt 1800 ]; then date -s '-1 hour' >/dev/null; fi
+  if [ $ntp = yes ]; then timedatectl set-ntp true; fi
+  rm $mark
+fi";
 
 pub(super) const ALL: [Scenario; 7] = [
     Scenario {
@@ -106,7 +146,7 @@ pub(super) const ALL: [Scenario; 7] = [
         )
     },
     Scenario {
-        needs: &[Need::StackedEtcd, Need::ThreeControlPlanes],
+        needs: &[Need::StackedEtcd, Need::EtcdUnit, Need::ThreeControlPlanes],
         ..one(
             "etcd-disk-read-only",
             17,
@@ -116,7 +156,7 @@ pub(super) const ALL: [Scenario; 7] = [
         )
     },
     Scenario {
-        needs: &[Need::StackedEtcd, Need::ThreeControlPlanes],
+        needs: &[Need::StackedEtcd, Need::EtcdUnit, Need::ThreeControlPlanes],
         ..one(
             "etcd-disk-full",
             15,
@@ -131,11 +171,7 @@ pub(super) const ALL: [Scenario; 7] = [
             "clock-skewed",
             18,
             "a control plane's clock is an hour ahead",
-            &[script(
-                Target::VipBackup,
-                "timedatectl set-ntp false 2>/dev/null || true; date -s '+1 hour' >/dev/null",
-                "date -s '-1 hour' >/dev/null; timedatectl set-ntp true 2>/dev/null || true",
-            )],
+            &[script(Target::VipBackup, AHEAD, IN_STEP)],
             UNSEEN,
         )
     },

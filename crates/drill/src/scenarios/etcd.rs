@@ -20,7 +20,7 @@ start etcd";
 
 pub(super) const ALL: [Scenario; 8] = [
     Scenario {
-        needs: &[Need::StackedEtcd, Need::ThreeControlPlanes],
+        needs: &[Need::StackedEtcd, Need::EtcdUnit, Need::ThreeControlPlanes],
         ..one(
             "etcd-data-wiped",
             20,
@@ -52,23 +52,15 @@ pub(super) const ALL: [Scenario; 8] = [
     one(
         "etcd-leader-hung",
         4,
-        "the leading etcd member is frozen for ten seconds",
-        &[script(
-            Target::EtcdLeader,
-            "signal STOP etcd",
-            "signal CONT etcd; start etcd",
-        )],
+        "the leading etcd member is frozen",
+        &[script(Target::EtcdLeader, "signal STOP etcd", "thaw etcd")],
         ELECTION,
     ),
     one(
         "etcd-follower-hung",
         4,
-        "a following etcd member is frozen for ten seconds",
-        &[script(
-            Target::EtcdFollower,
-            "signal STOP etcd",
-            "signal CONT etcd; start etcd",
-        )],
+        "a following etcd member is frozen",
+        &[script(Target::EtcdFollower, "signal STOP etcd", "thaw etcd")],
         HUNG,
     ),
     one(
@@ -87,11 +79,12 @@ pub(super) const ALL: [Scenario; 8] = [
     ),
     Scenario {
         loses_quorum: true,
+        needs: &[Need::EtcdUnit],
         ..one(
             "etcd-quorum-lost",
             32,
-            "etcd is stopped on two of three members, and comes back",
-            &[script(Target::TwoControlPlanes, "stop etcd", "start etcd")],
+            "etcd is stopped on a majority of its members, and comes back",
+            &[script(Target::EtcdMajority, "stop etcd", "start etcd")],
             BACK,
         )
     },

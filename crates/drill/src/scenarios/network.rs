@@ -45,16 +45,12 @@ ip route flush table 7701 2>/dev/null || true";
 
 /// Requests may be lost twice in a row before a server is known to be cut off.
 const CUT_OFF: Limits = Limits {
-    new_worst_ms: Some(5_000),
-    new_failed: Some(0),
     new_outage_ms: Some(4_000),
-    recovery_s: 120,
+    ..HUNG
 };
 const REPORTED: Limits = Limits {
-    new_worst_ms: None,
-    new_failed: None,
     new_outage_ms: Some(5_000),
-    recovery_s: 120,
+    ..REPORTED_ONLY
 };
 
 pub(super) const ALL: [Scenario; 9] = [

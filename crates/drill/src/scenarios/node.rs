@@ -3,7 +3,7 @@
 use super::*;
 use crate::scenario::Need;
 
-pub(super) const ALL: [Scenario; 10] = [
+pub(super) const ALL: [Scenario; 12] = [
     one(
         "kubelet-killed",
         36,
@@ -23,16 +23,38 @@ pub(super) const ALL: [Scenario; 10] = [
         UNSEEN,
     ),
     one(
-        "kubelet-killed-on-vip-holder",
+        "kubelet-hung",
         36,
-        "kubelet and containerd get SIGKILL on the VIP's holder",
+        "kubelet is frozen on a worker",
+        &[script(Target::Worker, "signal STOP kubelet", "thaw kubelet")],
+        UNSEEN,
+    ),
+    one(
+        "containerd-hung",
+        36,
+        "containerd is frozen on a worker; its containers go on",
         &[script(
-            Target::VipHolder,
-            "signal KILL kubelet; systemctl kill --kill-who=main --signal=KILL containerd.service",
-            "start containerd; start kubelet",
+            Target::Worker,
+            "systemctl kill --kill-who=main --signal=STOP containerd.service",
+            "if systemctl --quiet is-active containerd.service; then systemctl kill --kill-who=main --signal=CONT containerd.service; fi
+start containerd; start kubelet",
         )],
         UNSEEN,
     ),
+    Scenario {
+        needs: &[Need::VipOnControlPlane],
+        ..one(
+            "kubelet-killed-on-vip-holder",
+            36,
+            "kubelet and containerd get SIGKILL on the VIP's holder",
+            &[script(
+                Target::VipHolder,
+                "signal KILL kubelet; systemctl kill --kill-who=main --signal=KILL containerd.service",
+                "start containerd; start kubelet",
+            )],
+            UNSEEN,
+        )
+    },
     Scenario {
         needs: &[Need::Agent],
         ..one(
@@ -44,7 +66,7 @@ pub(super) const ALL: [Scenario; 10] = [
                 "signal KILL quorate-agent",
                 "start quorate-agent",
             )],
-            VIP_MOVES,
+            UNSEEN,
         )
     },
     Scenario {
@@ -56,7 +78,7 @@ pub(super) const ALL: [Scenario; 10] = [
             &[script(
                 Target::VipHolder,
                 "signal STOP quorate-agent",
-                "signal CONT quorate-agent; start quorate-agent",
+                "thaw quorate-agent",
             )],
             HUNG,
         )
@@ -82,7 +104,7 @@ pub(super) const ALL: [Scenario; 10] = [
             "haproxy-killed",
             6,
             "haproxy gets SIGKILL on the VIP's holder",
-            &[script(Target::VipHolder, "signal KILL haproxy", "start haproxy")],
+            &[script(Target::VipHolder, "signal KILL {haproxy}", "start {haproxy}")],
             UNSEEN,
         )
     },
@@ -94,14 +116,14 @@ pub(super) const ALL: [Scenario; 10] = [
             "haproxy is frozen on the VIP's holder",
             &[script(
                 Target::VipHolder,
-                "signal STOP haproxy",
-                "signal CONT haproxy; start haproxy",
+                "signal STOP {haproxy}",
+                "thaw {haproxy}",
             )],
             HUNG,
         )
     },
     Scenario {
-        needs: &[Need::Agent],
+        needs: &[Need::Agent, Need::AgentUnit],
         ..one(
             "agent-stopped",
             36,

@@ -6,9 +6,8 @@ use crate::scenario::Need;
 /// Nothing a client notices, not even as slowness.
 const PLANNED: Limits = Limits {
     new_worst_ms: Some(250),
-    new_failed: Some(0),
     new_outage_ms: Some(250),
-    recovery_s: 120,
+    ..UNSEEN
 };
 
 pub(super) const ALL: [Scenario; 6] = [
@@ -20,7 +19,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "a control plane loses its power, one after the other",
             &[power_cut(Target::EachControlPlane)],
-            VIP_MOVES,
+            UNSEEN,
         )
     },
     Scenario {
@@ -30,7 +29,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "the VIP's holder loses its power",
             &[power_cut(Target::VipHolder)],
-            VIP_MOVES,
+            UNSEEN,
         )
     },
     one(
@@ -58,8 +57,8 @@ pub(super) const ALL: [Scenario; 6] = [
         ..one(
             "quorum-lost",
             32,
-            "two control planes lose their power, and come back",
-            &[power_cut(Target::TwoControlPlanes)],
+            "a majority of the machines with an etcd member lose their power, and come back",
+            &[power_cut(Target::EtcdMajority)],
             BACK,
         )
     },

@@ -13,7 +13,7 @@ pub(super) const ALL: [Scenario; 2] = [
             &[script(
                 Target::Worker,
                 "ip address add {vip}/32 dev {interface}; arping -q -A -c 2 -I {interface} {vip} 2>/dev/null || true",
-                "ip address delete {vip}/32 dev {interface} 2>/dev/null || true",
+                "if ip -o address show dev {interface} | grep -qF ' {vip}/32 '; then ip address delete {vip}/32 dev {interface}; fi",
             )],
             // Two machines that both say the address is theirs cannot both be right; what is asked for is that it ends with the stranger.
             REPORTED_ONLY,

@@ -205,8 +205,8 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    let runs = if walk.is_some() {
-        Vec::new()
+    let (runs, left_out) = if walk.is_some() {
+        (Vec::new(), Vec::new())
     } else {
         runs(&args, &loaded, around)?
     };
@@ -227,6 +227,8 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         dir: args.report.clone(),
         allow_outage: args.allow_outage,
+        foreign_vip: args.foreign_vip.is_some(),
+        left_out,
         operator,
         clients: if args.node_access {
             Clients::Access
@@ -275,26 +277,29 @@ fn foreign(spec: &mut Spec, vip: std::net::SocketAddr) {
     });
 }
 
-fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<Run>> {
+/// Scenarios that this cluster cannot have, or may not without being told, and why.
+type LeftOut = Vec<(&'static Scenario, String)>;
+
+fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<(Vec<Run>, LeftOut)> {
     let spec = &loaded.spec;
-    let chosen: Vec<&'static Scenario> = if args.all {
-        scenario::all()
-            .filter(|scenario| {
-                let skipped = scenario
-                    .skipped(spec, around)
-                    .or((scenario.loses_quorum && !args.allow_outage)
-                        .then_some("it takes the whole API away; --allow-outage permits it"));
-                if let Some(reason) = skipped {
-                    crate::err!("skipped: {}: {reason}", scenario.name);
-                }
-                skipped.is_none()
-            })
-            .collect()
-    } else if args.short {
+    let mut left_out = LeftOut::new();
+    let chosen: Vec<&'static Scenario> = if args.all || args.short {
         // Where machines cannot be switched off, what is left is still worth showing.
-        scenario::all()
-            .filter(|scenario| scenario.short && scenario.skipped(spec, around).is_none())
-            .collect()
+        let mut chosen = Vec::new();
+        for scenario in scenario::all().filter(|scenario| args.all || scenario.short) {
+            let skipped = scenario
+                .skipped(spec, around)
+                .or((scenario.takes_api_away(spec) && !args.allow_outage)
+                    .then_some("it takes the whole API away; --allow-outage permits it"));
+            match skipped {
+                Some(reason) => {
+                    crate::err!("skipped: {}: {reason}", scenario.name);
+                    left_out.push((scenario, reason.to_owned()));
+                }
+                None => chosen.push(scenario),
+            }
+        }
+        chosen
     } else if args.scenarios.is_empty() {
         return Err(UserError::new("which scenarios?")
             .hint("name some of `quorate drill list`, or say --short, --all or --chaos")
@@ -309,7 +314,7 @@ fn runs(args: &RunArgs, loaded: &Loaded, around: Around) -> anyhow::Result<Vec<R
     if chosen.is_empty() {
         return Err(UserError::new("none of these scenarios suits this cluster").into());
     }
-    Ok(expand(spec, &chosen))
+    Ok((expand(spec, &chosen), left_out))
 }
 
 fn announce(args: &RunArgs, runs: &[Run], loaded: &Loaded) {
@@ -365,6 +370,13 @@ fn tell(event: &Event, json: bool, begun: Instant) {
     }
     let at = format!("{:6.1}s", begun.elapsed().as_secs_f64());
     match event {
+        // How many a walk will have is known at its end.
+        Event::Started {
+            name,
+            what,
+            number,
+            of: 0,
+        } => crate::err!("{at}  {name} ({number}) — {what}"),
         Event::Started { name, what, number, of } => crate::err!("{at}  {name} ({number} of {of}) — {what}"),
         Event::Broken { machines, .. } => crate::err!("{at}    broken on {}", machines.join(", ")),
         Event::TakenBack { after_ms, .. } => crate::err!("{at}    taken back after {}", seconds(*after_ms)),
@@ -372,6 +384,7 @@ fn tell(event: &Event, json: bool, begun: Instant) {
         Event::NotGreen { failed, .. } => crate::err!("{at}    still not well: {}", failed.join("; ")),
         Event::Trouble { message, .. } => crate::err!("{at}    {message}"),
         Event::Done { outcome } if outcome.ok => {}
+        Event::Done { outcome } if outcome.skipped => crate::err!("{at}    {}", outcome.why),
         Event::Done { outcome } => crate::err!("{at}    DID NOT HOLD: {}", outcome.why),
     }
 }
