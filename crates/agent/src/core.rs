@@ -3,8 +3,10 @@
 //! Virtual routers decide on a real-time thread of their own ([`crate::vrrp_io`]); what the two have to say
 //! to each other (whether a frontend has a path) passes through here.
 
+mod leaving;
+mod listeners;
+
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -18,6 +20,8 @@ use crate::health::{Job, Method, Prober};
 use crate::proxy::{Fault, Listening, Options, Proxy, Report, Set, Sink};
 use crate::replay::{Line, Recorder, Side};
 use crate::vrrp_io::{self, InputSender, Outgoing};
+use leaving::Leaving;
+use listeners::Doors;
 
 /// Serves a backend set in the kernel instead of in the proxy (IPVS, eBPF).
 pub trait KernelSet: Send {
@@ -89,9 +93,10 @@ pub struct Core {
     recorder: Option<Recorder>,
     started: Instant,
     stopped: bool,
-    /// Sockets of a predecessor, and when to listen at the latest: clients are let in when there is somewhere to
-    /// send them.
-    waiting: Option<(Vec<Listening>, Instant, mpsc::SyncSender<Vec<String>>)>,
+    /// No clients are taken any more.
+    draining: bool,
+    doors: Doors,
+    leaving: Vec<Leaving>,
     /// Latest transitions, newest last, for the statistics page.
     pub(crate) log: std::collections::VecDeque<(std::time::SystemTime, String)>,
     /// Worst lateness of this thread since the start, and how often it was noticeable.
@@ -101,12 +106,8 @@ pub struct Core {
 /// Transitions shown on the statistics page.
 const LOG_LENGTH: usize = 50;
 
-/// How long the first checks may keep the listeners waiting.
-const FIRST_CHECKS: Duration = Duration::from_millis(1500);
-
-/// Starts the core's thread: checks begin, and frontends listen as soon as all of them have a backend (at the
-/// latest after 1.5 s). Then the receiver tells which listeners could not be bound; they are tried again at each
-/// reload.
+/// Starts the core's thread: checks begin, and each frontend listens as soon as it has a backend (at the latest after
+/// 1.5 s). When all were tried the receiver tells which listeners could not be bound; they are tried again every second.
 ///
 /// # Errors
 /// No threads or descriptors left, or TLS files that cannot be used.
@@ -137,7 +138,8 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
     let recorder = start.config.record.as_ref().map(|p| Recorder::create(p)).transpose()?;
     let (listening, listens) = mpsc::sync_channel(1);
     let mut core = Core {
-        waiting: Some((start.inherited, Instant::now() + FIRST_CHECKS, listening)),
+        doors: Doors::new(&start.config, start.inherited, listening),
+        leaving: Vec::new(),
         balancer: Balancer::new(&start.config, start.seed),
         proxy,
         vrrp: None,
@@ -149,6 +151,7 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
         recorder,
         started: Instant::now(),
         stopped: false,
+        draining: false,
         log: std::collections::VecDeque::new(),
         worst_late: Duration::ZERO,
         config: start.config,
@@ -159,7 +162,7 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
         boot: start.boot,
     });
     // Backend sets first: nobody is refused because of the order of things at start.
-    core.index();
+    core.index(&core.config.clone());
     for f in core.config.frontends.clone() {
         core.proxy.apply(&f.name, &[], &options(&f), &mut Vec::new());
     }
@@ -173,11 +176,12 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
 impl Core {
     fn run(mut self, inbox: &Receiver<Message>) {
         while !self.stopped {
-            self.listen_first();
+            self.open_doors();
+            self.let_go();
             let due = self.balancer.poll_timeout();
             let mut wait = due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(vrrp_io::now()));
-            if self.waiting.is_some() {
-                wait = wait.min(Duration::from_millis(100));
+            if let Some(at) = self.doors.due() {
+                wait = wait.min(at.saturating_duration_since(Instant::now()));
             }
             match inbox.recv_timeout(wait) {
                 Ok(Message::Input(input)) => self.input(input),
@@ -194,27 +198,6 @@ impl Core {
         }
     }
 
-    /// Listens once every frontend has somewhere to send its clients.
-    fn listen_first(&mut self) {
-        let ready = |core: &Self| {
-            let usable: BTreeMap<&str, bool> = core.balancer.paths().collect();
-            core.config
-                .frontends
-                .iter()
-                .all(|f| usable.get(f.name.as_str()) == Some(&true))
-        };
-        let Some((_, latest, _)) = &self.waiting else { return };
-        if Instant::now() < *latest && !ready(self) {
-            return;
-        }
-        if let Some((mut inherited, _, tell)) = self.waiting.take() {
-            let failed = self.listen(&mut inherited);
-            // Listeners of frontends that are gone close here.
-            drop(inherited);
-            let _ = tell.send(failed);
-        }
-    }
-
     pub(crate) fn input(&mut self, input: Input) {
         let now = vrrp_io::now();
         self.record(|_| Line::Input {
@@ -226,8 +209,15 @@ impl Core {
         while let Some(action) = self.balancer.poll_action() {
             self.apply(action);
         }
+        self.tell_paths();
+    }
+
+    /// Tells the virtual routers what changed: a frontend has a path when it has a backend and lets its clients in.
+    fn tell_paths(&mut self) {
         if let Some(vrrp) = &self.vrrp {
+            let now = vrrp_io::now();
             for (name, usable) in self.balancer.paths() {
+                let usable = usable && self.lets_in(name);
                 if self.paths.insert(name.to_owned(), usable) != Some(usable) {
                     vrrp.set_path(name, usable);
                     if let Some(r) = &mut self.recorder {
@@ -314,14 +304,7 @@ impl Core {
     }
 
     fn reset(&mut self, frontend: &str, backend: &str, address: std::net::SocketAddr, spread: Duration) {
-        let proxied = self.proxy.frontend(frontend).and_then(|f| {
-            f.set()
-                .backends()
-                .iter()
-                .find(|b| b.name == backend && b.addr == address)
-                .cloned()
-        });
-        if let Some(b) = proxied {
+        if let Some(b) = self.proxied(frontend, backend, address) {
             self.note(format!(
                 "{frontend}/{backend}: resetting its clients ({})",
                 b.load.active()
@@ -427,47 +410,46 @@ impl Core {
 
     /// The virtual routers run from now on.
     pub fn attach_vrrp(&mut self, vrrp: InputSender<Routers>) {
-        for (name, usable) in self.balancer.paths() {
-            vrrp.set_path(name, usable);
-            self.paths.insert(name.to_owned(), usable);
-        }
         self.vrrp = Some(vrrp);
+        self.tell_paths();
     }
 
     /// Takes over a valid configuration. What did not change is not touched.
     ///
     /// # Errors
     /// What could not be done; the rest was.
-    pub fn reconfigure(&mut self, config: AgentConfig) -> Vec<String> {
+    pub fn reconfigure(&mut self, mut config: AgentConfig) -> Vec<String> {
+        if self.draining {
+            return vec!["nothing was changed: the agent is ending".into()];
+        }
         let mut failed = Vec::new();
         match crate::health::methods(&config) {
             Ok(m) => self.methods = m,
             Err(e) => return vec![format!("nothing was changed: {e}")],
         }
+        failed.extend(self.keep_until_restart(&mut config));
+        self.take_leave(&config);
         for f in &self.config.frontends {
             if !config.frontends.iter().any(|n| n.name == f.name) {
                 self.proxy.remove(&f.name);
             }
         }
-        if config.stats != self.config.stats || config.metrics != self.config.metrics {
-            failed.push("stats and metrics change with the next start only".into());
-        }
         for (_, set) in &mut self.kernel_sets {
             set.configure(&config);
         }
         self.config = config.clone();
-        self.index();
+        let served = self.served();
+        self.index(&served);
         for f in &config.frontends {
             if self.proxy.frontend(&f.name).is_none() {
                 self.proxy.apply(&f.name, &[], &options(f), &mut Vec::new());
             }
         }
         self.input(Input::Config {
-            config: Box::new(config.clone()),
+            config: Box::new(served),
         });
-        if self.waiting.is_none() {
-            failed.extend(self.listen(&mut Vec::new()));
-        }
+        self.reopen();
+        failed.extend(self.not_listening());
         if let Some(vrrp) = &self.vrrp {
             match crate::config::keys(&config) {
                 Ok(keys) => vrrp.tell(move |routers, _| routers.set_keys(keys)),
@@ -480,9 +462,28 @@ impl Core {
         failed
     }
 
-    fn index(&mut self) {
-        self.addresses = self
-            .config
+    /// Puts back what this process goes on with until it is started again; says so.
+    fn keep_until_restart(&self, config: &mut AgentConfig) -> Option<String> {
+        let now = &self.config;
+        let changes = [
+            ("stats", config.stats != now.stats),
+            ("metrics", config.metrics != now.metrics),
+            ("admin.socket", config.admin != now.admin),
+            ("record", config.record != now.record),
+            ("node", config.node != now.node),
+        ];
+        config.stats.clone_from(&now.stats);
+        config.metrics.clone_from(&now.metrics);
+        config.admin.clone_from(&now.admin);
+        config.record.clone_from(&now.record);
+        config.node.clone_from(&now.node);
+        let changed: Vec<&str> = changes.iter().filter(|c| c.1).map(|c| c.0).collect();
+        let text = || format!("{}: in force with the next start only", changed.join(", "));
+        (!changed.is_empty()).then(text)
+    }
+
+    fn index(&mut self, config: &AgentConfig) {
+        self.addresses = config
             .backend_sets()
             .flat_map(|s| {
                 s.backends
@@ -492,25 +493,23 @@ impl Core {
             .collect();
     }
 
-    fn listen(&mut self, inherited: &mut Vec<Listening>) -> Vec<String> {
-        let mut failed = Vec::new();
-        for f in self.config.frontends.clone() {
-            for (addr, e) in self.proxy.apply(&f.name, &f.listen, &options(&f), inherited) {
-                tracing::error!(frontend = f.name, %addr, error = %e, "cannot listen");
-                failed.push(format!("frontend {}: cannot listen on {addr}: {e}", f.name));
-            }
-        }
-        failed
-    }
-
     /// Copies of all listening sockets, for the process that takes over.
     pub fn listening(&self) -> Vec<Listening> {
         self.proxy.listening()
     }
 
-    /// Takes no more clients; those there are may go on until `deadline`.
+    /// Takes no more clients; those there are may go on until `deadline`. Their backends are judged until then: nobody
+    /// else would free the clients of one that dies.
     pub fn drain(&mut self, deadline: Instant) {
-        self.input(Input::Stop);
+        self.draining = true;
+        self.doors.lock();
+        // A successor goes on with the same file.
+        self.record(|_| Line::Input {
+            now: vrrp_io::now(),
+            to: Side::Balancer,
+            input: Input::Stop,
+        });
+        self.recorder = None;
         for (_, set) in &mut self.kernel_sets {
             set.stop();
         }
@@ -526,6 +525,16 @@ impl Core {
         !self.proxy.broken()
     }
 
+    /// Why clients are not served as they should be.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = if self.healthy() {
+            self.not_listening()
+        } else {
+            vec!["a proxy worker has ended or hangs".into()]
+        };
+        (!trouble.is_empty()).then(|| trouble.join("\n"))
+    }
+
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
@@ -539,11 +548,6 @@ impl Core {
         if let Some(r) = &mut self.recorder {
             r.write(&line(&self.config));
         }
-    }
-
-    /// Where inputs are recorded, if they are.
-    pub fn record_file(&self) -> Option<PathBuf> {
-        self.config.record.clone()
     }
 }
 

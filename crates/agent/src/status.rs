@@ -79,6 +79,8 @@ pub struct FrontendStatus {
     pub name: String,
     pub kind: SetKind,
     pub listen: Vec<String>,
+    /// Where it should listen and cannot.
+    pub unbound: Vec<String>,
     pub usable: bool,
     pub fail_open: bool,
     pub active: u32,
@@ -139,20 +141,15 @@ pub fn collect(core: &Core) -> Status {
         .into_iter()
         .map(|set| {
             let front = core.proxy.frontend(&set.name);
-            let runtime = front.map(|f| f.set());
             let backends = set
                 .backends
                 .into_iter()
                 .map(|health| {
-                    let b = runtime.as_ref().and_then(|s| {
-                        s.backends()
-                            .iter()
-                            .find(|b| b.name == health.name && b.addr == health.address)
-                    });
-                    let n = |f: fn(&crate::proxy::Backend) -> u64| b.map_or(0, |b| f(b));
+                    let b = core.proxied(&set.name, &health.name, health.address);
+                    let n = |f: fn(&crate::proxy::Backend) -> u64| b.as_deref().map_or(0, f);
                     Server {
                         for_seconds: now.saturating_sub(health.since).as_secs_f64(),
-                        active: b.map_or(0, |b| b.load.active()),
+                        active: b.as_ref().map_or(0, |b| b.load.active()),
                         total: n(|b| b.total.load(Relaxed)),
                         bytes_in: n(|b| b.bytes_up.load(Relaxed)),
                         bytes_out: n(|b| b.bytes_down.load(Relaxed)),
@@ -173,6 +170,7 @@ pub fn collect(core: &Core) -> Status {
                     SetKind::Proxy => core.proxy.bound(&set.name).iter().map(ToString::to_string).collect(),
                     _ => core.virtual_address(&set.name).into_iter().collect(),
                 },
+                unbound: core.unbound(&set.name),
                 kind: set.kind,
                 usable: set.usable,
                 fail_open: set.fail_open,

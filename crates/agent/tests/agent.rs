@@ -78,7 +78,7 @@ impl Drop for Agent {
     }
 }
 
-/// An HTTP server whose readiness can be changed: 200, 500 (shutting down), 501 (etcd away).
+/// An HTTP server whose readiness can be changed: 200, 500 (shutting down), 501 (etcd away), 0 (hangs).
 /// Anything but GET is echoed.
 fn api(status: Arc<AtomicU16>) -> SocketAddr {
     let l = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -102,6 +102,7 @@ fn serve(mut s: TcpStream, status: &AtomicU16) {
             continue;
         }
         let (code, body) = match status.load(Relaxed) {
+            0 => return thread::sleep(Duration::from_secs(60)),
             200 => (200, "ok"),
             501 => (
                 500,
@@ -230,6 +231,31 @@ fn ping(c: &mut TcpStream) -> io::Result<()> {
     c.read_exact(&mut [0])
 }
 
+/// Clients of all backends.
+fn clients(s: &Setup) -> Vec<TcpStream> {
+    (0..16).map(|_| s.echo().unwrap()).collect()
+}
+
+/// Waits until one of them was reset; the others live.
+fn some_are_freed(mut clients: Vec<TcpStream>) {
+    let count = clients.len();
+    let end = Instant::now() + Duration::from_secs(5);
+    while clients.len() == count {
+        assert!(Instant::now() < end, "nobody was freed");
+        clients.retain_mut(|c| {
+            c.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+            !matches!(c.read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::ConnectionReset)
+        });
+    }
+    // The rest of the same backend's.
+    thread::sleep(Duration::from_millis(200));
+    let alive = clients.iter_mut().filter_map(|c| {
+        c.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        ping(c).ok()
+    });
+    assert!(alive.count() > 0, "clients of the other backend, too");
+}
+
 fn order(s: &Setup, backend: &str, state: AdminState) -> anyhow::Result<Value> {
     let (frontend, backend) = ("api".to_owned(), backend.to_owned());
     request(
@@ -308,6 +334,48 @@ fn health_orders_reload_and_the_end() {
     });
     let inputs = inputs.unwrap();
     assert!(inputs > 10 && probes > 4, "{inputs} inputs, {probes} probes");
+}
+
+#[test]
+fn clients_of_a_backend_that_dies_after_its_removal_are_freed() {
+    let s = Setup::new(2);
+    let _agent = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let held = clients(&s);
+    s.write(1);
+    request(&s.socket, &Request::Reload).unwrap();
+    s.states(&["up", "up"]);
+    let leaving = s.show().unwrap()["frontends"][0]["backends"][1].clone();
+    assert_eq!(
+        (leaving["name"].as_str(), leaving["weight"].as_u64()),
+        (Some("m1"), Some(0))
+    );
+    assert!(leaving["active"].as_u64() > Some(0), "{leaving}");
+    s.ready[1].store(0, Relaxed);
+    some_are_freed(held);
+    s.states(&["up"]);
+}
+
+#[test]
+fn what_a_reload_cannot_change_is_said() {
+    let s = Setup::new(1);
+    let _agent = Agent::start(&s.config, false);
+    s.states(&["up"]);
+    let text = std::fs::read_to_string(&s.config).unwrap();
+    let changed = text
+        .replace("node: test", "node: other")
+        .replace("agent.sock", "other.sock");
+    std::fs::write(&s.config, changed.replace("record.jsonl", "other.jsonl")).unwrap();
+    for _ in 0..2 {
+        let said = request(&s.socket, &Request::Reload).unwrap_err().to_string();
+        assert!(
+            said.contains("admin.socket, record, node: in force with the next start only"),
+            "{said}"
+        );
+    }
+    assert_eq!(s.show().unwrap()["node"], "test");
+    std::fs::write(&s.config, text).unwrap();
+    request(&s.socket, &Request::Reload).unwrap();
 }
 
 /// From another address of this machine.
@@ -397,6 +465,25 @@ fn hostile_clients_on_every_port_stop_nothing() {
         assert!(Instant::now() < end, "{} still there", counter("active"));
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn clients_of_a_backend_that_dies_after_a_take_over_are_freed() {
+    let s = Setup::new(2);
+    let mut old = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let held = clients(&s);
+    let _new = Agent::start(&s.config, true);
+    let end = Instant::now() + Duration::from_secs(10);
+    while s.show().is_none_or(|v| v["pid"] == old.0.id()) {
+        assert!(Instant::now() < end, "no take-over");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // The one that retires has heard of it.
+    thread::sleep(Duration::from_millis(300));
+    s.ready[0].store(0, Relaxed);
+    some_are_freed(held);
+    assert!(old.ended(Duration::from_secs(5)), "nobody is left");
 }
 
 #[test]

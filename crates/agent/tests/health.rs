@@ -68,6 +68,10 @@ impl Authority {
 }
 
 fn check(health: &Health, address: SocketAddr) -> (ProbeOutcome, Duration) {
+    check_by(Arc::new(Method::new(health).unwrap()), health.timeout.get(), address)
+}
+
+fn check_by(how: Arc<Method>, timeout: Duration, address: SocketAddr) -> (ProbeOutcome, Duration) {
     let (tx, rx) = mpsc::channel();
     let prober = Prober::start(move |a| drop(tx.send(a))).unwrap();
     let start = Instant::now();
@@ -76,14 +80,40 @@ fn check(health: &Health, address: SocketAddr) -> (ProbeOutcome, Duration) {
         backend: "b".into(),
         id: 7,
         address,
-        how: Arc::new(Method::new(health).unwrap()),
-        timeout: health.timeout.get(),
-        connect_timeout: health.timeout.get() / 2,
+        how,
+        timeout,
+        connect_timeout: timeout / 2,
         ordered: start,
     });
     let a = rx.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!((a.id, a.backend.as_str()), (7, "b"));
     (a.outcome, start.elapsed())
+}
+
+#[test]
+fn a_backend_that_expects_the_proxy_protocol_is_told_that_the_check_is_our_own() {
+    let l = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = l.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut s, _) = l.accept().unwrap();
+        let mut head = [0; 16];
+        s.read_exact(&mut head).unwrap();
+        let mut request = [0; 4];
+        s.read_exact(&mut request).unwrap();
+        let right = head == *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0" && request == *b"GET ";
+        let status = if right { 200 } else { 400 };
+        let _ = write!(s, "HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+    });
+    let text = format!(
+        "{{apiVersion: quorate.dev/v1, kind: Agent, node: n, frontends: [{{name: f, listen: ['127.0.0.1:1'], \
+         proxyProtocol: v2, health: {{kind: http}}, backends: [{{name: b, address: '{address}'}}]}}]}}"
+    );
+    let config = serde_saphyr::from_str(&text).unwrap();
+    let how = quorate_agent::health::methods(&config).unwrap().remove("f").unwrap();
+    assert_eq!(
+        check_by(how, Duration::from_millis(500), address).0,
+        ProbeOutcome::Ready
+    );
 }
 
 #[test]

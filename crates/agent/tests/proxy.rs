@@ -521,6 +521,103 @@ fn a_full_backend_queues_and_times_out() {
     });
 }
 
+/// Two frontends behind one worker.
+fn pair(options: [Options; 2], backends: [&[BackendView]; 2]) -> (Proxy, [SocketAddr; 2]) {
+    let sink: Sink = Arc::new(|_| ());
+    let mut proxy = Proxy::start(1, raise_open_files(), &sink).unwrap();
+    let addresses = ["f", "g"].map(|name| {
+        let at = usize::from(name == "g");
+        let any = "127.0.0.1:0".parse().unwrap();
+        assert!(proxy.apply(name, &[any], &options[at], &mut Vec::new()).is_empty());
+        let set = Set::new(Algorithm::RoundRobin, backends[at], None);
+        proxy.frontend(name).unwrap().replace_set(set);
+        proxy.bound(name)[0]
+    });
+    (proxy, addresses)
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let s = TcpStream::connect(addr).unwrap();
+    s.set_read_timeout(Some(SHORT)).unwrap();
+    s
+}
+
+#[test]
+fn clients_waiting_at_one_frontend_do_not_hold_up_another() {
+    let one_place = |backend| {
+        let mut all = views(&[backend]);
+        all[0].max_connections = 1;
+        all
+    };
+    let options = || Options {
+        queue_length: 1,
+        queue_timeout: Duration::from_secs(20),
+        ..Options::default()
+    };
+    let (proxy, [f, g]) = pair([options(), options()], [&one_place(echo()), &one_place(echo())]);
+    let ping = |c: &mut TcpStream| c.write_all(b"x").and_then(|()| c.read_exact(&mut [0]));
+    let queued = |name: &str| {
+        let counters = &proxy.frontend(name).unwrap().counters;
+        counters.queued.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let (mut held_f, mut held_g) = (connect(f), connect(g));
+    ping(&mut held_f).unwrap();
+    ping(&mut held_g).unwrap();
+    let _waiting = connect(f);
+    until("the first waits", || queued("f") == 1);
+    let mut second = connect(g);
+    until("a queue of its own has room", || queued("g") == 1);
+    drop(held_g);
+    ping(&mut second).expect("a place is free, but somebody else's client is first");
+}
+
+#[test]
+fn each_client_is_hedged_as_its_own_frontend_says() {
+    let (stuck, _keep) = hung();
+    let never = Options {
+        answer_hedge: None,
+        ..Options::default()
+    };
+    let both = views(&[stuck, named(b'a')]);
+    let (_proxy, [f, g]) = pair([Options::default(), never], [&both, &both]);
+    let mut first = connect(f);
+    thread::sleep(Duration::from_millis(50));
+    let mut other = connect(g);
+    thread::sleep(Duration::from_millis(50));
+    first.write_all(HELLO).unwrap();
+    let mut answer = [0];
+    first.read_exact(&mut answer).expect("not raced");
+    assert_eq!(answer[0], b'a');
+    other.write_all(HELLO).unwrap();
+    other.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    assert!(other.read_exact(&mut answer).is_err(), "raced although it must not be");
+}
+
+#[test]
+fn a_worker_that_hangs_is_noticed() {
+    let gate = Arc::new(Mutex::new(()));
+    let sink: Sink = {
+        let gate = Arc::clone(&gate);
+        Arc::new(move |_| drop(gate.lock()))
+    };
+    let mut proxy = Proxy::start(1, raise_open_files(), &sink).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    assert!(
+        proxy
+            .apply("f", &[any], &Options::default(), &mut Vec::new())
+            .is_empty()
+    );
+    let set = Set::new(Algorithm::RoundRobin, &views(&[dead()]), None);
+    proxy.frontend("f").unwrap().replace_set(set);
+    assert!(!proxy.broken());
+    let held = gate.lock().unwrap();
+    let _client = connect(proxy.bound("f")[0]);
+    thread::sleep(Duration::from_millis(100));
+    until("noticed", || proxy.broken());
+    drop(held);
+    until("well again", || !proxy.broken());
+}
+
 #[test]
 fn caps_hold_per_source_and_in_all() {
     let options = Options {

@@ -152,8 +152,10 @@ impl BackendSet {
         &self.name
     }
 
-    /// Takes a new configuration; backends with the same name and address keep their health.
+    /// Takes a new configuration; backends with the same name and address keep their health. The set is said again: who
+    /// serves it and how may have changed though no backend has.
     pub(crate) fn reconfigure(&mut self, now: Now, set: BackendSetRef<'_>) {
+        self.published = None;
         if self.health.kind != set.health.kind {
             self.members.clear();
         }
@@ -317,6 +319,9 @@ impl BackendSet {
         };
         let interval = self.health.interval.get();
         let unchecked = self.health.kind == HealthKind::None;
+        let slow_start = self.slow_start;
+        let serves = |m: &Member| m.availability == Availability::Up && m.weight(now, slow_start) > 0;
+        let others_serve = self.members.iter().enumerate().any(|(i, m)| i != at && serves(m));
         let m = &mut self.members[at];
         match outcome {
             DialOutcome::Connected => {}
@@ -328,7 +333,8 @@ impl BackendSet {
                 }
             }
             DialOutcome::Timeout | DialOutcome::Unreachable if unchecked => {
-                if m.availability == Availability::Up {
+                // The last one stays: that nobody answers is more likely this machine's trouble.
+                if m.availability == Availability::Up && others_serve {
                     m.next_probe = now + interval;
                     self.set(now, at, Availability::Down, Reason::Silent, "connections time out", out);
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use quorate_lb::config::SetKind;
 use quorate_lb::health::classify_readyz;
 use quorate_lb::{
     Action, AdminState, Agent, AgentConfig, Availability, BackendView, Command, DialOutcome, Event, Input,
@@ -751,6 +752,53 @@ fn without_checks_dials_decide() {
     }
     f.dial("m1", DialOutcome::Slow);
     assert_eq!(f.view("m1").0, Availability::Up);
+}
+
+#[test]
+fn without_checks_the_last_server_is_not_ejected_by_time_outs() {
+    for outcome in [DialOutcome::Timeout, DialOutcome::Unreachable] {
+        let mut f = Farm::with(2, "{kind: none}", "");
+        f.dial("m1", outcome);
+        f.dial("m2", outcome);
+        assert_eq!((f.view("m1").0, f.view("m2").0), (Availability::Down, Availability::Up));
+        assert_eq!(f.path(), Some(true));
+        f.run(ms(1001));
+        assert_eq!(f.view("m1").0, Availability::Up, "tried again after the interval");
+        f.dial("m2", outcome);
+        assert_eq!(f.view("m2").0, Availability::Down, "another serves");
+    }
+}
+
+#[test]
+fn a_reload_of_the_kind_or_the_algorithm_alone_gives_the_set_out_again() {
+    let mut f = Farm::settled(2);
+    let given_out = |f: &mut Farm, config: AgentConfig| {
+        f.log.clear();
+        let config = Box::new(config);
+        f.input(Input::Config { config });
+        let sets = f.log.iter().filter_map(|(_, a)| match a {
+            Action::Backends { kind, backends, .. } => Some((*kind, backends.len())),
+            _ => None,
+        });
+        sets.collect::<Vec<_>>()
+    };
+    let health = "{kind: https, ca: /ca}";
+    assert_eq!(
+        given_out(&mut f, config(2, health, ", balance: source")),
+        [(SetKind::Proxy, 2)]
+    );
+    let mut kernel = config(2, health, "");
+    let frontend = kernel.frontends.remove(0);
+    let service = format!(
+        "{{name: api, virtual: '10.9.9.9:6443', backends: {}, health: {health}}}",
+        serde_json::to_string(&frontend.backends).unwrap()
+    );
+    kernel.ipvs.push(serde_saphyr::from_str(&service).unwrap());
+    assert_eq!(given_out(&mut f, kernel), [(SetKind::Ipvs, 2)]);
+    assert!(
+        f.views.iter().all(|v| v.availability == Availability::Up),
+        "health is kept"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_lb::config::{AgentConfig, Health, HealthKind};
+use quorate_lb::config::{AgentConfig, Health, HealthKind, ProxyProtocol};
 use quorate_lb::health::classify_readyz;
 use quorate_lb::{ProbeOutcome, ProbeStage};
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 
 /// Most bytes read of an answer.
 const ANSWER_MAX: usize = 64 * 1024;
+/// PROXY protocol version 2, command LOCAL: the connection is the proxy's own.
+const PROXY_LOCAL: &[u8; 16] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 /// One check to be made.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub struct Method {
     path: String,
     tls: Option<Arc<rustls::ClientConfig>>,
     server_name: Option<ServerName<'static>>,
+    /// The backend expects the PROXY protocol.
+    proxy_header: bool,
 }
 
 impl Method {
@@ -70,7 +74,14 @@ impl Method {
             path: health.path.clone(),
             tls: tls.map(Arc::new),
             server_name,
+            proxy_header: false,
         })
+    }
+
+    /// For backends that expect the PROXY protocol in front of everything.
+    #[must_use]
+    pub fn with_proxy_header(self, proxy_header: bool) -> Self {
+        Self { proxy_header, ..self }
     }
 }
 
@@ -82,10 +93,12 @@ pub fn methods(config: &AgentConfig) -> Result<HashMap<String, Arc<Method>>, Str
     config
         .backend_sets()
         .map(|s| {
-            Ok((
-                s.name.to_owned(),
-                Arc::new(Method::new(s.health).map_err(|e| format!("{}: {e}", s.name))?),
-            ))
+            let announced = config
+                .frontends
+                .iter()
+                .any(|f| f.name == s.name && f.proxy_protocol == ProxyProtocol::V2);
+            let method = Method::new(s.health).map_err(|e| format!("{}: {e}", s.name))?;
+            Ok((s.name.to_owned(), Arc::new(method.with_proxy_header(announced))))
         })
         .collect()
 }
@@ -186,12 +199,19 @@ async fn carry_out(job: Job) -> Answer {
 }
 
 async fn probe(job: &Job, stage: &mut ProbeStage) -> ProbeOutcome {
-    let tcp = match tokio::time::timeout(job.connect_timeout, TcpStream::connect(job.address)).await {
+    let mut tcp = match tokio::time::timeout(job.connect_timeout, TcpStream::connect(job.address)).await {
         Ok(Ok(s)) => s,
         Ok(Err(e)) => return failed("connecting", &e),
         Err(_) => return ProbeOutcome::Timeout { stage: *stage },
     };
     let _ = tcp.set_nodelay(true);
+    let asks = matches!(job.how.kind, HealthKind::Http | HealthKind::Https);
+    if asks
+        && job.how.proxy_header
+        && let Err(e) = tcp.write_all(PROXY_LOCAL).await
+    {
+        return failed("sending the PROXY header", &e);
+    }
     match job.how.kind {
         HealthKind::Tcp | HealthKind::None => {
             // RST, not FIN: leaves no TIME_WAIT here and no half-read connection there.

@@ -172,7 +172,7 @@ pub(super) enum Outcome {
 pub(super) struct Server {
     pub(super) side: Side,
     /// Which of the dial's attempts it was (its epoll token carries the number).
-    pub(super) slot: u8,
+    pub(super) number: u8,
     pub(super) lease: Lease,
 }
 

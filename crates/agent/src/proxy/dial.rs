@@ -18,7 +18,10 @@ use super::sys;
 use super::worker::{Fault, Hub, Report, Timer};
 
 /// Attempts in flight at once.
-pub(super) const SLOTS: usize = 2;
+const SLOTS: usize = 2;
+/// Attempts are numbered 1 to this, then again: an event of one that was given up, read together with what ended it, must
+/// not be taken for its successor's.
+const NUMBERS: u8 = 7;
 /// Longest first flight of a TLS client that is kept for a second backend (a ClientHello is one record).
 const HELLO_MAX: usize = 16 * 1024 + 512;
 /// Successive failures of one backend are told to the core at most this often.
@@ -28,6 +31,8 @@ const TELL_EVERY_MS: u64 = 20;
 pub(super) struct Attempt {
     pub(super) fd: std::os::fd::OwnedFd,
     pub(super) lease: Lease,
+    /// What its epoll token carries.
+    number: u8,
     started: u64,
     connected: bool,
     /// The server side has bytes, an end or an error to read.
@@ -42,6 +47,8 @@ pub(super) struct Attempt {
 #[derive(Default)]
 pub(super) struct Dial {
     pub(super) attempts: [Option<Attempt>; SLOTS],
+    /// Of the latest attempt.
+    number: u8,
     /// Backends that failed this client.
     tried: Vec<SocketAddr>,
     /// PROXY header and ClientHello, to be sent to whichever backend is tried.
@@ -51,10 +58,12 @@ pub(super) struct Dial {
     /// The core was told that its ClientHello waits.
     doubted: bool,
     answer_hedged: bool,
+    /// When an unanswered ClientHello is also sent to another backend.
+    answer_hedge: Option<Duration>,
     ticking: bool,
     /// Waiting for a backend below its connection limit, since when.
     pub(super) queued: Option<u64>,
-    /// When dialling began.
+    /// When dialling began: at once, or when a place came free.
     since: u64,
 }
 
@@ -62,6 +71,7 @@ pub(super) struct Dial {
 pub(super) fn start(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
     let mut dial = Box::new(Dial {
         since: hub.now,
+        answer_hedge: options.answer_hedge,
         ..Dial::default()
     });
     if options.proxy_protocol {
@@ -72,8 +82,17 @@ pub(super) fn start(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, 
     redial(conn, hub, id, options, set)
 }
 
+/// Dials for a client that waited for a free place; the time for connects begins now.
+pub(super) fn dequeued(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
+    conn.unqueue();
+    if let Some(dial) = conn.dial.as_mut() {
+        dial.since = hub.now;
+    }
+    redial(conn, hub, id, options, set)
+}
+
 /// Dials one more backend. `Reset` when there is nobody left to hope for.
-pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
+fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, set: &Set) -> Outcome {
     let Some(dial) = conn.dial.as_mut() else {
         return Outcome::Wait;
     };
@@ -94,9 +113,8 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
             Choice::Use(lease) => lease,
             _ if others => return Outcome::Wait,
             Choice::Full if dial.queued.is_some() => return Outcome::Wait,
-            Choice::Full if hub.queue.len() < options.queue_length as usize => {
+            Choice::Full if hub.enqueue(&conn.frontend, id, options.queue_length) => {
                 dial.queued = Some(hub.now);
-                hub.queue.push_back(id);
                 conn.frontend.counters.queued.fetch_add(1, Relaxed);
                 return Outcome::Wait;
             }
@@ -117,8 +135,9 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
         };
         let backend = &lease.backend;
         let killed = backend.killed.load(Relaxed);
+        let number = dial.next_number();
         let outcome = sys::connect(backend.addr).and_then(|(fd, up)| {
-            hub.epoll.add(&fd, sys::CONNECTION, id | (slot as u64 + 1) << SIDE)?;
+            hub.epoll.add(&fd, sys::CONNECTION, id | u64::from(number) << SIDE)?;
             Ok((fd, up))
         });
         match outcome {
@@ -126,6 +145,7 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
                 dial.attempts[slot] = Some(Attempt {
                     fd,
                     lease,
+                    number,
                     started: hub.now,
                     connected,
                     readable: false,
@@ -148,12 +168,28 @@ pub(super) fn redial(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options,
     }
 }
 
+impl Dial {
+    /// A number that no attempt has, nor had lately.
+    fn next_number(&mut self) -> u8 {
+        loop {
+            self.number = self.number % NUMBERS + 1;
+            if self.attempts.iter().flatten().all(|a| a.number != self.number) {
+                return self.number;
+            }
+        }
+    }
+}
+
 /// Bit position of the side (0 client, 1.. attempt) in a token.
 pub(super) const SIDE: u32 = 60;
 
-/// Something happened to attempt `slot`'s socket.
-pub(super) fn on_server(conn: &mut Conn, hub: &mut Hub, id: u64, slot: usize, flags: u32) -> Outcome {
+/// Something happened to an attempt's socket.
+pub(super) fn on_server(conn: &mut Conn, hub: &mut Hub, id: u64, number: u8, flags: u32) -> Outcome {
     let Some(dial) = conn.dial.as_mut() else {
+        return Outcome::Wait;
+    };
+    let mine = |a: &Option<Attempt>| a.as_ref().is_some_and(|a| a.number == number);
+    let Some(slot) = dial.attempts.iter().position(mine) else {
         return Outcome::Wait;
     };
     let Some(a) = dial.attempts[slot].as_mut() else {
@@ -248,7 +284,7 @@ pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
                     conn.client.readable = false;
                 }
                 let opens = had_hello || is_client_hello(data);
-                if !opens || hub.answer_hedge.is_none() || dial.flight.len() + n > HELLO_MAX {
+                if !opens || dial.answer_hedge.is_none() || dial.flight.len() + n > HELLO_MAX {
                     let a = dial.attempts[connected].as_ref();
                     let sent = a.map_or(0, |a| a.sent);
                     let mut rest = dial.flight[sent..].to_vec();
@@ -265,7 +301,7 @@ pub(super) fn progress(conn: &mut Conn, hub: &mut Hub, id: u64) -> Outcome {
                 dial.flight.extend_from_slice(data);
                 if !had_hello {
                     dial.hello = Some(hub.now);
-                    if let (false, Some(after)) = (dial.ticking, hub.answer_hedge) {
+                    if let (false, Some(after)) = (dial.ticking, dial.answer_hedge) {
                         dial.ticking = true;
                         hub.timer(after, id, Timer::Dial);
                     }
@@ -332,7 +368,7 @@ pub(super) fn tick(conn: &mut Conn, hub: &mut Hub, id: u64, options: &Options, s
             }
         }
         arm(conn, hub, id, tick_after(options));
-    } else if let (Some(since), Some(after)) = (dial.hello, options.answer_hedge) {
+    } else if let (Some(since), Some(after)) = (dial.hello, dial.answer_hedge) {
         let waited = now.saturating_sub(since);
         // Checks of a hung server take as long as they may: they begin before its clients are raced.
         let doubt = ms(after) / 2;
@@ -430,7 +466,7 @@ fn bind(conn: &mut Conn, hub: &mut Hub, slot: usize) -> Outcome {
     side.ending = a.ending;
     conn.server = Some(Server {
         side,
-        slot: slot as u8,
+        number: a.number,
         lease: a.lease,
     });
     conn.pump(&mut hub.io)

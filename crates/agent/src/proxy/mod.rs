@@ -235,9 +235,11 @@ impl Proxy {
             .all(|(h, t)| h.finished.load(Relaxed) || t.is_finished())
     }
 
-    /// Whether a worker ended without having been asked to.
+    /// Whether a worker ended without having been asked to, or has not turned its loop for two seconds after this was
+    /// asked before.
     pub fn broken(&self) -> bool {
-        self.workers.iter().any(|(_, t)| t.is_finished())
+        let now = self.epoch.elapsed().as_millis() as u64 + 1;
+        self.workers.iter().any(|(h, t)| t.is_finished() || h.hangs(now))
     }
 
     pub fn connections(&self) -> usize {

@@ -21,6 +21,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const QUEUE_LOOK: Duration = Duration::from_millis(10);
 /// Most pipes per worker: 64 bulk directions at once, the others are copied.
 const MAX_PIPES: usize = 64;
+/// A worker that has not turned its loop for so long after it was asked to hangs.
+const HUNG: Duration = Duration::from_secs(2);
 const LISTENER: u64 = 1 << 63;
 const WAKER: u64 = u64::MAX;
 
@@ -74,6 +76,8 @@ pub(super) enum Command {
     Drain {
         deadline: Instant,
     },
+    /// Shows that the loop turns.
+    Beat,
 }
 
 /// A worker as others see it.
@@ -82,8 +86,8 @@ pub(super) struct Handle {
     waker: Waker,
     pub(super) connections: AtomicUsize,
     pub(super) finished: AtomicBool,
-    /// Milliseconds of the last turn of the loop, for the watchdog.
-    pub(super) turned: AtomicU64,
+    /// Milliseconds when a [`Command::Beat`] was given that was not taken yet; 0: none.
+    asked: AtomicU64,
 }
 
 impl Handle {
@@ -93,13 +97,24 @@ impl Handle {
             waker: Waker::new()?,
             connections: AtomicUsize::new(0),
             finished: AtomicBool::new(false),
-            turned: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
         })
     }
 
     pub(super) fn tell(&self, c: Command) {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(c);
         self.waker.wake();
+    }
+
+    /// Whether it left what it was asked `HUNG` ago undone. Asks again if not. `now`: milliseconds, not 0.
+    pub(super) fn hangs(&self, now: u64) -> bool {
+        let asked = self.asked.load(Relaxed);
+        if asked == 0 {
+            self.asked.store(now, Relaxed);
+            self.tell(Command::Beat);
+            return false;
+        }
+        now.saturating_sub(asked) > HUNG.as_millis() as u64
     }
 }
 
@@ -124,12 +139,17 @@ pub(super) struct Hub {
     pub(super) now: u64,
     epoch: Instant,
     wheel: Wheel<Timer>,
-    pub(super) queue: VecDeque<u64>,
+    queues: Vec<Queue>,
     sink: Sink,
     seed: u64,
     /// Extra dials allowed at the moment, so that slow backends are not buried under hedges.
     hedges: f32,
-    pub(super) answer_hedge: Option<Duration>,
+}
+
+/// Clients of one frontend that wait for a backend below its connection limit.
+struct Queue {
+    frontend: Arc<Frontend>,
+    waiting: VecDeque<u64>,
 }
 
 impl Hub {
@@ -144,6 +164,23 @@ impl Hub {
     pub(super) fn timer(&mut self, after: Duration, id: u64, what: Timer) {
         let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2);
         self.wheel.add(self.now + ms, id, what);
+    }
+
+    /// Puts a client at the end of its frontend's queue; false when that is full.
+    pub(super) fn enqueue(&mut self, frontend: &Arc<Frontend>, id: u64, length: u32) -> bool {
+        let known = self.queues.iter().position(|q| Arc::ptr_eq(&q.frontend, frontend));
+        let at = known.unwrap_or(self.queues.len());
+        if self.queues.get(at).map_or(0, |q| q.waiting.len()) >= length as usize {
+            return false;
+        }
+        if known.is_none() {
+            self.queues.push(Queue {
+                frontend: Arc::clone(frontend),
+                waiting: VecDeque::new(),
+            });
+        }
+        self.queues[at].waiting.push_back(id);
+        true
     }
 
     pub(super) fn report(&self, r: Report) {
@@ -219,11 +256,10 @@ impl Worker {
                 now: 0,
                 epoch,
                 wheel: Wheel::new(),
-                queue: VecDeque::new(),
+                queues: Vec::new(),
                 sink,
                 seed: seed | 1,
                 hedges: 256.0,
-                answer_hedge: None,
             },
             handle,
             listeners: Vec::new(),
@@ -252,7 +288,6 @@ impl Worker {
                 }
             };
             self.hub.now = self.hub.epoch.elapsed().as_millis() as u64;
-            self.handle.turned.store(self.hub.now, Relaxed);
             for e in &events[..n] {
                 match e.token() {
                     WAKER => self.commands(),
@@ -313,6 +348,7 @@ impl Worker {
                     self.unlisten(|_| true);
                     self.drain = Some(deadline);
                 }
+                Command::Beat => self.handle.asked.store(0, Relaxed),
             }
         }
     }
@@ -354,7 +390,6 @@ impl Worker {
         let Some(Some(l)) = self.listeners.get(i) else { return };
         let frontend = Arc::clone(&l.frontend);
         let (options, set) = (frontend.options(), frontend.set());
-        self.hub.answer_hedge = options.answer_hedge;
         for _ in 0..ACCEPT_BATCH {
             let Some(Some(l)) = self.listeners.get_mut(i) else {
                 return;
@@ -401,7 +436,7 @@ impl Worker {
 
     /// A socket of a connection is ready.
     fn ready(&mut self, token: u64, flags: u32) {
-        let side = (token >> SIDE) as usize & 3;
+        let side = (token >> SIDE) as u8 & 7;
         let id = token & ((1 << SIDE) - 1);
         self.with(id, |c, hub| {
             if c.dial.is_some() {
@@ -409,12 +444,12 @@ impl Worker {
                     c.client.note(flags);
                     dial::progress(c, hub, id)
                 } else {
-                    dial::on_server(c, hub, id, side - 1, flags)
+                    dial::on_server(c, hub, id, side, flags)
                 }
             } else {
                 match &mut c.server {
                     _ if side == 0 => c.client.note(flags),
-                    Some(s) if usize::from(s.slot) == side - 1 => s.side.note(flags),
+                    Some(s) if s.number == side => s.side.note(flags),
                     // An attempt that lost.
                     _ => return Outcome::Wait,
                 }
@@ -429,7 +464,6 @@ impl Worker {
                 self.with(id, |c, hub| {
                     if c.dial.is_some() {
                         let (options, set) = (c.frontend.options(), c.frontend.set());
-                        hub.answer_hedge = options.answer_hedge;
                         return dial::tick(c, hub, id, &options, &set);
                     }
                     if let Some(s) = &c.server {
@@ -485,41 +519,48 @@ impl Worker {
         }
     }
 
-    /// Gives free places to waiting clients, first come first served; ends those who waited too long.
+    /// Gives free places to waiting clients, first come first served at each frontend; ends those who waited too long.
     fn serve_queue(&mut self) {
         if self.freed {
             self.freed = false;
-            while let Some(&id) = self.hub.queue.front() {
-                let mut still_full = false;
-                let now = self.hub.now;
-                let known = self.with(id, |c, hub| {
-                    let (options, set) = (c.frontend.options(), c.frontend.set());
-                    let Some(since) = c.dial.as_ref().and_then(|d| d.queued) else {
-                        return Outcome::Wait;
-                    };
-                    let gone = c.client.ending && sys::take_error(&c.client.fd).is_err();
-                    if gone || now.saturating_sub(since) >= options.queue_timeout.as_millis() as u64 {
-                        c.unqueue();
-                        c.frontend.counters.refused_queue.fetch_add(u64::from(!gone), Relaxed);
-                        return Outcome::Reset;
-                    }
-                    // A place may go to another worker between looking and dialling: then it stays queued.
-                    if let Choice::Full = set.choose(c.source, &[], hub.random()) {
-                        still_full = true;
-                        return Outcome::Wait;
-                    }
-                    c.unqueue();
-                    dial::redial(c, hub, id, &options, &set)
-                });
-                if known && still_full {
-                    break;
-                }
-                self.hub.queue.pop_front();
+            for at in 0..self.hub.queues.len() {
+                self.serve(at);
             }
+            self.hub.queues.retain(|q| !q.waiting.is_empty());
         }
-        if !self.hub.queue.is_empty() && !self.queue_armed {
+        if !self.hub.queues.is_empty() && !self.queue_armed {
             self.queue_armed = true;
             self.hub.timer(QUEUE_LOOK, 0, Timer::Queue);
+        }
+    }
+
+    /// The same for one frontend's clients, until its backends are full again.
+    fn serve(&mut self, at: usize) {
+        while let Some(id) = self.hub.queues[at].waiting.pop_front() {
+            let mut still_full = false;
+            let now = self.hub.now;
+            self.with(id, |c, hub| {
+                let (options, set) = (c.frontend.options(), c.frontend.set());
+                let Some(since) = c.dial.as_ref().and_then(|d| d.queued) else {
+                    return Outcome::Wait;
+                };
+                let gone = c.client.ending && sys::take_error(&c.client.fd).is_err();
+                if gone || now.saturating_sub(since) >= options.queue_timeout.as_millis() as u64 {
+                    c.unqueue();
+                    c.frontend.counters.refused_queue.fetch_add(u64::from(!gone), Relaxed);
+                    return Outcome::Reset;
+                }
+                // A place may go to another worker between looking and dialling: then it is queued again.
+                if let Choice::Full = set.choose(c.source, &[], hub.random()) {
+                    still_full = true;
+                    return Outcome::Wait;
+                }
+                dial::dequeued(c, hub, id, &options, &set)
+            });
+            if still_full {
+                self.hub.queues[at].waiting.push_front(id);
+                break;
+            }
         }
     }
 
@@ -590,5 +631,115 @@ fn pause(hub: &mut Hub, l: &mut Listener, i: usize) {
     if !l.paused && hub.epoll.del(&l.fd).is_ok() {
         l.paused = true;
         hub.timer(ACCEPT_PAUSE, i as u64, Timer::Resume);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use quorate_lb::config::Algorithm;
+    use quorate_lb::{Availability, BackendView, Reason};
+
+    use super::super::frontend::{Options, Set};
+    use super::*;
+
+    /// A worker driven by hand, and what it tells the core.
+    struct Bench {
+        worker: Worker,
+        frontend: Arc<Frontend>,
+        reports: Arc<Mutex<Vec<Fault>>>,
+    }
+
+    impl Bench {
+        fn new(views: &[BackendView]) -> Self {
+            let reports: Arc<Mutex<Vec<Fault>>> = Arc::default();
+            let sink: Sink = {
+                let reports = Arc::clone(&reports);
+                Arc::new(move |r| reports.lock().unwrap().push(r.fault))
+            };
+            let handle = Arc::new(Handle::new().unwrap());
+            let worker = Worker::new(handle, sink, 100, 4096, 1, Instant::now()).unwrap();
+            let set = Set::new(Algorithm::RoundRobin, views, None);
+            let frontend = Arc::new(Frontend::new("f", Options::default(), set));
+            Self {
+                worker,
+                frontend,
+                reports,
+            }
+        }
+
+        /// A client as `accept` makes it. Keep the stream.
+        fn client(&mut self) -> (u64, TcpStream) {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, source) = listener.accept().unwrap();
+            accepted.set_nonblocking(true).unwrap();
+            let frontend = Arc::clone(&self.frontend);
+            frontend.counters.active.fetch_add(1, Relaxed);
+            let (options, set) = (frontend.options(), frontend.set());
+            let mut conn = Box::new(Conn::new(frontend, accepted.into(), source));
+            let id = self.worker.reserve();
+            let outcome = dial::start(&mut conn, &mut self.worker.hub, id, &options, &set);
+            self.worker.settle(id, conn, outcome);
+            (id, stream)
+        }
+
+        fn lives(&self, id: u64) -> bool {
+            self.worker.slots[id as u32 as usize].conn.is_some()
+        }
+    }
+
+    fn view(name: &str, address: SocketAddr) -> BackendView {
+        BackendView {
+            name: name.into(),
+            address,
+            weight: 100,
+            max_connections: 0,
+            backup: false,
+            local: false,
+            availability: Availability::Up,
+            reason: Reason::Ready,
+        }
+    }
+
+    #[test]
+    fn an_event_of_an_attempt_that_was_given_up_does_not_end_the_next_one() {
+        let good = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut views = [view("refusing", refusing), view("good", good.local_addr().unwrap())];
+        views[1].backup = true;
+        let mut bench = Bench::new(&views);
+        let (id, _client) = bench.client();
+        let first = id | 1 << SIDE;
+        bench.worker.ready(first, sys::ERR | sys::HUP);
+        assert_eq!(*bench.reports.lock().unwrap(), [Fault::Refused]);
+        // Of the same batch, after the client's own event or a timer made it dial again.
+        bench.worker.ready(first, sys::ERR | sys::HUP);
+        assert!(bench.lives(id), "the attempt at the good backend was failed");
+        assert_eq!(*bench.reports.lock().unwrap(), [Fault::Refused]);
+    }
+
+    #[test]
+    fn time_in_the_queue_is_not_time_spent_connecting() {
+        let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut views = [view("b", backend.local_addr().unwrap())];
+        views[0].max_connections = 1;
+        let mut bench = Bench::new(&views);
+        let (first, _one) = bench.client();
+        let (second, _two) = bench.client();
+        assert_eq!(bench.frontend.counters.queued.load(Relaxed), 1);
+        let options = bench.frontend.options();
+        // Longer than connects may take, shorter than clients may wait.
+        bench.worker.hub.now += options.connect_timeout.as_millis() as u64 + 1000;
+        bench.worker.with(first, |_, _| Outcome::Reset);
+        bench.worker.serve_queue();
+        assert_eq!(bench.frontend.counters.queued.load(Relaxed), 0);
+        bench.worker.hub.now += options.hedge_after.as_millis() as u64;
+        bench.worker.timer(second, Timer::Dial);
+        assert!(bench.lives(second), "given up at the first look");
+        bench.worker.hub.now += options.connect_timeout.as_millis() as u64;
+        bench.worker.timer(second, Timer::Dial);
+        assert!(!bench.lives(second), "connects are bounded all the same");
     }
 }

@@ -68,6 +68,12 @@ pub(super) fn render(s: &Status) -> String {
 }
 
 fn frontend(h: &mut String, f: &FrontendStatus) {
+    let unbound = if f.unbound.is_empty() {
+        String::new()
+    } else {
+        let addresses = escape(&f.unbound.join(", "));
+        format!(" · <span class=bad>cannot listen on {addresses}</span>")
+    };
     let state = match (f.usable, f.fail_open) {
         (true, false) => "<span class=ok>usable</span>",
         (true, true) => "<span class=warn>no backend is ready: those alive are used</span>",
@@ -75,7 +81,7 @@ fn frontend(h: &mut String, f: &FrontendStatus) {
     };
     let _ = write!(
         h,
-        "<h2>{} <small>{:?} {} · {state}</small></h2>",
+        "<h2>{} <small>{:?} {} · {state}{unbound}</small></h2>",
         escape(&f.name),
         f.kind,
         escape(&f.listen.join(", "))

@@ -66,6 +66,12 @@ pub(super) fn render(s: &Status) -> String {
         fronts(|f| flag(f.usable)),
     );
     p.metric(
+        "frontend_unbound",
+        "gauge",
+        "Addresses it should listen on and cannot.",
+        fronts(|f| f.unbound.len() as f64),
+    );
+    p.metric(
         "frontend_fail_open",
         "gauge",
         "No backend is ready, those alive are used.",

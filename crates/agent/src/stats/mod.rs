@@ -135,9 +135,10 @@ async fn respond(request: &str, site: &Site) -> Vec<u8> {
         ("405 Method Not Allowed", TEXT, "only GET and HEAD\n".to_owned())
     } else if path == "/healthz" {
         // Never behind the login: probes have none, and it says nothing.
-        match ask(&site.core, crate::core::Core::healthy).await {
-            Some(true) => ("200 OK", TEXT, "ok\n".to_owned()),
-            _ => ("503 Service Unavailable", TEXT, "a proxy worker has ended\n".to_owned()),
+        match ask(&site.core, crate::core::Core::trouble).await {
+            Some(None) => ("200 OK", TEXT, "ok\n".to_owned()),
+            Some(Some(trouble)) => ("503 Service Unavailable", TEXT, format!("{trouble}\n")),
+            None => ("503 Service Unavailable", TEXT, "the agent is ending\n".to_owned()),
         }
     } else if site.login.as_ref().is_some_and(|l| !l.accept(authorization)) {
         (
