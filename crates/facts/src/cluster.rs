@@ -33,7 +33,7 @@ pub struct EtcdMember {
     pub name: String,
     pub peer_urls: Vec<String>,
     pub learner: bool,
-    /// It answered a status request of its own.
+    /// It answered a status request of its own, sees a leader and is no learner.
     pub healthy: bool,
 }
 

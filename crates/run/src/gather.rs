@@ -197,7 +197,7 @@ async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
     for member in &mut members {
         member.healthy = statuses
             .iter()
-            .any(|status| status.member_id == member.id && !status.leader.is_empty());
+            .any(|status| status.member_id == member.id && status.is_healthy());
     }
     let leader = statuses
         .iter()

@@ -12,6 +12,7 @@ use quorate_run::{Ended, Error, Event, Listener, Options, Stop, read_journal, ru
 use sim::{Sim, options};
 
 const MINIMAL: &str = include_str!("../../../examples/minimal.yaml");
+const EXTERNAL_ETCD: &str = include_str!("../../../examples/one-click.yaml");
 
 #[tokio::test(start_paused = true)]
 async fn bare_machines_become_a_cluster_and_a_second_plan_is_empty() {
@@ -82,9 +83,7 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
     sim.apply().await;
-    // A new machine under the old name.
-    let fresh = Sim::with(sim.spec.clone(), sim.operator.clone());
-    *sim.machines["m1"].state() = fresh.machines["m1"].state().clone();
+    sim.replace("m1");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (world, noted) = (sim.world.clone(), seen.clone());
     let events: Listener = Arc::new(move |event| {
@@ -109,6 +108,13 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
     );
     assert!(seen.lock().unwrap().iter().all(|(_, quorum)| *quorum));
     assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_after_every_step_of_a_join_to_a_running_cluster_it_converges() {
+    for (cluster, machine) in [(MINIMAL, "m1"), (EXTERNAL_ETCD, "e1")] {
+        sim::killed_after_every_step_of_a_join(cluster, machine, assert_same).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -118,6 +118,22 @@ impl Sim {
         defaults(&self.machines[name]);
     }
 
+    /// A new machine under the old name.
+    pub fn replace(&self, name: &str) {
+        let fresh = Self::with(self.spec.clone(), self.operator.clone());
+        *self.machines[name].state() = fresh.machines[name].state().clone();
+    }
+
+    /// The same cluster once more, as it is now, for another story.
+    pub fn copy(&self) -> Self {
+        let copy = Self::with(self.spec.clone(), self.operator.clone());
+        for (name, machine) in &self.machines {
+            *copy.machines[name].state() = machine.state().clone();
+        }
+        *copy.world.state() = self.world.state().clone();
+        copy
+    }
+
     /// Sessions as a new process of the operator would have: connected to what can be reached now.
     pub fn session(&self) -> Session {
         let (mut reached, mut away) = (Vec::new(), BTreeMap::new());
@@ -287,6 +303,31 @@ pub async fn killed_after_every_step(
         let when = format!("after {count} steps");
         let sim = Sim::with(first.spec.clone(), first.operator.clone());
         assert!(sim.apply_killed_after(count).await.is_some());
+        let (_, outcome) = sim.apply().await;
+        assert_eq!(outcome.ended, Ended::Complete, "{when}: {:#?}", outcome.failures);
+        assert_eq!(sim.left().await, [], "{when}");
+        compare(&expected, &sim.fingerprint(), &when);
+    }
+}
+
+/// The same in a running cluster that one machine, made anew, joins again; the operator dies after each step of that.
+pub async fn killed_after_every_step_of_a_join(
+    cluster: &str,
+    machine: &str,
+    compare: impl Fn(&BTreeMap<String, String>, &BTreeMap<String, String>, &str),
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Sim::new(cluster, folder.path());
+    assert_eq!(running.apply().await.1.ended, Ended::Complete);
+    let expected = running.fingerprint();
+    running.replace(machine);
+    let plan = running.plan().await;
+    assert!(plan.steps().any(|step| step.id == format!("etcd/{machine}/promote")));
+    for count in 0..plan.step_count() {
+        let when = format!("{machine} joins, after {count} steps");
+        let sim = running.copy();
+        assert!(sim.apply_killed_after(count).await.is_some());
+        assert!(sim.world.has_quorum(), "{when}");
         let (_, outcome) = sim.apply().await;
         assert_eq!(outcome.ended, Ended::Complete, "{when}: {:#?}", outcome.failures);
         assert_eq!(sim.left().await, [], "{when}");
