@@ -14,6 +14,8 @@ pub struct ClusterFacts {
     pub etcd: Option<EtcdFacts>,
     /// Live objects the plan may want to change, by API path; absent objects are missing here.
     pub objects: BTreeMap<String, Value>,
+    /// Nodes whose kubelet waits for an approval of the serving certificate it asked for last.
+    pub serving_requests: BTreeSet<String>,
     /// Images each machine's container runtime holds, by machine; missing when the runtime is not up.
     pub images: BTreeMap<String, BTreeSet<String>>,
 }

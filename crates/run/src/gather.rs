@@ -158,13 +158,8 @@ async fn images(machine: &Machine, connection: &MachineRef) -> Option<BTreeSet<S
 }
 
 async fn cluster(spec: &Arc<Spec>, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
-    let (etcd, (ready_api_servers, objects)) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
-    ClusterFacts {
-        ready_api_servers,
-        etcd,
-        objects,
-        images: BTreeMap::new(),
-    }
+    let (etcd, api) = tokio::join!(etcd_facts(spec, fleet), api_facts(spec, fleet, identity));
+    ClusterFacts { etcd, ..api }
 }
 
 async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
@@ -213,11 +208,7 @@ async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
     })
 }
 
-async fn api_facts(
-    spec: &Spec,
-    fleet: &Fleet,
-    identity: Option<Identity>,
-) -> (BTreeSet<String>, BTreeMap<String, Value>) {
+async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> ClusterFacts {
     let mut asked = JoinSet::new();
     for machine in spec.control_planes() {
         let Some(connection) = fleet.get(&machine.name).cloned() else {
@@ -234,13 +225,30 @@ async fn api_facts(
     }
     let mut answers = asked.join_all().await;
     answers.sort_by(|(left, _), (right, _)| left.cmp(right));
-    let ready: BTreeSet<String> = answers
+    let ready_api_servers = answers
         .iter()
         .filter(|(_, api)| api.is_some())
         .map(|(name, _)| name.clone())
         .collect();
     let servers: Vec<Api> = answers.into_iter().filter_map(|(_, api)| api.flatten()).collect();
-    (ready, objects(&servers, queries::objects(spec)).await)
+    let (objects, serving_requests) =
+        tokio::join!(objects(&servers, queries::objects(spec)), serving_requests(&servers));
+    ClusterFacts {
+        ready_api_servers,
+        objects,
+        serving_requests,
+        ..ClusterFacts::default()
+    }
+}
+
+/// What one server fails to give is asked of the next.
+async fn serving_requests(servers: &[Api]) -> BTreeSet<String> {
+    for server in servers {
+        if let Ok(nodes) = server.serving_requests().await {
+            return nodes;
+        }
+    }
+    BTreeSet::new()
 }
 
 /// Asked without an identity: health paths are open to everybody, and the authority's certificate lies on the machine.

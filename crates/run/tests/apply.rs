@@ -118,6 +118,40 @@ async fn killed_after_every_step_of_a_join_to_a_running_cluster_it_converges() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kubelet_that_asks_for_another_serving_certificate_gets_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.apply().await;
+    let asked = ["m1", "m4"].map(|node| sim.world.asks_again(node, node));
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(
+        plan.steps().map(|step| step.id.as_str()).collect::<Vec<_>>(),
+        ["ready/m1/serving-certificate", "ready/m4/serving-certificate"]
+    );
+    for path in asked {
+        assert_eq!(sim.world.object(&path).unwrap()["status"]["certificate"], "signed");
+    }
+    assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_serving_certificate_for_a_foreign_name_is_not_approved() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.apply().await;
+    let path = sim.world.asks_again("m1", "m2");
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Partial);
+    assert!(
+        outcome.failures[0].error.contains("is not approved"),
+        "{:#?}",
+        outcome.failures
+    );
+    assert_eq!(sim.world.object(&path).unwrap()["status"], serde_json::json!({}));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_unit_stops_the_run_after_its_stage_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());

@@ -634,33 +634,7 @@ impl World {
         let mut state = self.state();
         match state.objects.get_mut(&path) {
             None => {
-                let spec = self.spec.machine(name).unwrap();
-                let wanted = CertificateWanted {
-                    id: "kubelet".into(),
-                    holder: Holder::Machine(name.into()),
-                    place: Place::Files {
-                        certificate: String::new(),
-                        key: String::new(),
-                    },
-                    ca: Ca::Cluster,
-                    common_name: format!("system:node:{name}"),
-                    organizations: vec!["system:nodes".into()],
-                    dns: vec![name.into()],
-                    ips: spec.all_addresses(),
-                    server: true,
-                    client: false,
-                    days: 365,
-                    owner: Owner::root(),
-                };
-                let (_, pem) = quorate_pki::issue::request(&wanted).unwrap();
-                let request = json!({
-                    "metadata": {"name": format!("csr-{name}"), "creationTimestamp": "2026-11-21T08:00:00Z"},
-                    "spec": {
-                        "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kubelet-serving", "username": format!("system:node:{name}"),
-                        "groups": ["system:nodes", "system:authenticated"], "usages": ["digital signature", "server auth"],
-                    },
-                    "status": {},
-                });
+                let request = self.request(name, &format!("csr-{name}"), name, "2026-11-21T08:00:00Z");
                 state.objects.insert(path, request);
             }
             Some(request) if request.pointer("/status/conditions/0/type") == Some(&json!("Approved")) => {
@@ -670,6 +644,46 @@ impl World {
             }
             Some(_) => {}
         }
+    }
+
+    /// The kubelet of a node that serves asks for another certificate, for this DNS name. The request's path.
+    pub fn asks_again(&self, node: &str, dns: &str) -> String {
+        let name = format!("csr-again-{node}");
+        let request = self.request(node, &name, dns, "2027-08-01T08:00:00Z");
+        let path = format!("{CSRS}/{name}");
+        self.state().objects.insert(path.clone(), request);
+        path
+    }
+
+    /// A kubelet's request for a serving certificate.
+    fn request(&self, node: &str, name: &str, dns: &str, created: &str) -> Value {
+        let spec = self.spec.machine(node).unwrap();
+        let wanted = CertificateWanted {
+            id: "kubelet".into(),
+            holder: Holder::Machine(node.into()),
+            place: Place::Files {
+                certificate: String::new(),
+                key: String::new(),
+            },
+            ca: Ca::Cluster,
+            common_name: format!("system:node:{node}"),
+            organizations: vec!["system:nodes".into()],
+            dns: vec![dns.into()],
+            ips: spec.all_addresses(),
+            server: true,
+            client: false,
+            days: 365,
+            owner: Owner::root(),
+        };
+        let (_, pem) = quorate_pki::issue::request(&wanted).unwrap();
+        json!({
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {
+                "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kubelet-serving", "username": format!("system:node:{node}"),
+                "groups": ["system:nodes", "system:authenticated"], "usages": ["digital signature", "server auth"],
+            },
+            "status": {},
+        })
     }
 
     fn controllers(&self) {
@@ -690,6 +704,7 @@ impl World {
                     object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()})
                 }
                 Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
+                Some("CertificateSigningRequest") => object["status"]["certificate"] = json!("signed"),
                 _ => {}
             }
         }
