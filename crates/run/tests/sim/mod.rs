@@ -701,7 +701,9 @@ impl World {
                 // It needs no Pod network.
                 Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = json!({"numberReady": nodes}),
                 Some("Deployment") if ready > 0 => {
-                    object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()})
+                    let replicas = object["spec"]["replicas"].clone();
+                    object["status"] =
+                        json!({"replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas});
                 }
                 Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
                 Some("CertificateSigningRequest") => object["status"]["certificate"] = json!("signed"),
