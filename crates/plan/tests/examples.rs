@@ -5,7 +5,7 @@
 mod fabricated;
 
 use quorate_facts::*;
-use quorate_plan::{Action, Condition, Content, Plan, lint::lint, plan};
+use quorate_plan::{Action, Before, Condition, Content, Plan, lint::lint, plan};
 use quorate_spec::Spec;
 
 use crate::fabricated::{fresh, load};
@@ -144,10 +144,54 @@ fn a_learner_that_has_started_is_promoted_before_another_is_added() {
         ]
     );
     let promoted = made.steps().find(|step| step.id == "etcd/m3/promote").unwrap();
-    assert_eq!(
-        promoted.done_when[0].until,
-        Condition::EtcdMember { name: "m3".into() }
+    assert_eq!(promoted.done_when[0].until, Condition::EtcdMember { name: "m3".into() });
+}
+
+#[test]
+fn credentials_of_an_earlier_cluster_are_not_shown() {
+    let spec = minimal();
+    let mut facts = fresh(&spec);
+    let leftover = |secret: &str| FileFacts {
+        kind: FileKind::File,
+        sha256: Some("ab".repeat(32)),
+        text: Some(format!("apiVersion: v1\nkind: Config\nusers:\n- user:\n    {secret}\n")),
+        ..FileFacts::absent()
+    };
+    let MachineFacts::Found(host) = facts.machines.get_mut("m1").unwrap() else {
+        unreachable!()
+    };
+    for (file, secret) in [
+        ("controller-manager.conf", "client-key-data: Q0FOQVJZ"),
+        ("scheduler.conf", "token: Q0FOQVJZ"),
+        (
+            "kubelet.conf",
+            "key: |-\n      -----BEGIN EC PRIVATE KEY-----\n      Q0FOQVJZ",
+        ),
+    ] {
+        host.files.insert(format!("/etc/kubernetes/{file}"), leftover(secret));
+    }
+    // It has joined, so its kubelet.conf is ours to change.
+    host.files
+        .insert(quorate_plan::paths::KUBELET_CLIENT.into(), leftover(""));
+    let node = "/api/v1/nodes/m1".to_owned();
+    facts.cluster.objects.insert(node, serde_json::json!({}));
+    let made = plan(&spec, &facts);
+    let changes: Vec<_> = made
+        .steps()
+        .filter_map(|step| match &step.action {
+            Action::Files { files } if step.machine == "m1" => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .filter(|change| change.path.ends_with(".conf") && matches!(change.before, Before::Hash { .. }))
+        .collect();
+    assert_eq!(changes.len(), 3);
+    assert!(
+        changes
+            .iter()
+            .all(|change| !quorate_plan::file_diff(change).contains("Q0FOQVJZ"))
     );
+    assert!(!serde_json::to_string(&made).unwrap().contains("Q0FOQVJZ"));
 }
 
 fn minimal() -> Spec {
