@@ -59,7 +59,7 @@ async fn every_example_is_carried_out() {
 
 #[tokio::test(start_paused = true)]
 async fn killed_after_every_step_it_converges_to_the_same_cluster() {
-    sim::killed_after_every_step(MINIMAL, assert_same).await;
+    sim::killed_after_every_step(MINIMAL, 1, assert_same).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -284,10 +284,11 @@ pub fn options() -> Options {
     }
 }
 
-/// The operator dies after each step of a first apply (every seventh without QUORATE_SIM_RUNS) and applies again: nothing
+/// The operator dies after each step of a first apply (every `stride`th without QUORATE_SIM_RUNS) and applies again: nothing
 /// is left to do then, and `compare` is given what an undisturbed apply made, what this one made, and when it died.
 pub async fn killed_after_every_step(
     cluster: &str,
+    stride: usize,
     compare: impl Fn(&BTreeMap<String, String>, &BTreeMap<String, String>, &str),
 ) {
     let folder = tempfile::tempdir().unwrap();
@@ -297,7 +298,7 @@ pub async fn killed_after_every_step(
     let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
         1
     } else {
-        7
+        stride
     };
     for count in (0..plan.step_count()).step_by(stride) {
         let when = format!("after {count} steps");
