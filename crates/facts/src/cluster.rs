@@ -16,6 +16,8 @@ pub struct ClusterFacts {
     pub objects: BTreeMap<String, Value>,
     /// Paths of objects nobody answered for: whether they exist is not known.
     pub unknown: BTreeSet<String>,
+    /// Nodes whose kubelet waits for an approval of the serving certificate it asked for last.
+    pub serving_requests: BTreeSet<String>,
     /// Images each machine's container runtime holds, by machine; missing when the runtime is not up.
     pub images: BTreeMap<String, BTreeSet<String>>,
 }
@@ -35,7 +37,7 @@ pub struct EtcdMember {
     pub name: String,
     pub peer_urls: Vec<String>,
     pub learner: bool,
-    /// It answered a status request of its own.
+    /// It answered a status request of its own, sees a leader and is no learner.
     pub healthy: bool,
 }
 

@@ -308,6 +308,11 @@ pub enum Condition {
         pointer: String,
         equals: Value,
     },
+    /// The Deployment at `path` has so many Pods, all of its present template and ready.
+    Deployment {
+        path: String,
+        replicas: u32,
+    },
     /// The DaemonSet at `path` has a ready Pod on each of these nodes; nodes whose machine dropped out of the run do not count.
     DaemonSet {
         path: String,

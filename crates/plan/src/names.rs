@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use quorate_spec::Spec;
+use quorate_spec::{Machine, Spec};
 
 /// An etcd member as the plan wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,13 +12,14 @@ pub(crate) struct Member {
 }
 
 pub(crate) fn members(spec: &Spec) -> Vec<Member> {
-    spec.etcd_members()
-        .into_iter()
-        .map(|machine| Member {
-            name: machine.name.clone(),
-            address: machine.address,
-        })
-        .collect()
+    spec.etcd_members().into_iter().map(member_of).collect()
+}
+
+pub(crate) fn member_of(machine: &Machine) -> Member {
+    Member {
+        name: machine.name.clone(),
+        address: machine.address,
+    }
 }
 
 /// `10.0.0.1:2379`, `[fd00::1]:2379`.

@@ -19,6 +19,13 @@ pub fn render(template: &str, ids: &[SecretId], values: &BTreeMap<SecretId, Secr
     Some(text)
 }
 
+/// Whether a text found on a machine holds keys or tokens itself, as kubeconfigs of kubeadm do; ours name files.
+pub(crate) fn holds_credentials(text: &str) -> bool {
+    ["PRIVATE KEY", "client-key-data:", "token:", "password:"]
+        .iter()
+        .any(|mark| text.contains(mark))
+}
+
 fn replace(text: &[u8], mark: &[u8], value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + value.len());
     let mut rest = text;

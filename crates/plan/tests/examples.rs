@@ -5,7 +5,8 @@
 mod fabricated;
 
 use quorate_facts::*;
-use quorate_plan::{Action, Content, Plan, lint::lint, plan};
+use quorate_plan::{Action, Before, Condition, Content, Plan, lint::lint, plan};
+use quorate_spec::Spec;
 
 use crate::fabricated::{fresh, load};
 
@@ -101,48 +102,140 @@ fn an_unreachable_worker_is_a_note_and_the_others_are_planned() {
 
 #[test]
 fn a_member_without_data_is_removed_and_added_again_never_beside_another_change() {
-    let spec =
-        load(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/minimal.yaml")).unwrap());
+    let spec = minimal();
     let mut facts = fresh(&spec);
-    let members = spec.etcd_members();
-    let mut directory = |machine: &str, path: &str| {
-        let MachineFacts::Found(host) = facts.machines.get_mut(machine).unwrap() else {
-            unreachable!()
-        };
-        host.files.insert(
-            path.into(),
-            FileFacts {
-                kind: FileKind::Directory,
-                ..FileFacts::absent()
-            },
-        );
-    };
-    for member in &members[1..] {
-        directory(&member.name, "/var/lib/etcd/member");
-        directory(&member.name, "/var/lib/etcd/member/wal");
+    for member in ["m2", "m3"] {
+        holds_data(&mut facts, member);
     }
     // Drill etcd-data-wiped: what etcd makes anew before it finds out that this member is known already.
-    directory(&members[0].name, "/var/lib/etcd/member");
-    let live = members
-        .iter()
-        .enumerate()
-        .map(|(index, member)| EtcdMember {
-            id: index.to_string(),
-            name: member.name.clone(),
-            peer_urls: vec![format!("https://{}:2380", member.address)],
-            learner: false,
-            healthy: index > 0,
-        })
-        .collect();
-    facts.cluster.etcd = Some(EtcdFacts {
-        cluster_id: "1".into(),
-        leader: Some("2".into()),
-        members: live,
-    });
+    directory(&mut facts, "m1", "/var/lib/etcd/member");
+    facts.cluster.etcd = Some(members(&spec));
+    let etcd = facts.cluster.etcd.as_mut().unwrap();
+    etcd.members[0].healthy = false;
     let made = plan(&spec, &facts);
     assert_eq!(lint(&made), []);
-    let changes: Vec<&str> = made
+    assert_eq!(
+        membership(&made),
+        ["etcd/m1/remove-stale", "etcd/m1/add-learner", "etcd/m1/promote"]
+    );
+}
+
+/// The run that added m3 was killed before it promoted it; m1 has lost its disk since.
+#[test]
+fn a_learner_that_has_started_is_promoted_before_another_is_added() {
+    let spec = minimal();
+    let mut facts = fresh(&spec);
+    for member in ["m2", "m3"] {
+        holds_data(&mut facts, member);
+    }
+    let mut etcd = members(&spec);
+    etcd.members[0].healthy = false;
+    (etcd.members[2].learner, etcd.members[2].healthy) = (true, false);
+    facts.cluster.etcd = Some(etcd);
+    let made = plan(&spec, &facts);
+    assert_eq!(lint(&made), []);
+    assert_eq!(
+        membership(&made),
+        [
+            "etcd/m3/promote",
+            "etcd/m1/remove-stale",
+            "etcd/m1/add-learner",
+            "etcd/m1/promote"
+        ]
+    );
+    let promoted = made.steps().find(|step| step.id == "etcd/m3/promote").unwrap();
+    assert_eq!(promoted.done_when[0].until, Condition::EtcdMember { name: "m3".into() });
+}
+
+#[test]
+fn credentials_of_an_earlier_cluster_are_not_shown() {
+    let spec = minimal();
+    let mut facts = fresh(&spec);
+    let leftover = |secret: &str| FileFacts {
+        kind: FileKind::File,
+        sha256: Some("ab".repeat(32)),
+        text: Some(format!("apiVersion: v1\nkind: Config\nusers:\n- user:\n    {secret}\n")),
+        ..FileFacts::absent()
+    };
+    let MachineFacts::Found(host) = facts.machines.get_mut("m1").unwrap() else {
+        unreachable!()
+    };
+    for (file, secret) in [
+        ("controller-manager.conf", "client-key-data: Q0FOQVJZ"),
+        ("scheduler.conf", "token: Q0FOQVJZ"),
+        (
+            "kubelet.conf",
+            "key: |-\n      -----BEGIN EC PRIVATE KEY-----\n      Q0FOQVJZ",
+        ),
+    ] {
+        host.files.insert(format!("/etc/kubernetes/{file}"), leftover(secret));
+    }
+    // It has joined, so its kubelet.conf is ours to change.
+    host.files
+        .insert(quorate_plan::paths::KUBELET_CLIENT.into(), leftover(""));
+    let node = "/api/v1/nodes/m1".to_owned();
+    facts.cluster.objects.insert(node, serde_json::json!({}));
+    let made = plan(&spec, &facts);
+    let changes: Vec<_> = made
         .steps()
+        .filter_map(|step| match &step.action {
+            Action::Files { files } if step.machine == "m1" => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .filter(|change| change.path.ends_with(".conf") && matches!(change.before, Before::Hash { .. }))
+        .collect();
+    assert_eq!(changes.len(), 3);
+    assert!(
+        changes
+            .iter()
+            .all(|change| !quorate_plan::file_diff(change).contains("Q0FOQVJZ"))
+    );
+    assert!(!serde_json::to_string(&made).unwrap().contains("Q0FOQVJZ"));
+}
+
+fn minimal() -> Spec {
+    load(include_str!("../../../examples/minimal.yaml"))
+}
+
+fn directory(facts: &mut Facts, machine: &str, path: &str) {
+    let MachineFacts::Found(host) = facts.machines.get_mut(machine).unwrap() else {
+        unreachable!()
+    };
+    host.files.insert(
+        path.into(),
+        FileFacts {
+            kind: FileKind::Directory,
+            ..FileFacts::absent()
+        },
+    );
+}
+
+fn holds_data(facts: &mut Facts, machine: &str) {
+    directory(facts, machine, "/var/lib/etcd/member");
+    directory(facts, machine, "/var/lib/etcd/member/wal");
+}
+
+/// All voters, all well.
+fn members(spec: &Spec) -> EtcdFacts {
+    let members = spec.etcd_members();
+    let member = |(index, machine): (usize, &&quorate_spec::Machine)| EtcdMember {
+        id: index.to_string(),
+        name: machine.name.clone(),
+        peer_urls: vec![format!("https://{}:2380", machine.address)],
+        learner: false,
+        healthy: true,
+    };
+    EtcdFacts {
+        cluster_id: "1".into(),
+        leader: Some("m2".into()),
+        members: members.iter().enumerate().map(member).collect(),
+    }
+}
+
+/// Ids of the steps that change etcd's membership.
+fn membership(plan: &Plan) -> Vec<&str> {
+    plan.steps()
         .filter(|step| {
             matches!(
                 step.action,
@@ -150,16 +243,7 @@ fn a_member_without_data_is_removed_and_added_again_never_beside_another_change(
             )
         })
         .map(|step| step.id.as_str())
-        .collect();
-    let first = &members[0].name;
-    assert_eq!(
-        changes,
-        [
-            format!("etcd/{first}/remove-stale"),
-            format!("etcd/{first}/add-learner"),
-            format!("etcd/{first}/promote")
-        ]
-    );
+        .collect()
 }
 
 /// Stage by stage: id, what it needs, title.

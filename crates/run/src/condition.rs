@@ -33,6 +33,7 @@ pub(crate) fn describe(condition: &Condition) -> String {
         Condition::Gone { path } => format!("{path} to be gone"),
         Condition::UnitActive { unit } => format!("{unit} to be active"),
         Condition::Object { path, pointer, equals } => format!("{path} to have {pointer} = {equals}"),
+        Condition::Deployment { path, replicas } => format!("{path} to have {replicas} new Pods ready and no others"),
         Condition::DaemonSet { path, nodes } => format!("{path} to be ready on {} nodes", nodes.len()),
         Condition::NodeReady { node } => format!("node {node} to be Ready"),
         Condition::EtcdMember { name } => format!("etcd member {name} to be healthy"),
@@ -55,7 +56,7 @@ pub(crate) async fn wait(run: &Run, machine: &MachineRef, wait: &Wait) -> Result
         };
         if begun.elapsed() >= limit {
             let mut message = format!("waited {} s for {}: {last}", limit.as_secs(), describe(&wait.until));
-            if let Condition::Object { path, .. } | Condition::DaemonSet { path, .. } = &wait.until
+            if let Condition::Deployment { path, .. } | Condition::DaemonSet { path, .. } = &wait.until
                 && let Some(trouble) = pods::trouble(run, machine, path).await
             {
                 message += &format!("; {trouble}");
@@ -147,6 +148,9 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
             })
             .await
         }
+        Condition::Deployment { path, replicas } => {
+            object(run, machine, path, |object| deployment_ready(object, *replicas)).await
+        }
         Condition::DaemonSet { path, nodes } => {
             let wanted = nodes.iter().filter(|node| !run.is_lost(node)).count() as u64;
             object(run, machine, path, |object| {
@@ -154,9 +158,7 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
                     .pointer("/status/numberReady")
                     .and_then(Value::as_u64)
                     .unwrap_or_default();
-                // A status of an earlier generation counts Pods of the former template.
-                let current = object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
-                if ready >= wanted && current {
+                if ready >= wanted && is_current(object) {
                     Ok(())
                 } else {
                     Err(format!("it is ready on {ready} of {wanted}"))
@@ -183,6 +185,26 @@ async fn object(run: &Run, machine: &MachineRef, path: &str, judge: impl Fn(&Val
         Ok(Some(object)) => judge(&object).map_err(|seen| (seen, POLL_API)),
         Ok(None) => Err(("there is no such object".into(), POLL_API)),
         Err(error) => Err((error.to_string(), POLL_API)),
+    }
+}
+
+/// A status of an earlier generation counts Pods of the former template.
+fn is_current(object: &Value) -> bool {
+    object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation")
+}
+
+/// As `kubectl rollout status` has it: while a template is replaced, `readyReplicas` counts Pods of the former one, too.
+fn deployment_ready(object: &Value, replicas: u32) -> Result<(), String> {
+    if !is_current(object) {
+        return Err("its controller has not seen the change yet".into());
+    }
+    let count = |field: &str| object["status"][field].as_u64().unwrap_or_default();
+    let found = ["replicas", "updatedReplicas", "readyReplicas"].map(count);
+    if found == [u64::from(replicas); 3] {
+        Ok(())
+    } else {
+        let [all, updated, ready] = found;
+        Err(format!("of {all} Pods {updated} are new and {ready} are ready"))
     }
 }
 
@@ -222,4 +244,27 @@ fn http(url: &str, tls: Option<&ClientTls>) -> HttpRequest {
 
 fn short(text: &str) -> &str {
     text.char_indices().nth(200).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_deployment_is_not_ready_by_pods_of_its_former_template() {
+        let judge = |observed: u32, replicas: u32, updated: u32, ready: u32| {
+            let status = json!({"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated, "readyReplicas": ready});
+            deployment_ready(&json!({"metadata": {"generation": 2}, "status": status}), 2)
+        };
+        assert_eq!(judge(2, 2, 2, 2), Ok(()));
+        for (observed, replicas, updated, ready) in
+            [(1, 2, 2, 2), (2, 2, 1, 2), (2, 3, 2, 2), (2, 3, 2, 3), (2, 2, 2, 1)]
+        {
+            assert!(judge(observed, replicas, updated, ready).is_err());
+        }
+        // One without a status.
+        assert!(deployment_ready(&json!({"metadata": {"generation": 1}}), 2).is_err());
+    }
 }

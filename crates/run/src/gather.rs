@@ -193,7 +193,7 @@ async fn etcd_facts(spec: &Arc<Spec>, fleet: &Fleet) -> Option<EtcdFacts> {
     for member in &mut members {
         member.healthy = statuses
             .iter()
-            .any(|status| status.member_id == member.id && !status.leader.is_empty());
+            .any(|status| status.member_id == member.id && status.is_healthy());
     }
     let leader = statuses
         .iter()
@@ -235,7 +235,8 @@ async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> Cl
     let paths = queries::objects(spec);
     let mut unknown: BTreeSet<String> = paths.iter().cloned().collect();
     let mut objects = BTreeMap::new();
-    for (path, answer) in answered(&servers, paths).await {
+    let (answers, serving_requests) = tokio::join!(answered(&servers, paths), serving_requests(&servers));
+    for (path, answer) in answers {
         unknown.remove(&path);
         objects.extend(answer.map(|object| (path, object)));
     }
@@ -243,8 +244,19 @@ async fn api_facts(spec: &Spec, fleet: &Fleet, identity: Option<Identity>) -> Cl
         ready_api_servers,
         objects,
         unknown,
+        serving_requests,
         ..ClusterFacts::default()
     }
+}
+
+/// What one server fails to give is asked of the next.
+async fn serving_requests(servers: &[Api]) -> BTreeSet<String> {
+    for server in servers {
+        if let Ok(nodes) = server.serving_requests().await {
+            return nodes;
+        }
+    }
+    BTreeSet::new()
 }
 
 /// Asked without an identity: health paths are open to everybody, and the authority's certificate lies on the machine.

@@ -1,7 +1,7 @@
 //! A small client of the Kubernetes API. Requests are made by a control plane to its own API server, so that they work
 //! before there is an endpoint; the identity travels with the request and never touches the machine's disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::operator::Identity;
 /// Owner of the fields Quorate sets with server-side apply.
 pub(crate) const FIELD_MANAGER: &str = "quorate";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+/// A kubelet's user name, before the name of its node.
+const NODE_USER: &str = "system:node:";
 
 /// The API server of one control plane.
 #[derive(Clone)]
@@ -128,6 +130,15 @@ impl Api {
         }
     }
 
+    /// Nodes whose kubelet waits for an approval of the serving certificate it asked for last.
+    pub async fn serving_requests(&self) -> Result<BTreeSet<String>, ApiError> {
+        let newest = newest_requests(self).await?;
+        let waiting = newest.iter().filter(|(_, request)| !is_decided(request));
+        Ok(waiting
+            .filter_map(|(user, _)| Some(user.strip_prefix(NODE_USER)?.to_owned()))
+            .collect())
+    }
+
     /// Waits for the kubelet's serving request, approves it if its names and addresses are those of `node`, and waits
     /// until it is signed.
     pub(crate) async fn approve_serving(
@@ -137,7 +148,7 @@ impl Api {
         within: Duration,
     ) -> Result<(), ApiError> {
         let ends = Instant::now() + within;
-        let user = format!("system:node:{}", node.name);
+        let user = format!("{NODE_USER}{}", node.name);
         let mut refused = Vec::new();
         let mut approved: Option<String> = None;
         loop {
@@ -249,21 +260,7 @@ impl Requests {
         if let Some(listed) = listed.as_ref().filter(|listed| listed.at.elapsed() < Self::FRESH) {
             return Ok(listed.newest.get(user).cloned());
         }
-        let list = format!("{CSRS}?fieldSelector=spec.signerName%3D{}", csr::SERVING_SIGNER);
-        let mut found = api.get(&list).await?.unwrap_or_default();
-        let items = found
-            .get_mut("items")
-            .and_then(Value::as_array_mut)
-            .map(std::mem::take)
-            .unwrap_or_default();
-        let mut newest: BTreeMap<String, Arc<Value>> = BTreeMap::new();
-        for item in items {
-            let created = |item: &Value| text(item, "/metadata/creationTimestamp").to_owned();
-            let user = text(&item, "/spec/username").to_owned();
-            if newest.get(&user).is_none_or(|other| created(other) <= created(&item)) {
-                newest.insert(user, Arc::new(item));
-            }
-        }
+        let newest = newest_requests(api).await?;
         let answer = newest.get(user).cloned();
         *listed = Some(Listed {
             at: Instant::now(),
@@ -271,6 +268,27 @@ impl Requests {
         });
         Ok(answer)
     }
+}
+
+/// The serving certificate each kubelet asked for last, by its user name; it waits for no other.
+async fn newest_requests(api: &Api) -> Result<BTreeMap<String, Arc<Value>>, ApiError> {
+    let list = format!("{CSRS}?fieldSelector=spec.signerName%3D{}", csr::SERVING_SIGNER);
+    let mut found = api.get(&list).await?.unwrap_or_default();
+    let items = found
+        .get_mut("items")
+        .and_then(Value::as_array_mut)
+        .map(std::mem::take)
+        .unwrap_or_default();
+    // Within a second it is the one that is not decided.
+    let age = |item: &Value| (text(item, "/metadata/creationTimestamp").to_owned(), !is_decided(item));
+    let mut newest: BTreeMap<String, Arc<Value>> = BTreeMap::new();
+    for item in items {
+        let user = text(&item, "/spec/username").to_owned();
+        if newest.get(&user).is_none_or(|other| age(other) <= age(&item)) {
+            newest.insert(user, Arc::new(item));
+        }
+    }
+    Ok(newest)
 }
 
 /// Why the request is not good; empty never.

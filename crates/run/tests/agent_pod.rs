@@ -86,7 +86,7 @@ async fn a_pod_becomes_a_unit_and_a_pod_again() {
 #[tokio::test(start_paused = true)]
 async fn killed_after_every_step_it_converges_to_the_same_cluster() {
     for text in [COLOCATED.to_owned(), node_local("binary")] {
-        sim::killed_after_every_step(&text, |expected, found, when| {
+        sim::killed_after_every_step(&text, 7, |expected, found, when| {
             for (key, value) in expected {
                 assert_eq!(found.get(key), Some(value), "{when}: {key}");
             }

@@ -13,6 +13,7 @@ use quorate_run::{Ended, Error, Event, Listener, Lock, Options, RunId, Stop, rea
 use sim::{Sim, options};
 
 const MINIMAL: &str = include_str!("../../../examples/minimal.yaml");
+const EXTERNAL_ETCD: &str = include_str!("../../../examples/one-click.yaml");
 
 #[tokio::test(start_paused = true)]
 async fn bare_machines_become_a_cluster_and_a_second_plan_is_empty() {
@@ -59,7 +60,7 @@ async fn every_example_is_carried_out() {
 
 #[tokio::test(start_paused = true)]
 async fn killed_after_every_step_it_converges_to_the_same_cluster() {
-    sim::killed_after_every_step(MINIMAL, assert_same).await;
+    sim::killed_after_every_step(MINIMAL, 1, assert_same).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,9 +84,7 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());
     sim.apply().await;
-    // A new machine under the old name.
-    let fresh = Sim::with(sim.spec.clone(), sim.operator.clone());
-    *sim.machines["m1"].state() = fresh.machines["m1"].state().clone();
+    sim.replace("m1");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (world, noted) = (sim.world.clone(), seen.clone());
     let events: Listener = Arc::new(move |event| {
@@ -110,6 +109,47 @@ async fn a_control_plane_that_loses_its_disk_joins_again_and_quorum_holds() {
     );
     assert!(seen.lock().unwrap().iter().all(|(_, quorum)| *quorum));
     assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_after_every_step_of_a_join_to_a_running_cluster_it_converges() {
+    for (cluster, machine) in [(MINIMAL, "m1"), (EXTERNAL_ETCD, "e1")] {
+        sim::killed_after_every_step_of_a_join(cluster, machine, assert_same).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kubelet_that_asks_for_another_serving_certificate_gets_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.apply().await;
+    let asked = ["m1", "m4"].map(|node| sim.world.asks_again(node, node));
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(
+        plan.steps().map(|step| step.id.as_str()).collect::<Vec<_>>(),
+        ["ready/m1/serving-certificate", "ready/m4/serving-certificate"]
+    );
+    for path in asked {
+        assert_eq!(sim.world.object(&path).unwrap()["status"]["certificate"], "signed");
+    }
+    assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_serving_certificate_for_a_foreign_name_is_not_approved() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.apply().await;
+    let path = sim.world.asks_again("m1", "m2");
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Partial);
+    assert!(
+        outcome.failures[0].error.contains("is not approved"),
+        "{:#?}",
+        outcome.failures
+    );
+    assert_eq!(sim.world.object(&path).unwrap()["status"], serde_json::json!({}));
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,7 +32,7 @@ async fn bare_machines_become_a_cluster_and_a_second_plan_is_empty() {
 #[tokio::test(start_paused = true)]
 async fn killed_after_every_step_it_converges_to_the_same_cluster() {
     // What an interrupted join left of kubeadm's own work may be there beside it.
-    sim::killed_after_every_step(PAIR, |expected, found, when| {
+    sim::killed_after_every_step(PAIR, 7, |expected, found, when| {
         for (key, value) in expected {
             assert_eq!(found.get(key), Some(value), "{when}: {key}");
         }

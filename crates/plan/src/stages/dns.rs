@@ -1,7 +1,5 @@
 //! DNS: CoreDNS is asked for, and a probe Pod on every node to prove it. Both are awaited when all nodes are there.
 
-use serde_json::json;
-
 use crate::components::{coredns, probe};
 use crate::model::*;
 use crate::stages::runtime_image_reference as image_reference;
@@ -83,10 +81,9 @@ fn parts(context: &Context<'_>) -> Vec<Part> {
                 &dns.cluster_ips,
                 upstream,
             ),
-            ready: Condition::Object {
+            ready: Condition::Deployment {
                 path: coredns::DEPLOYMENT.into(),
-                pointer: "/status/readyReplicas".into(),
-                equals: json!(dns.replicas),
+                replicas: dns.replicas,
             },
         });
     }

@@ -8,7 +8,7 @@ use quorate_spec::Machine;
 
 use crate::components::etcd as component;
 use crate::model::*;
-use crate::names::{Member, host_port, members};
+use crate::names::{Member, host_port, member_of, members};
 use crate::paths;
 use crate::stages::Planned;
 use crate::want::{Context, Draft, Wanted};
@@ -27,24 +27,23 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     }
     let mut notes = Vec::new();
     let wanted_members = members(context.spec);
-    let reached = context.reached(context.spec.etcd_members());
+    let mut reached = context.reached(context.spec.etcd_members());
     let anyone_has_data = reached.iter().any(|machine| has_data(context, machine));
     let unused = was_never_used(context);
     let live = context.facts.cluster.etcd.as_ref();
+    let known = |member: &Member| live.and_then(|live| live.members.iter().find(|found| is(found, member)));
+    // etcd has room for one learner: who is one already comes through before another is added.
+    reached.sort_by_key(|machine| !known(&member_of(machine)).is_some_and(|found| found.learner));
     // One change of membership, and one restart, at a time: each step needs the one before it.
     let mut chain: Vec<String> = Vec::new();
     for machine in reached {
         let Some(mut wanted) = draft.machine(machine) else {
             continue;
         };
-        let member = Member {
-            name: machine.name.clone(),
-            address: machine.address,
-        };
+        let member = member_of(machine);
         files(&mut wanted);
         let data = has_data(context, machine);
-        let known = live.and_then(|live| live.members.iter().find(|found| is(found, &member)));
-        let joining = match (live, known) {
+        let joining = match (live, known(&member)) {
             (None, _) if !anyone_has_data || (!data && unused) => {
                 bootstrap(&mut wanted, &wanted_members, context, false);
                 false
@@ -58,6 +57,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 draft.add(wanted, &[]);
                 continue;
             }
+            // It has started, and the run that added it ended before it was promoted.
+            (Some(_), Some(EtcdMember { learner: true, .. })) if data => true,
             (None, _) | (Some(_), Some(EtcdMember { healthy: true, .. })) => false,
             (Some(_), Some(found)) if data && !found.name.is_empty() => false,
             (Some(live), found) => {
@@ -221,6 +222,12 @@ fn promote(
     );
     // Refused until the learner has caught up with the leader.
     step.attempts = 10;
+    step.done_when = vec![Wait {
+        until: Condition::EtcdMember {
+            name: member.name.clone(),
+        },
+        timeout_ms: START_TIMEOUT_MS,
+    }];
     draft.push(step);
     vec![id]
 }

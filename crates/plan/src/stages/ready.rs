@@ -76,10 +76,13 @@ fn kube_proxy(nodes: &[&Machine]) -> Wait {
     }
 }
 
-/// Serving certificates: only for the names and addresses the cluster file gives this machine.
+/// Serving certificates: only for the names and addresses the cluster file gives this machine. The step's id where it is the
+/// first one.
 fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine) -> Option<String> {
     let host = context.facts.host(&machine.name)?;
-    if host.files.get(paths::KUBELET_SERVING).is_some_and(|file| file.exists()) {
+    let serves = host.files.get(paths::KUBELET_SERVING).is_some_and(|file| file.exists());
+    // A kubelet asks again before its certificate expires, and when its addresses have changed.
+    if serves && !context.facts.cluster.serving_requests.contains(&machine.name) {
         return None;
     }
     let via = context.api_machine()?.to_owned();
@@ -88,7 +91,11 @@ fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine) -> O
         id: id.clone(),
         machine: via,
         title: format!("approve the serving certificate of {}", machine.name),
-        why: vec!["its kubelet has no serving certificate".into()],
+        why: vec![if serves {
+            "its kubelet asks for another serving certificate".into()
+        } else {
+            "its kubelet has no serving certificate".into()
+        }],
         action: Action::ApproveServing {
             node: machine.name.clone(),
             names: vec![machine.name.clone()],
@@ -100,7 +107,8 @@ fn approve(draft: &mut Draft<'_>, context: &Context<'_>, machine: &Machine) -> O
             because: "a certificate for a machine's own names harms nobody; it expires".into(),
         },
         attempts: 3,
-        essential: machine.is_control_plane(),
+        // Until the certificate it has expires, another one is not urgent.
+        essential: machine.is_control_plane() && !serves,
     });
-    Some(id)
+    (!serves).then_some(id)
 }

@@ -121,6 +121,22 @@ impl Sim {
         defaults(&self.machines[name]);
     }
 
+    /// A new machine under the old name.
+    pub fn replace(&self, name: &str) {
+        let fresh = Self::with(self.spec.clone(), self.operator.clone());
+        *self.machines[name].state() = fresh.machines[name].state().clone();
+    }
+
+    /// The same cluster once more, as it is now, for another story.
+    pub fn copy(&self) -> Self {
+        let copy = Self::with(self.spec.clone(), self.operator.clone());
+        for (name, machine) in &self.machines {
+            *copy.machines[name].state() = machine.state().clone();
+        }
+        *copy.world.state() = self.world.state().clone();
+        copy
+    }
+
     /// Sessions as a new process of the operator would have: connected to what can be reached now.
     pub fn session(&self) -> Session {
         let (mut reached, mut away) = (Vec::new(), BTreeMap::new());
@@ -271,10 +287,11 @@ pub fn options() -> Options {
     }
 }
 
-/// The operator dies after each step of a first apply (every seventh without QUORATE_SIM_RUNS) and applies again: nothing
+/// The operator dies after each step of a first apply (every `stride`th without QUORATE_SIM_RUNS) and applies again: nothing
 /// is left to do then, and `compare` is given what an undisturbed apply made, what this one made, and when it died.
 pub async fn killed_after_every_step(
     cluster: &str,
+    stride: usize,
     compare: impl Fn(&BTreeMap<String, String>, &BTreeMap<String, String>, &str),
 ) {
     let folder = tempfile::tempdir().unwrap();
@@ -284,12 +301,37 @@ pub async fn killed_after_every_step(
     let stride = if std::env::var_os("QUORATE_SIM_RUNS").is_some() {
         1
     } else {
-        7
+        stride
     };
     for count in (0..plan.step_count()).step_by(stride) {
         let when = format!("after {count} steps");
         let sim = Sim::with(first.spec.clone(), first.operator.clone());
         assert!(sim.apply_killed_after(count).await.is_some());
+        let (_, outcome) = sim.apply().await;
+        assert_eq!(outcome.ended, Ended::Complete, "{when}: {:#?}", outcome.failures);
+        assert_eq!(sim.left().await, [], "{when}");
+        compare(&expected, &sim.fingerprint(), &when);
+    }
+}
+
+/// The same in a running cluster that one machine, made anew, joins again; the operator dies after each step of that.
+pub async fn killed_after_every_step_of_a_join(
+    cluster: &str,
+    machine: &str,
+    compare: impl Fn(&BTreeMap<String, String>, &BTreeMap<String, String>, &str),
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Sim::new(cluster, folder.path());
+    assert_eq!(running.apply().await.1.ended, Ended::Complete);
+    let expected = running.fingerprint();
+    running.replace(machine);
+    let plan = running.plan().await;
+    assert!(plan.steps().any(|step| step.id == format!("etcd/{machine}/promote")));
+    for count in 0..plan.step_count() {
+        let when = format!("{machine} joins, after {count} steps");
+        let sim = running.copy();
+        assert!(sim.apply_killed_after(count).await.is_some());
+        assert!(sim.world.has_quorum(), "{when}");
         let (_, outcome) = sim.apply().await;
         assert_eq!(outcome.ended, Ended::Complete, "{when}: {:#?}", outcome.failures);
         assert_eq!(sim.left().await, [], "{when}");
@@ -597,33 +639,7 @@ impl World {
         let mut state = self.state();
         match state.objects.get_mut(&path) {
             None => {
-                let spec = self.spec.machine(name).unwrap();
-                let wanted = CertificateWanted {
-                    id: "kubelet".into(),
-                    holder: Holder::Machine(name.into()),
-                    place: Place::Files {
-                        certificate: String::new(),
-                        key: String::new(),
-                    },
-                    ca: Ca::Cluster,
-                    common_name: format!("system:node:{name}"),
-                    organizations: vec!["system:nodes".into()],
-                    dns: vec![name.into()],
-                    ips: spec.all_addresses(),
-                    server: true,
-                    client: false,
-                    days: 365,
-                    owner: Owner::root(),
-                };
-                let (_, pem) = quorate_pki::issue::request(&wanted).unwrap();
-                let request = json!({
-                    "metadata": {"name": format!("csr-{name}"), "creationTimestamp": "2026-11-21T08:00:00Z"},
-                    "spec": {
-                        "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kubelet-serving", "username": format!("system:node:{name}"),
-                        "groups": ["system:nodes", "system:authenticated"], "usages": ["digital signature", "server auth"],
-                    },
-                    "status": {},
-                });
+                let request = self.request(name, &format!("csr-{name}"), name, "2026-11-21T08:00:00Z");
                 state.objects.insert(path, request);
             }
             Some(request) if request.pointer("/status/conditions/0/type") == Some(&json!("Approved")) => {
@@ -633,6 +649,46 @@ impl World {
             }
             Some(_) => {}
         }
+    }
+
+    /// The kubelet of a node that serves asks for another certificate, for this DNS name. The request's path.
+    pub fn asks_again(&self, node: &str, dns: &str) -> String {
+        let name = format!("csr-again-{node}");
+        let request = self.request(node, &name, dns, "2027-08-01T08:00:00Z");
+        let path = format!("{CSRS}/{name}");
+        self.state().objects.insert(path.clone(), request);
+        path
+    }
+
+    /// A kubelet's request for a serving certificate.
+    fn request(&self, node: &str, name: &str, dns: &str, created: &str) -> Value {
+        let spec = self.spec.machine(node).unwrap();
+        let wanted = CertificateWanted {
+            id: "kubelet".into(),
+            holder: Holder::Machine(node.into()),
+            place: Place::Files {
+                certificate: String::new(),
+                key: String::new(),
+            },
+            ca: Ca::Cluster,
+            common_name: format!("system:node:{node}"),
+            organizations: vec!["system:nodes".into()],
+            dns: vec![dns.into()],
+            ips: spec.all_addresses(),
+            server: true,
+            client: false,
+            days: 365,
+            owner: Owner::root(),
+        };
+        let (_, pem) = quorate_pki::issue::request(&wanted).unwrap();
+        json!({
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {
+                "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kubelet-serving", "username": format!("system:node:{node}"),
+                "groups": ["system:nodes", "system:authenticated"], "usages": ["digital signature", "server auth"],
+            },
+            "status": {},
+        })
     }
 
     fn controllers(&self) {
@@ -650,9 +706,12 @@ impl World {
                 // It needs no Pod network.
                 Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = json!({"numberReady": nodes}),
                 Some("Deployment") if ready > 0 => {
-                    object["status"] = json!({"readyReplicas": object["spec"]["replicas"].clone()})
+                    let replicas = object["spec"]["replicas"].clone();
+                    object["status"] =
+                        json!({"replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas});
                 }
                 Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
+                Some("CertificateSigningRequest") => object["status"]["certificate"] = json!("signed"),
                 _ => {}
             }
         }
