@@ -263,21 +263,21 @@ async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyh
         ));
         async move {
             let connected = connection.connect().await;
-            (machine, connection, connected)
+            (connection, connected)
         }
     }))
     .await;
     let mut reached: Vec<MachineRef> = Vec::new();
-    let mut unreachable = BTreeMap::new();
+    let mut away: Vec<(MachineRef, String)> = Vec::new();
     // What many machines have in common is said once.
     let mut hints: Vec<String> = Vec::new();
-    for (machine, connection, connected) in attempts {
+    for (connection, connected) in attempts {
         match connected {
             Ok(()) => reached.push(connection),
             Err(error) => {
                 crate::err!("{error}");
                 hints.extend(error.hint.clone().filter(|hint| !hints.contains(hint)));
-                unreachable.insert(machine.name.clone(), error.to_string());
+                away.push((connection, error.to_string()));
             }
         }
     }
@@ -285,9 +285,9 @@ async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyh
         crate::err!("hint: {hint}");
     }
     if reached.is_empty() {
-        anyhow::bail!("none of the {} machines could be reached", unreachable.len());
+        anyhow::bail!("none of the {} machines could be reached", away.len());
     }
-    Ok(Fleet::new(reached, unreachable))
+    Ok(Fleet::new(reached, BTreeMap::new()).with_away(away))
 }
 
 fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password: Option<Password>) -> SshTarget {
