@@ -15,7 +15,7 @@ pub(crate) struct PlanArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Show the content of new files too.
+    /// Show every reason, and the content of new files too.
     #[arg(long)]
     full: bool,
     /// Print what fits into the ranges, and how large machines should be; no machine is needed.
