@@ -99,16 +99,19 @@ fn show(findings: &[Finding], text: &str) {
 pub(crate) enum Purpose {
     /// Nothing is changed anywhere, not even in the operator's folder.
     Look,
+    /// The same, to say what would be changed.
+    Plan,
     /// The cluster is made what its file says.
     Apply,
     /// Something else is changed: it is taken off its machines, or broken on purpose.
     Change,
 }
 
-/// The cluster file's machines, the operator's folder and the bundle, ready to be worked with.
+/// The cluster file's machines, the operator's folder and the bundle (empty if there is none and none is needed), ready to
+/// be worked with.
 pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpose) -> anyhow::Result<Session> {
     let program = Program::current().context("read the running program")?;
-    let catalogue = catalogue(loaded)?;
+    let catalogue = catalogue_for(loaded, purpose)?;
     let fleet = connect(loaded, args, &program).await?;
     let mut operator = Operator::look(&loaded.folder, passphrase(), program.sha256())?;
     if purpose == Purpose::Apply {
@@ -121,7 +124,7 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
             return Err(crate::console::hinted(error));
         }
     }
-    if purpose != Purpose::Look {
+    if matches!(purpose, Purpose::Apply | Purpose::Change) {
         operator = Operator::open(&loaded.folder, passphrase(), program.sha256())?;
     }
     Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
@@ -196,6 +199,18 @@ fn kubeconfig(session: &Session) -> anyhow::Result<String> {
         Some(path) => std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
         None => String::new(),
     })
+}
+
+/// Only what is planned comes out of a bundle: looking at a cluster, breaking it and taking it away go on without.
+fn catalogue_for(loaded: &Loaded, purpose: Purpose) -> anyhow::Result<Catalogue> {
+    match (catalogue(loaded), purpose) {
+        (Err(_), Purpose::Look | Purpose::Change) => Ok(Catalogue::default()),
+        (found, _) => found,
+    }
+}
+
+pub(crate) fn has_bundle(loaded: &Loaded) -> bool {
+    catalogue(loaded).is_ok()
 }
 
 /// The bundle named by the cluster file, or the one made for its version in the user's cache.
@@ -309,5 +324,30 @@ fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password:
             .map(|jump| format!("ProxyJump={jump}"))
             .collect(),
         state_dir: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_planning_needs_a_bundle() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  bundle: {path: /nowhere}\n  endpoint: {on: none}\n  access: proxy\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml")
+            .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, text, false)));
+        let loaded = Loaded {
+            spec,
+            folder: "/nowhere".into(),
+            file: "cluster.yaml".into(),
+        };
+        for purpose in [Purpose::Look, Purpose::Change] {
+            assert!(catalogue_for(&loaded, purpose).is_ok_and(|found| found.blobs.is_empty()));
+        }
+        for purpose in [Purpose::Plan, Purpose::Apply] {
+            let error = catalogue_for(&loaded, purpose).unwrap_err();
+            assert!(error.is::<UserError>(), "{error}");
+        }
+        assert!(!has_bundle(&loaded));
     }
 }

@@ -196,6 +196,7 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
         power: lab.is_some() || args.power.is_some(),
         shared_clock: lab.is_some(),
         foreign_vip: args.foreign_vip.is_some(),
+        bundle: cluster::has_bundle(&loaded),
     };
     let walk = if args.chaos {
         Some(
