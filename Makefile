@@ -27,7 +27,8 @@ bundle: $(BIN)
 demo: $(BIN) bundle
 	@scripts/demo $(BIN) $(DEMO)
 
-demo-down:
+# Without the program nobody takes the lab's machines down.
+demo-down: $(BIN)
 	@scripts/demo-down $(BIN) $(DEMO)
 
 ## Everything that can run here.

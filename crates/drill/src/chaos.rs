@@ -58,6 +58,7 @@ mod tests {
             power: true,
             shared_clock: true,
             foreign_vip: false,
+            bundle: true,
         };
         let names = |seed| {
             Walk::new(&spec, around, seed)

@@ -177,6 +177,8 @@ pub struct Around {
     pub shared_clock: bool,
     /// The VIP is not the cluster file's.
     pub foreign_vip: bool,
+    /// Programs and images to apply the cluster file with.
+    pub bundle: bool,
 }
 
 impl Limits {
@@ -249,7 +251,7 @@ impl Need {
             Self::Agent => spec.endpoint.is_some() && spec.balancer == quorate_spec::Balancer::Quorate,
             Self::Haproxy => spec.endpoint.is_some() && spec.balancer == quorate_spec::Balancer::Haproxy,
             Self::NodeAccess => !matches!(spec.access, quorate_spec::Access::Endpoint),
-            Self::Applied => !around.foreign_vip,
+            Self::Applied => !around.foreign_vip && around.bundle,
             Self::OwnDisk => !around.shared_clock,
             Self::StackedEtcd => spec.etcd.topology == EtcdTopology::Stacked,
             Self::Units => spec.kubernetes.bootstrap == Bootstrap::Binary,
@@ -271,7 +273,10 @@ impl Need {
             Self::Agent => "the VIP is not carried by quorate's agent",
             Self::Haproxy => "the VIP is not carried by keepalived in front of haproxy",
             Self::NodeAccess => "nodes reach the API through the VIP, not through a balancer of their own",
-            Self::Applied => "the VIP is not the cluster file's, so that nothing can be planned from it",
+            Self::Applied if around.foreign_vip => {
+                "the VIP is not the cluster file's, so that nothing can be planned from it"
+            }
+            Self::Applied => "it is taken back by an apply, and there is no bundle (`quorate bundle build`)",
             Self::OwnDisk => "the machines share one disk, the computer's",
             Self::StackedEtcd => "etcd has machines of its own",
             Self::Units => "the control plane is static Pods: their kubelet starts at once what is stopped",
@@ -341,5 +346,27 @@ mod tests {
                 .all(|scenario| !scenario.loses_quorum)
         );
         assert_eq!(all().filter(|scenario| scenario.short).count(), 2);
+    }
+
+    #[test]
+    fn what_an_apply_takes_back_is_skipped_without_a_bundle_and_nothing_else_is() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  endpoint: {vip: 10.0.0.100}\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n    - {name: m2, address: 10.0.0.2, roles: [control-plane]}\n    - {name: m3, address: 10.0.0.3, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml").unwrap();
+        let with = Around {
+            power: true,
+            bundle: true,
+            ..Around::default()
+        };
+        let without = Around { bundle: false, ..with };
+        let mut skipped = 0;
+        for scenario in all().filter(|scenario| scenario.skipped(&spec, with).is_none()) {
+            let applied = scenario
+                .parts
+                .iter()
+                .any(|part| matches!(part.fault, Fault::Applied { .. }));
+            assert_eq!(scenario.skipped(&spec, without).is_some(), applied, "{}", scenario.name);
+            skipped += usize::from(applied);
+        }
+        assert!(skipped > 0);
     }
 }

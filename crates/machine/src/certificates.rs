@@ -3,8 +3,14 @@
 use quorate_facts::{CertificateFacts, KeyFacts};
 use quorate_pki::read;
 
-pub(crate) fn certificate(pem: &str) -> CertificateFacts {
-    match read::certificate(pem) {
+/// Of a certificate's file, or of the client certificate inside a kubeconfig. `None`: a kubeconfig that holds none.
+pub(crate) fn certificate(text: &str) -> Option<CertificateFacts> {
+    let found = if text.lines().any(|line| line == "kind: Config") {
+        read::kubeconfig_certificate(text).transpose()?
+    } else {
+        read::certificate(text)
+    };
+    Some(match found {
         Ok(found) => CertificateFacts {
             common_name: found.common_name,
             organizations: found.organizations,
@@ -28,7 +34,7 @@ pub(crate) fn certificate(pem: &str) -> CertificateFacts {
             error: Some(error.to_string()),
             ..CertificateFacts::default()
         },
-    }
+    })
 }
 
 pub(crate) fn key(pem: &str) -> KeyFacts {

@@ -201,7 +201,8 @@ pub struct GatherQuery {
     /// Files and directories whose files' text is returned, if it is UTF-8 and at most [`GatherQuery::MAX_TEXT`].
     /// Never name a place that holds secrets.
     pub text_roots: Vec<String>,
-    /// Certificate files, or directories whose `*.crt`, `*.pem` and `*.key` are read.
+    /// Certificate files, kubeconfigs with a client certificate inside (their keys stay on the machine), or directories whose
+    /// `*.crt`, `*.pem` and `*.key` are read.
     pub certificates: Vec<String>,
     /// Private keys' files.
     pub keys: Vec<String>,

@@ -204,7 +204,7 @@ pub fn differences(
     );
     differ(found.is_ca, "it is a CA certificate".into());
     differ(found.not_before > now, "not valid yet; compare the clocks".into());
-    reasons.extend(expiry(wanted, found, ca, now));
+    reasons.extend(expires(wanted.days, found.not_after, ca.not_after, now));
     reasons
 }
 
@@ -225,15 +225,16 @@ pub fn authority_differences(which: Ca, wanted: &CertificateFound, found: &Certi
     }]
 }
 
-fn expiry(wanted: &CertificateWanted, found: &CertificateFound, ca: &CertificateFound, now: i64) -> Option<String> {
-    let left = found.not_after - now;
+/// Why a leaf that lives for `days` must be renewed, its end and its authority's being known; `None` while it serves.
+pub fn expires(days: u32, not_after: i64, ca_not_after: i64, now: i64) -> Option<String> {
+    let left = not_after - now;
     if left < 0 {
         return Some(format!("expired {} days ago", (-left).div_euclid(DAY)));
     }
     // A leaf never outlives its CA: near the CA's own end a new leaf would gain nothing and be re-issued forever.
-    let best = (now + i64::from(wanted.days) * DAY).min(ca.not_after);
-    let renew_before = i64::from(RENEW_BEFORE_DAYS.min(wanted.days / 3)) * DAY;
-    (left < renew_before && best > found.not_after + DAY).then(|| format!("expires in {} days", left / DAY))
+    let best = (now + i64::from(days) * DAY).min(ca_not_after);
+    let renew_before = i64::from(RENEW_BEFORE_DAYS.min(days / 3)) * DAY;
+    (left < renew_before && best > not_after + DAY).then(|| format!("expires in {} days", left / DAY))
 }
 
 pub(crate) fn first_der(pem: &str) -> Result<Vec<u8>, Error> {

@@ -21,6 +21,8 @@ pub struct MachineQuery {
     pub texts: Vec<String>,
     /// Private keys whose public half is wanted.
     pub keys: Vec<String>,
+    /// kubeconfigs with a client certificate inside.
+    pub kubeconfigs: Vec<String>,
     pub units: Vec<String>,
     pub sysctls: Vec<String>,
     pub users: Vec<String>,
@@ -65,11 +67,15 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     let mut paths_: BTreeSet<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
     let mut texts: BTreeSet<String> = BTreeSet::new();
     let mut keys = BTreeSet::new();
+    let mut kubeconfigs = Vec::new();
     for row in inventory.on(&machine.name) {
-        if let Place::Files { certificate, key } = &row.place {
-            texts.insert(certificate.clone());
-            paths_.insert(key.clone());
-            keys.insert(key.clone());
+        match &row.place {
+            Place::Files { certificate, key } => {
+                texts.insert(certificate.clone());
+                paths_.insert(key.clone());
+                keys.insert(key.clone());
+            }
+            Place::Kubeconfig { path } => kubeconfigs.push(path.clone()),
         }
     }
     for row in inventory.authorities.iter().filter(|row| row.machine == machine.name) {
@@ -154,6 +160,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
         roots: vec![paths::CNI_CONF.into()],
         texts: texts.into_iter().collect(),
         keys: keys.into_iter().collect(),
+        kubeconfigs,
         units: paths::ALL_UNITS
             .iter()
             .chain(&[agent::UNTIL_JOINED])

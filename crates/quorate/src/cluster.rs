@@ -99,16 +99,19 @@ fn show(findings: &[Finding], text: &str) {
 pub(crate) enum Purpose {
     /// Nothing is changed anywhere, not even in the operator's folder.
     Look,
+    /// The same, to say what would be changed.
+    Plan,
     /// The cluster is made what its file says.
     Apply,
     /// Something else is changed: it is taken off its machines, or broken on purpose.
     Change,
 }
 
-/// The cluster file's machines, the operator's folder and the bundle, ready to be worked with.
+/// The cluster file's machines, the operator's folder and the bundle (empty if there is none and none is needed), ready to
+/// be worked with.
 pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpose) -> anyhow::Result<Session> {
     let program = Program::current().context("read the running program")?;
-    let catalogue = catalogue(loaded)?;
+    let catalogue = catalogue_for(loaded, purpose)?;
     let fleet = connect(loaded, args, &program).await?;
     let mut operator = Operator::look(&loaded.folder, passphrase(), program.sha256())?;
     if purpose == Purpose::Apply {
@@ -121,7 +124,7 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
             return Err(crate::console::hinted(error));
         }
     }
-    if purpose != Purpose::Look {
+    if matches!(purpose, Purpose::Apply | Purpose::Change) {
         operator = Operator::open(&loaded.folder, passphrase(), program.sha256())?;
     }
     Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
@@ -198,6 +201,18 @@ fn kubeconfig(session: &Session) -> anyhow::Result<String> {
     })
 }
 
+/// Only what is planned comes out of a bundle: looking at a cluster, breaking it and taking it away go on without.
+fn catalogue_for(loaded: &Loaded, purpose: Purpose) -> anyhow::Result<Catalogue> {
+    match (catalogue(loaded), purpose) {
+        (Err(_), Purpose::Look | Purpose::Change) => Ok(Catalogue::default()),
+        (found, _) => found,
+    }
+}
+
+pub(crate) fn has_bundle(loaded: &Loaded) -> bool {
+    catalogue(loaded).is_ok()
+}
+
 /// The bundle named by the cluster file, or the one made for its version in the user's cache.
 fn catalogue(loaded: &Loaded) -> anyhow::Result<Catalogue> {
     let version = loaded.spec.kubernetes.tag();
@@ -263,21 +278,21 @@ async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyh
         ));
         async move {
             let connected = connection.connect().await;
-            (machine, connection, connected)
+            (connection, connected)
         }
     }))
     .await;
     let mut reached: Vec<MachineRef> = Vec::new();
-    let mut unreachable = BTreeMap::new();
+    let mut away: Vec<(MachineRef, String)> = Vec::new();
     // What many machines have in common is said once.
     let mut hints: Vec<String> = Vec::new();
-    for (machine, connection, connected) in attempts {
+    for (connection, connected) in attempts {
         match connected {
             Ok(()) => reached.push(connection),
             Err(error) => {
                 crate::err!("{error}");
                 hints.extend(error.hint.clone().filter(|hint| !hints.contains(hint)));
-                unreachable.insert(machine.name.clone(), error.to_string());
+                away.push((connection, error.to_string()));
             }
         }
     }
@@ -285,9 +300,9 @@ async fn connect(loaded: &Loaded, args: &ConnectArgs, program: &Program) -> anyh
         crate::err!("hint: {hint}");
     }
     if reached.is_empty() {
-        anyhow::bail!("none of the {} machines could be reached", unreachable.len());
+        anyhow::bail!("none of the {} machines could be reached", away.len());
     }
-    Ok(Fleet::new(reached, unreachable))
+    Ok(Fleet::new(reached, BTreeMap::new()).with_away(away))
 }
 
 fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password: Option<Password>) -> SshTarget {
@@ -309,5 +324,30 @@ fn target(loaded: &Loaded, machine: &Machine, args: &ConnectArgs, sudo_password:
             .map(|jump| format!("ProxyJump={jump}"))
             .collect(),
         state_dir: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_planning_needs_a_bundle() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  bundle: {path: /nowhere}\n  endpoint: {on: none}\n  access: proxy\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml")
+            .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, text, false)));
+        let loaded = Loaded {
+            spec,
+            folder: "/nowhere".into(),
+            file: "cluster.yaml".into(),
+        };
+        for purpose in [Purpose::Look, Purpose::Change] {
+            assert!(catalogue_for(&loaded, purpose).is_ok_and(|found| found.blobs.is_empty()));
+        }
+        for purpose in [Purpose::Plan, Purpose::Apply] {
+            let error = catalogue_for(&loaded, purpose).unwrap_err();
+            assert!(error.is::<UserError>(), "{error}");
+        }
+        assert!(!has_bundle(&loaded));
     }
 }

@@ -9,7 +9,7 @@ use quorate_plan::{Action, Before, FileChange, Note, Plan, Step, file_diff};
 pub(crate) enum Detail {
     /// Steps, reasons, diffs of files that change.
     Normal,
-    /// The content of new files as well.
+    /// Every reason, and the content of new files as well.
     Full,
 }
 
@@ -23,11 +23,15 @@ pub(crate) fn plan(plan: &Plan, detail: Detail) -> String {
         let width = stage.steps.iter().map(|step| step.machine.len()).max().unwrap_or(0);
         for step in &stage.steps {
             let _ = writeln!(text, "  {} {:width$}  {}", sign(step), step.machine, step.title);
-            for reason in step.why.iter().take(REASONS) {
+            let shown = match detail {
+                Detail::Normal => step.why.len().min(REASONS),
+                Detail::Full => step.why.len(),
+            };
+            for reason in &step.why[..shown] {
                 let _ = writeln!(text, "    {:width$}  because {reason}", "");
             }
-            if step.why.len() > REASONS {
-                let _ = writeln!(text, "    {:width$}  and {} more reasons", "", step.why.len() - REASONS);
+            if step.why.len() > shown {
+                let _ = writeln!(text, "    {:width$}  and {} more reasons", "", step.why.len() - shown);
             }
             for change in
                 files(step).filter(|change| detail == Detail::Full || !matches!(change.before, Before::Absent))
@@ -135,5 +139,59 @@ fn sign(step: &Step) -> char {
         Action::Units { restart, stop, .. } if !(restart.is_empty() && stop.is_empty()) => '!',
         Action::Sysctls { .. } | Action::Block { .. } | Action::SwapOff => '~',
         _ => '+',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_plan::{Content, Stage, Undo};
+
+    #[test]
+    fn a_full_plan_lists_every_reason_and_every_file() {
+        let files = (1..=6).map(|n| FileChange {
+            path: format!("/etc/{n}"),
+            owner: "root".into(),
+            mode: 0o644,
+            content: Content::text(format!("content of {n}\n")),
+            before: Before::Absent,
+        });
+        let step = Step {
+            id: "prepare/m1/files".into(),
+            machine: "m1".into(),
+            title: "write 6 files".into(),
+            why: (1..=6).map(|n| format!("/etc/{n} does not exist")).collect(),
+            action: Action::Files { files: files.collect() },
+            needs: Vec::new(),
+            done_when: Vec::new(),
+            undo: Undo::Kept,
+            attempts: 1,
+            essential: true,
+        };
+        let made = Plan {
+            cluster: "demo".into(),
+            kubernetes: "v1.36.3".into(),
+            stages: vec![Stage {
+                name: "prepare".into(),
+                title: "machines are ready".into(),
+                steps: vec![step],
+            }],
+            notes: Vec::new(),
+        };
+        let normal = plan(&made, Detail::Normal);
+        assert!(
+            normal.contains("because /etc/4 ") && !normal.contains("because /etc/5 "),
+            "{normal}"
+        );
+        assert!(
+            normal.contains("and 2 more reasons") && !normal.contains("content of"),
+            "{normal}"
+        );
+        let full = plan(&made, Detail::Full);
+        for n in 1..=6 {
+            assert!(full.contains(&format!("because /etc/{n} does not exist\n")), "{full}");
+            assert!(full.contains(&format!("content of {n}")), "{full}");
+        }
+        assert!(!full.contains("more reasons"), "{full}");
     }
 }

@@ -116,3 +116,55 @@ async fn a_cluster_that_does_not_answer_keeps_its_workers() {
         "{ids:#?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn client_certificates_in_kubeconfigs_are_renewed_and_their_pods_start_again() {
+    const CONFS: [&str; 3] = ["controller-manager", "scheduler", "admin"];
+    let folder = tempfile::tempdir().unwrap();
+    let first = Sim::new(PAIR, folder.path());
+    let mut count = 0;
+    // The operator dies after each step in turn, at last after none.
+    loop {
+        let sim = Sim::with(first.spec.clone(), first.operator.clone());
+        sim.apply().await;
+        for conf in CONFS {
+            let path = format!("/etc/kubernetes/{conf}.conf");
+            sim.machines["m2"].put_file(&path, sim::kubeadm::client_kubeconfig(100), 0o600);
+        }
+        assert_eq!(sim.left().await, [], "265 days are enough");
+        let pods = ["kube-controller-manager", "kube-scheduler"].map(|pod| (pod, sim.inputs("m2", pod)));
+        for conf in CONFS {
+            let path = format!("/etc/kubernetes/{conf}.conf");
+            sim.machines["m2"].put_file(&path, sim::kubeadm::client_kubeconfig(300), 0o600);
+        }
+        let plan = sim.plan().await;
+        let steps: Vec<&str> = plan
+            .steps()
+            .filter_map(|step| step.id.strip_prefix("control-plane/m2/"))
+            .collect();
+        assert_eq!(
+            steps,
+            [
+                "files",
+                "renew-controller-manager",
+                "renew-scheduler",
+                "renew-admin",
+                "kube-controller-manager",
+                "kube-scheduler"
+            ]
+        );
+        let killed = sim.apply_killed_after(count).await.is_some();
+        let (_, outcome) = sim.apply().await;
+        assert_eq!(outcome.ended, Ended::Complete, "after {count}: {:#?}", outcome.failures);
+        assert_eq!(sim.left().await, [], "after {count}");
+        for (pod, before) in pods {
+            let now = sim.inputs("m2", pod);
+            assert!(now.starts_with(&format!("{before}-")), "after {count}: {pod} {now}");
+        }
+        if !killed {
+            break;
+        }
+        count += 1;
+    }
+    assert!(count >= 6, "{count}");
+}

@@ -350,9 +350,8 @@ impl FakeState {
                 };
                 let text = String::from_utf8_lossy(content);
                 if path.ends_with(".crt") || path.ends_with(".pem") || path == place {
-                    facts
-                        .certificates
-                        .insert(path.clone(), certificates::certificate(&text));
+                    let found = certificates::certificate(&text);
+                    facts.certificates.extend(found.map(|found| (path.clone(), found)));
                 } else if path.ends_with(".key") {
                     facts.keys.insert(path.clone(), certificates::key(&text));
                 }

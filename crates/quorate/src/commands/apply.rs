@@ -1,12 +1,15 @@
 //! `quorate apply`: load → gather → plan → show and confirm → run → verify. Nothing else.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use quorate_plan::Plan;
 use quorate_run::{Ended, Listener, Options, Outcome, Session, Stop};
+use quorate_spec::{Machine, Spec};
 use quorate_verify::Check;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Purpose};
 use crate::commands::{check, status};
@@ -89,23 +92,53 @@ pub(crate) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
             return Ok(code);
         }
     }
-    let report = status::until_ok(&session, std::time::Duration::from_secs(args.verify_timeout)).await?;
+    let checked = status::until_ok(&session, Duration::from_secs(args.verify_timeout));
+    let Some(report) = unless_interrupted(checked).await else {
+        crate::err!("the deployment is done; `quorate status` goes on checking");
+        return Ok(ExitCode::from(console::INTERRUPTED));
+    };
+    let report = report?;
     status::print(&session, &report, args.output)?;
     if !report.ok() {
         return Ok(ExitCode::from(console::DRIFT));
     }
-    let spec = &session.spec;
     if args.output == Output::Text {
-        crate::out!(
-            "cluster {} is highly available: {} control planes, {} workers, {} checks passed in {:.1} s",
-            spec.name,
-            spec.control_planes().len(),
-            spec.workers().len(),
-            report.passed(),
-            started.elapsed().as_secs_f64()
-        );
+        let seconds = started.elapsed().as_secs_f64();
+        crate::out!("{}", verdict(&session.spec, report.passed(), seconds));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The last line: what there is now, and whether any machine of it may be lost.
+fn verdict(spec: &Spec, passed: usize, seconds: f64) -> String {
+    let in_service = |machines: Vec<&Machine>| machines.iter().filter(|machine| !machine.maintenance).count();
+    let control_planes = in_service(spec.control_planes());
+    let (quorum, members) = (spec.quorum(), in_service(spec.etcd_members()));
+    let lacks = if control_planes < 3 {
+        Some(format!("{control_planes} of the 3 control planes it takes"))
+    } else if members <= quorum.needed {
+        Some(format!(
+            "etcd can lose no member, {members} of {} in service",
+            quorum.members
+        ))
+    } else if spec.endpoint.is_some() && in_service(spec.vip_holders()) < 2 {
+        Some("the VIP has nobody to go to".to_owned())
+    } else {
+        None
+    };
+    let what = format!(
+        "{}, {}, {passed} checks passed in {seconds:.1} s",
+        count(spec.control_planes().len(), "control plane"),
+        count(spec.workers().len(), "worker"),
+    );
+    match lacks {
+        None => format!("cluster {} is highly available: {what}", spec.name),
+        Some(reason) => format!("cluster {} is up: {what}; not highly available: {reason}", spec.name),
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Executes a plan so that Ctrl-C stops it at a safe point.
@@ -115,9 +148,10 @@ pub(crate) async fn carry_out(
     steal: bool,
     events: &Listener,
 ) -> anyhow::Result<Outcome> {
+    let interrupt = Interrupt::watch();
     let options = Options {
         steal,
-        stop: stop_on_signal(),
+        stop: interrupt.stop.clone(),
         ..Options::default()
     };
     session.execute(plan, &options, events).await.map_err(console::hinted)
@@ -144,18 +178,139 @@ pub(crate) fn ended(outcome: &Outcome) -> Option<ExitCode> {
     }
 }
 
-/// The first Ctrl-C asks the run to stop at a safe point; a second one ends the program as usual.
-pub(crate) fn stop_on_signal() -> Stop {
-    let stop = Stop::default();
-    let asked = stop.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
+/// While it lives, the first Ctrl-C (or SIGTERM) asks the run to stop at a safe point, and a second one ends the program.
+pub(crate) struct Interrupt {
+    pub(crate) stop: Stop,
+    watching: JoinHandle<()>,
+}
+
+impl Interrupt {
+    pub(crate) fn watch() -> Self {
+        let stop = Stop::default();
+        let asked = stop.clone();
+        let mut signals = Signals::listen();
+        let watching = tokio::spawn(async move {
+            signals.next().await;
             crate::err!("stopping when the running steps are done; press Ctrl-C again to leave at once");
             asked.stop();
-            if tokio::signal::ctrl_c().await.is_ok() {
-                console::leave(console::INTERRUPTED);
+            signals.next().await;
+            console::leave(console::INTERRUPTED);
+        });
+        Self { stop, watching }
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+/// The work's result; `None` as soon as the user no longer wants it.
+async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut signals = Signals::listen();
+    tokio::select! {
+        done = work => Some(done),
+        () = signals.next() => None,
+    }
+}
+
+/// Ctrl-C and SIGTERM. One that cannot be listened for ends the program as usual.
+struct Signals {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        Self {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
+        }
+    }
+
+    async fn next(&mut self) {
+        async fn received(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
             }
         }
-    });
-    stop
+        tokio::select! {
+            () = received(&mut self.interrupt) => {}
+            () = received(&mut self.terminate) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Signal as Kind, getpid, kill_process};
+
+    #[test]
+    fn only_what_survives_a_loss_is_called_highly_available() {
+        let line = |machines: &[(&str, &str)], etcd: &str| {
+            let mut text = format!(
+                "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {{name: demo}}\nspec:\n  endpoint: {{on: none}}\n  access: proxy\n  etcd: {{topology: {etcd}}}\n  machines:\n"
+            );
+            for (index, (roles, more)) in machines.iter().enumerate() {
+                let n = index + 1;
+                text.push_str(&format!(
+                    "    - {{name: m{n}, address: 10.0.0.{n}, roles: [{roles}]{more}}}\n"
+                ));
+            }
+            let (spec, _) = quorate_spec::load(&text, "cluster.yaml")
+                .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, &text, false)));
+            verdict(&spec, 61, 43.31)
+        };
+        let (plane, worker, etcd) = (("control-plane", ""), ("worker", ""), ("etcd", ""));
+        assert_eq!(
+            line(&[plane, plane, plane, worker, worker], "stacked"),
+            "cluster demo is highly available: 3 control planes, 2 workers, 61 checks passed in 43.3 s"
+        );
+        assert_eq!(
+            line(&[plane, worker], "stacked"),
+            "cluster demo is up: 1 control plane, 1 worker, 61 checks passed in 43.3 s; not highly available: 1 of the 3 control planes it takes"
+        );
+        for (machines, topology, reason) in [
+            (
+                vec![plane, plane, plane, etcd, worker],
+                "external",
+                "etcd can lose no member, 1 of 1 in service",
+            ),
+            (
+                vec![plane, plane, ("control-plane", ", maintenance: true"), worker],
+                "stacked",
+                "2 of the 3 control planes it takes",
+            ),
+        ] {
+            let said = line(&machines, topology);
+            assert!(said.starts_with("cluster demo is up: 3 control planes"), "{said}");
+            assert!(said.ends_with(&format!("; not highly available: {reason}")), "{said}");
+        }
+    }
+
+    /// One test, because signals are the whole process's.
+    #[tokio::test]
+    async fn a_signal_stops_the_run_and_afterwards_the_verification_at_once() {
+        let raise = |signal| kill_process(getpid(), signal).unwrap();
+        for signal in [Kind::TERM, Kind::INT] {
+            let interrupt = Interrupt::watch();
+            assert!(!interrupt.stop.is_stopped());
+            raise(signal);
+            interrupt.stop.stopped().await;
+        }
+        // The runs are over: nobody counts these as second ones.
+        for signal in [Kind::INT, Kind::TERM] {
+            let verification = async {
+                raise(signal);
+                std::future::pending::<()>().await;
+            };
+            assert_eq!(unless_interrupted(verification).await, None);
+        }
+        assert_eq!(unless_interrupted(async { 7 }).await, Some(7));
+    }
 }

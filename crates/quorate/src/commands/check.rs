@@ -24,7 +24,7 @@ pub(crate) struct CheckArgs {
 
 pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
-    let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
+    let session = cluster::session(&loaded, &args.connect, Purpose::Plan).await?;
     let facts = session.gather().await?;
     let measured = quorate_verify::measure(&session.spec, &session.fleet, &facts).await;
     let report = quorate_verify::preflight_measured(&session.spec, &facts, &measured);

@@ -15,7 +15,7 @@ use quorate_drill::{Clients, Drill, Error, Event, Options, Report, Run, Scenario
 use quorate_spec::{Balancer, Endpoint, EndpointOn, Spec};
 
 use crate::cluster::{self, ClusterArgs, ConnectArgs, Loaded, Purpose};
-use crate::commands::apply::stop_on_signal;
+use crate::commands::apply::Interrupt;
 use crate::console::{self, UserError};
 use crate::progress::{Output, seconds};
 
@@ -196,6 +196,7 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
         power: lab.is_some() || args.power.is_some(),
         shared_clock: lab.is_some(),
         foreign_vip: args.foreign_vip.is_some(),
+        bundle: cluster::has_bundle(&loaded),
     };
     let walk = if args.chaos {
         Some(
@@ -251,7 +252,8 @@ async fn drill(args: RunArgs) -> anyhow::Result<ExitCode> {
             .hint("--yes drills without asking")
             .into());
     }
-    drill.options.stop = stop_on_signal();
+    let interrupt = Interrupt::watch();
+    drill.options.stop = interrupt.stop.clone();
     let report = match walk {
         Some(walk) => drill.walk(walk, args.length).await,
         None => drill.run(&runs).await,

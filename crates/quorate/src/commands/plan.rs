@@ -15,7 +15,7 @@ pub(crate) struct PlanArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Show the content of new files too.
+    /// Show every reason, and the content of new files too.
     #[arg(long)]
     full: bool,
     /// Print what fits into the ranges, and how large machines should be; no machine is needed.
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     if args.capacity || args.firewall {
         return on_paper(&loaded.spec, args.capacity, args.output);
     }
-    let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
+    let session = cluster::session(&loaded, &args.connect, Purpose::Plan).await?;
     let (_, plan) = cluster::plan(&session).await?;
     if args.output == Form::Json {
         crate::out!("{}", serde_json::to_string_pretty(&plan)?);

@@ -28,7 +28,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let loaded = cluster::load(&args.cluster)?;
-    let session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
+    let mut session = cluster::session(&loaded, &args.connect, Purpose::Look).await?;
     loop {
         let report = cluster::verify(&session).await?;
         print(&session, &report, args.output)?;
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
                 ExitCode::from(DRIFT)
             });
         }
-        tokio::time::sleep(WATCH_EVERY).await;
+        tokio::join!(tokio::time::sleep(WATCH_EVERY), session.fleet.seek());
     }
 }
 

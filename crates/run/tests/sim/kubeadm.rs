@@ -2,6 +2,8 @@
 
 use quorate_machine::FakeMachine;
 use quorate_machine::proto::ExecOutput;
+use quorate_pki::inventory::{Ca, CertificateWanted, Holder, Owner, Place};
+use quorate_pki::issue::Authority;
 use quorate_plan::paths;
 use quorate_spec::Bootstrap;
 use serde_json::{Value, json};
@@ -32,6 +34,10 @@ impl World {
             ["join", "--config", _, skip] if skip.contains("kubelet-wait-bootstrap") => self.servers(machine),
             ["join", "--config", _, _] => self.kubelet_starts(machine),
             ["reset", "--config", _] => self.reset(machine),
+            ["certs", "renew", conf, "--config", _] => {
+                machine.put_file(&format!("/etc/kubernetes/{conf}"), client_kubeconfig(0), 0o600);
+                Ok(())
+            }
             other => Err(format!("kubeadm {other:?} is not known here")),
         };
         match done {
@@ -254,6 +260,36 @@ impl World {
             state.files.insert(path, directory.clone());
         }
     }
+}
+
+/// A kubeconfig with a client certificate for a year, that many days old.
+pub fn client_kubeconfig(days_ago: u64) -> String {
+    let age = std::time::Duration::from_secs(days_ago * 86_400);
+    let then = std::time::SystemTime::now() - age;
+    let then = then.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let then = i64::try_from(then).unwrap();
+    let ca = Authority::create(Ca::Cluster, then).unwrap();
+    let wanted = CertificateWanted {
+        id: "client".into(),
+        holder: Holder::Operator,
+        place: Place::Files {
+            certificate: String::new(),
+            key: String::new(),
+        },
+        ca: Ca::Cluster,
+        common_name: "client".into(),
+        organizations: Vec::new(),
+        dns: Vec::new(),
+        ips: Vec::new(),
+        server: false,
+        client: true,
+        days: 365,
+        owner: Owner::root(),
+    };
+    let issued = ca.issue(&wanted, then).unwrap();
+    quorate_run::kubeconfig("demo", "https://127.0.0.1", ca.certificate_pem(), "client", &issued)
+        .expose()
+        .to_owned()
 }
 
 fn manifest(pod: &str) -> String {

@@ -3,7 +3,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test program uses a part
 
-mod kubeadm;
+pub mod kubeadm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -227,6 +227,14 @@ impl Sim {
                 None
             }
         }
+    }
+
+    /// What a static Pod says that it was made of.
+    pub fn inputs(&self, machine: &str, pod: &str) -> String {
+        let path = format!("/api/v1/namespaces/kube-system/pods/{pod}-{machine}");
+        let state = self.world.state();
+        let shown = state.objects[&path].pointer("/metadata/annotations/quorate.dev~1inputs");
+        shown.and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 
     /// Everything that must be the same however the machines got there: no keys, times, ids.

@@ -14,6 +14,13 @@ const FOLDERS: [&str; 4] = [
     "/var/lib/kubelet/pki",
 ];
 
+/// kubeadm keeps client certificates inside of these.
+const KUBECONFIGS: [&str; 3] = [
+    "/etc/kubernetes/admin.conf",
+    "/etc/kubernetes/controller-manager.conf",
+    "/etc/kubernetes/scheduler.conf",
+];
+
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     join_all(
         cluster
@@ -22,26 +29,28 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
             .map(|(name, machine)| {
                 check("certificates", name, async move {
                     let query = GatherQuery {
-                        certificates: FOLDERS.map(str::to_owned).to_vec(),
+                        certificates: FOLDERS
+                            .iter()
+                            .chain(&KUBECONFIGS)
+                            .map(|place| (*place).to_owned())
+                            .collect(),
                         ..GatherQuery::default()
                     };
                     let facts = machine
                         .gather(query)
                         .await
                         .map_err(|error| (error.to_string(), "look at the machine".to_owned()))?;
-                    let first = facts
+                    let readable: Vec<_> = facts
                         .certificates
                         .iter()
                         .filter(|(_, certificate)| certificate.error.is_none())
-                        .min_by_key(|(_, certificate)| certificate.not_after);
+                        .collect();
+                    let first = readable.iter().min_by_key(|(_, certificate)| certificate.not_after);
                     let Some((path, certificate)) = first else {
                         return Ok("none on this machine".to_owned());
                     };
                     let days = (certificate.not_after - cluster.now_unix) / 86_400;
-                    let detail = format!(
-                        "{} found, the first expires in {days} days ({path})",
-                        facts.certificates.len()
-                    );
+                    let detail = format!("{} found, the first expires in {days} days ({path})", readable.len());
                     if days < SOON_DAYS {
                         fail(detail, "`quorate apply` renews it")
                     } else {

@@ -1,6 +1,7 @@
 //! Clocks agree: certificates, leases and logs depend on it.
 
 use futures_util::future::join_all;
+use quorate_machine::MachineRef;
 use quorate_machine::proto::Exec;
 
 use crate::{Check, Cluster, check, fail};
@@ -12,12 +13,8 @@ const MAX_SKEW_MS: i64 = 500;
 pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
     let readings = join_all(cluster.fleet.iter().map(|(name, machine)| async move {
         let asked = now_ms();
-        let output = machine
-            .exec_ok(Exec::new(["date", "+%s%N"]).timeout_ms(5_000))
-            .await
-            .ok()?;
+        let theirs = read_ms(machine).await?;
         let answered = now_ms();
-        let theirs: i64 = output.stdout.lossy().trim().parse::<i64>().ok()? / 1_000_000;
         // Half of the round trip belongs to neither clock.
         Some((name, theirs - (asked + answered) / 2, answered - asked))
     }))
@@ -43,6 +40,15 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
         list.push(check("clock", name, async { finding }).await);
     }
     list
+}
+
+/// A machine's clock, milliseconds since 1970.
+pub(crate) async fn read_ms(machine: &MachineRef) -> Option<i64> {
+    let output = machine
+        .exec_ok(Exec::new(["date", "+%s%N"]).timeout_ms(5_000))
+        .await
+        .ok()?;
+    Some(output.stdout.lossy().trim().parse::<i64>().ok()? / 1_000_000)
 }
 
 fn now_ms() -> i64 {

@@ -43,6 +43,10 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
                 "its data directory comes from elsewhere; empty it and apply",
             ),
             Ok(status) if status.learner => fail("is still a learner", "`quorate apply` promotes it"),
+            Ok(status) if status.leader.is_empty() => fail(
+                "knows no leader",
+                format!("on {}: {}", member.name, cluster.logs_of("etcd")),
+            ),
             Ok(status) if !status.errors.is_empty() => fail(status.errors.join(", "), "etcdctl alarm list"),
             Ok(status) if newest - status.revision > MAX_LAG => fail(
                 format!("{} revisions behind", newest - status.revision),

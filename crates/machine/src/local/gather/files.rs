@@ -55,7 +55,9 @@ pub(super) fn walk(session: &Session, query: &GatherQuery) -> Result<Found, Remo
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("key") => drop(found.keys.insert(name, key(&path))),
                 extension if path == place || matches!(extension, Some("crt" | "pem")) => {
-                    drop(found.certificates.insert(name, certificate(&path)))
+                    found
+                        .certificates
+                        .extend(certificate(&path).map(|certificate| (name, certificate)));
                 }
                 _ => {}
             }
@@ -113,14 +115,14 @@ fn below(root: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
     paths
 }
 
-fn certificate(path: &Path) -> CertificateFacts {
-    pem(path).map_or_else(
-        |error| CertificateFacts {
+fn certificate(path: &Path) -> Option<CertificateFacts> {
+    match pem(path) {
+        Ok(text) => certificates::certificate(&text),
+        Err(error) => Some(CertificateFacts {
             error: Some(error),
             ..CertificateFacts::default()
-        },
-        |pem| certificates::certificate(&pem),
-    )
+        }),
+    }
 }
 
 fn key(path: &Path) -> KeyFacts {

@@ -4,7 +4,7 @@ use quorate_spec::{Bootstrap, EtcdTopology, Machine};
 use serde_json::{Value, json};
 
 use super::state::{self, State};
-use super::{forget_node, kubelet, reset, run, with_token};
+use super::{forget_node, kubelet, renewal, reset, run, with_token};
 use crate::components::kubeadm::Founding;
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
@@ -175,8 +175,29 @@ fn files(wanted: &mut Wanted<'_>, state: State) {
 }
 
 /// What a static Pod is made of, in one word: its image, its flags and volumes, and the files those flags name. Starts with a
-/// letter, so that no YAML takes it for a number.
+/// letter, so that no YAML takes it for a number. A Pod that must start again for a new client certificate has the old one's
+/// fingerprint behind it, and keeps it.
 fn inputs(wanted: &Wanted<'_>, pod: &str) -> String {
+    let made = made_of(wanted, pod);
+    if let Some(ending) = renewal::ending(wanted)
+        .into_iter()
+        .find(|ending| ending.pod() == Some(pod))
+    {
+        return format!("{made}-{}", ending.mark);
+    }
+    let patch = wanted
+        .host
+        .files
+        .get(&kubeadm::patch(pod))
+        .and_then(|file| file.text.as_deref());
+    let kept = patch.unwrap_or_default().split_whitespace().find(|word| {
+        word.strip_prefix(made.as_str())
+            .is_some_and(|rest| rest.starts_with('-'))
+    });
+    kept.unwrap_or(&made).to_owned()
+}
+
+fn made_of(wanted: &Wanted<'_>, pod: &str) -> String {
     let context = wanted.context;
     let cluster = kubeadm::cluster(context);
     let image = context
@@ -408,6 +429,7 @@ fn keep<'a>(
     mut chain: Vec<String>,
 ) -> Vec<String> {
     let host = wanted.host;
+    let ending = renewal::ending(&wanted);
     if state::exists(host, kubeadm::JOINING) {
         draft.push(note_joined(
             joined_step(&machine.name),
@@ -433,6 +455,8 @@ fn keep<'a>(
     if disturbs {
         needs.extend(std::mem::take(&mut chain));
     }
+    // The Pods' patches are written before: if this run ends in between, the next one still starts them again.
+    needs = renewal::renew(draft, machine, &ending, needs);
     for (pod, inputs) in changed {
         let id = draft.id(&machine.name, pod);
         let phase: &[&str] = match pod {

@@ -6,6 +6,7 @@
 mod control_plane;
 mod kubelet;
 mod pki;
+mod renewal;
 mod state;
 mod workers;
 
