@@ -174,6 +174,7 @@ mod tests {
             stages: vec![Stage {
                 name: "prepare".into(),
                 title: "machines are ready".into(),
+                with_previous: false,
                 steps: vec![step],
             }],
             notes: Vec::new(),

@@ -131,7 +131,6 @@ async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts,
             modules: query.modules,
             users: query.users,
             programs: PROGRAMS.map(str::to_owned).to_vec(),
-            ..GatherQuery::default()
         })
         .await
 }
