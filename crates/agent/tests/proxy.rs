@@ -355,7 +355,10 @@ fn a_hung_backend_is_doubted_before_it_is_raced() {
     let told = report.took.max(Duration::from_millis(100));
     // Workers count whole milliseconds.
     let passed = start.elapsed() + Duration::from_millis(1);
-    assert!(told < Duration::from_millis(250) && told <= passed, "{told:?} of {passed:?}");
+    assert!(
+        told < Duration::from_millis(250) && told <= passed,
+        "{told:?} of {passed:?}"
+    );
 }
 
 #[test]
