@@ -23,7 +23,7 @@ enum End {
     Stops,
 }
 
-/// Both with version 3, unicast, 100 ms, priorities 150 and 100.
+/// Both with version 3, unicast, 100 ms, priorities 240 and 230, as control planes have them.
 pub(crate) fn failover(rounds: usize, results: &mut Results) -> anyhow::Result<()> {
     if skipped(&["ip", "keepalived"]) {
         results.note("failover against keepalived: skipped: needs root, namespaces and keepalived".into());
@@ -40,10 +40,10 @@ pub(crate) fn failover(rounds: usize, results: &mut Results) -> anyhow::Result<(
         let (one, two) = (&lab.machines[0], &lab.machines[1]);
         let start =
             |machine: &Machine, peer: &Machine, priority: u8| start(&lab, &program, side, machine, peer, priority);
-        let _lower = start(one, two, 100);
+        let _lower = start(one, two, 230);
         for end in [End::Dies, End::Killed, End::Stops] {
             for _ in 0..rounds {
-                let mut higher = start(two, one, 150);
+                let mut higher = start(two, one, 240);
                 ensure!(
                     until(PATIENCE, || two.has(VIP) && !one.has(VIP)),
                     "{side:?}: no holder\n{}",

@@ -90,7 +90,7 @@ make bench` takes another haproxy than the distribution's.
 eBPF is measured in a cgroup of its own: the same client, through the virtual address and to the server itself; a connect's
 cost is the processor time of connect and close with the programs attached, less that without them. Failover is measured on
 machines of network namespaces by a client that asks every millisecond and waits 50 ms for each answer; ours and keepalived
-both speak VRRP 3 by unicast every 100 ms, with priorities 150 and 100.
+both speak VRRP 3 by unicast every 100 ms, with priorities 240 and 230.
 
 Where a short connection's time goes (`perf record` of `quorate-bench one conn`): 96 % in the kernel, of it close 27 %,
 connect 22 %, send 12 %, shutdown 6 %, accept 4 %, epoll_ctl 4 %. The end of the answer and the FIN travel in one packet,

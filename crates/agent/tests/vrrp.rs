@@ -440,7 +440,7 @@ fn clean_stop_loses_no_connection() {
         Node::start(
             &lab,
             &nodes_at[at],
-            &config(&nodes_at[at], 100 + 10 * at as u8, 2),
+            &config(&nodes_at[at], 230 + 10 * at as u8, 2),
             true,
         )
     };

@@ -65,7 +65,7 @@ fn a_founder_s_ports_are_kubeadm_s_to_check_until_it_has_begun() {
     // A file system of its own is never empty.
     for text in [&init, &join] {
         assert!(text.contains("DirAvailable--var-lib-etcd"), "{text}");
-        assert!(text.contains("timeouts:\n  etcdAPICall: 20s\n"), "{text}");
+        assert!(text.contains("timeouts:\n  etcdAPICall: 60s\n"), "{text}");
     }
     let attempts = |facts: &Facts| {
         let made = plan(&spec, facts);

@@ -1,7 +1,7 @@
 //! What the scripts do, on machines that only pretend.
 
 use super::*;
-use crate::scenario::{PRELUDE, find};
+use crate::scenario::{Around, PRELUDE, find};
 use crate::shell::Shell;
 
 /// Of the only part of a scenario.
@@ -262,7 +262,11 @@ fn what_would_not_stay_stopped_is_skipped() {
         "etcd-disk-read-only",
         "etcd-quorum-lost",
     ] {
-        let skipped = |bootstrap| find(name).unwrap().skipped(&spec(bootstrap), Default::default());
+        let around = Around {
+            bundle: true,
+            ..Around::default()
+        };
+        let skipped = |bootstrap| find(name).unwrap().skipped(&spec(bootstrap), around);
         assert_eq!(skipped("binary"), None, "{name}");
         assert!(skipped("kubeadm").unwrap().contains("kubelet starts"), "{name}");
     }

@@ -311,9 +311,10 @@ fn init_configuration(context: &Context<'_>, machine: &Machine, with_token: bool
     body
 }
 
-/// kubeadm asks an etcd that does not answer for two minutes unless told otherwise; a few such waits outlast the step.
+/// kubeadm asks an etcd that does not answer for two minutes unless told otherwise; a few such waits outlast the step. It
+/// waits as long for a learner to be promoted, which takes a large database on a slow disk some time.
 fn timeouts() -> Value {
-    json!({"etcdAPICall": "20s"})
+    json!({"etcdAPICall": "60s"})
 }
 
 /// How far `kubeadm init` got before this plan.
