@@ -9,7 +9,7 @@ pub fn unit(program: &Path, config: &Path) -> String {
         "\
 [Unit]
 Description=Quorate agent: virtual addresses and load balancing of the Kubernetes API
-Documentation=https://quorate.dev/docs/reference/agent
+Documentation=https://quorate.dev/docs/guide/agent
 Wants=network-online.target
 After=network-online.target
 # Starting again and again is better than giving up: the API depends on it.

@@ -84,6 +84,13 @@ fn a_minimal_file_has_sensible_defaults() {
 }
 
 #[test]
+fn the_guide_s_file_is_good() {
+    let page = include_str!("../../../docs/guide/agent.md");
+    let file = page.split("```").find_map(|part| part.strip_prefix("yaml\n")).unwrap();
+    assert_eq!(parse(file).validate(), []);
+}
+
+#[test]
 fn every_field_reads_and_survives_a_round_trip() {
     let c = parse(FULL);
     assert_eq!(c.validate(), []);

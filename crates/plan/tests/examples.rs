@@ -194,6 +194,32 @@ fn credentials_of_an_earlier_cluster_are_not_shown() {
     assert!(!serde_json::to_string(&made).unwrap().contains("Q0FOQVJZ"));
 }
 
+#[test]
+fn a_machine_that_could_go_through_stages_out_of_order_is_a_violation() {
+    let spec = minimal();
+    let mut made = plan(&spec, &fresh(&spec));
+    let network = made.stages.iter_mut().find(|stage| stage.name == "network").unwrap();
+    assert!(network.with_previous);
+    let first = network
+        .steps
+        .iter_mut()
+        .find(|step| step.id == "network/m4/files")
+        .unwrap();
+    assert!(first.needs.contains(&"nodes/m4/units".to_owned()), "{:?}", first.needs);
+    first.needs.clear();
+    let rules: Vec<(&str, String)> = lint(&made)
+        .into_iter()
+        .map(|broken| (broken.rule, broken.step))
+        .collect();
+    assert!(!rules.is_empty());
+    assert!(
+        rules
+            .iter()
+            .all(|(rule, step)| *rule == "machines-keep-the-order-of-stages" && step.starts_with("network/m4/")),
+        "{rules:#?}"
+    );
+}
+
 fn minimal() -> Spec {
     load(include_str!("../../../examples/minimal.yaml"))
 }

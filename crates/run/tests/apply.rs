@@ -153,6 +153,35 @@ async fn another_serving_certificate_for_a_foreign_name_is_not_approved() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gate_that_shuts_while_stages_run_together_stops_the_later_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(MINIMAL, folder.path());
+    sim.machines["m1"]
+        .state()
+        .failing_units
+        .insert("kubelet.service".into(), 1);
+    let (plan, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Failed { stage: "nodes".into() });
+    let together = |name: &str| {
+        plan.stages
+            .iter()
+            .any(|stage| stage.name == name && stage.with_previous)
+    };
+    assert!(together("network") && together("dns"));
+    assert!(
+        !sim.machines["m1"]
+            .state()
+            .files
+            .contains_key("/etc/kubernetes/flannel.conf")
+    );
+    assert!(outcome.stages.iter().all(|(stage, _)| stage != "ready"));
+    sim.machines["m1"].state().failing_units.clear();
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    assert_eq!(sim.left().await, []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_unit_stops_the_run_after_its_stage_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let sim = Sim::new(MINIMAL, folder.path());

@@ -203,7 +203,7 @@ pub(crate) fn unit(profile: &Profile) -> String {
     flags.set("config", CONFIG);
     Unit {
         description: "Quorate agent: VIP and balancing of the Kubernetes API",
-        documentation: "https://quorate.dev/docs/agent",
+        documentation: "https://quorate.dev/docs/guide/agent",
         after: &[],
         program: format!("{} agent run", paths::bin("quorate")),
         flags,
