@@ -266,6 +266,9 @@ fn etcd(lab: &Lab, programs: &Path, machine: &Machine) -> Process {
         format!("--initial-cluster={}", peers.join(",")),
         // This is about servers in front of it; three members share a disk here.
         "--unsafe-no-fsync=true".into(),
+        // As `etcd.electionTimeout` has it unless given.
+        "--heartbeat-interval=50".into(),
+        "--election-timeout=500".into(),
         "--log-level=warn".into(),
     ];
     start(machine, &arguments, &lab.log(&format!("{name}.log")))
