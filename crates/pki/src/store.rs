@@ -106,6 +106,44 @@ impl Import {
         import.service_account = take("sa.key".into());
         if missing.is_empty() { Ok(import) } else { Err(missing) }
     }
+
+    /// From a folder with kubeadm's file names (`ca.crt`, `ca.key`, `etcd/ca.crt`, …, `sa.key`), for a cluster that is yet to
+    /// be. What is not there is made anew; half of a pair, what cannot be read, and a folder with nothing in it are listed.
+    pub fn from_folder(folder: &Path) -> Result<Self, Vec<String>> {
+        let mut import = Self::default();
+        let mut wrong = Vec::new();
+        let mut take = |path: String| match fs::read_to_string(folder.join(&path)) {
+            Ok(text) => Some(SecretText::new(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                wrong.push(format!("{path}: {error}"));
+                None
+            }
+        };
+        let pairs = Ca::ALL.map(|ca| {
+            (
+                ca,
+                take(format!("{}.crt", ca.stem())),
+                take(format!("{}.key", ca.stem())),
+            )
+        });
+        import.service_account = take("sa.key".into());
+        for (ca, certificate, key) in pairs {
+            let stem = ca.stem();
+            match (certificate, key) {
+                (Some(certificate), Some(key)) => {
+                    import.authorities.insert(ca, (certificate.expose().into(), key));
+                }
+                (Some(_), None) => wrong.push(format!("{stem}.crt is there without {stem}.key")),
+                (None, Some(_)) => wrong.push(format!("{stem}.key is there without {stem}.crt")),
+                (None, None) => {}
+            }
+        }
+        if wrong.is_empty() && import.authorities.is_empty() && import.service_account.is_none() {
+            wrong.push("none of ca.crt and ca.key, etcd/ca.crt, front-proxy-ca.crt, sa.key is there".into());
+        }
+        if wrong.is_empty() { Ok(import) } else { Err(wrong) }
+    }
 }
 
 const BOOTSTRAP_TOKEN: &str = "bootstrap-token";

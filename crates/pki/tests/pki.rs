@@ -635,6 +635,42 @@ fn openssl_agrees() {
 }
 
 #[test]
+fn authorities_in_a_folder_become_an_operators() {
+    let now = 1_800_000_000;
+    let theirs = tempfile::tempdir().unwrap();
+    let pki = Store::new(theirs.path(), None).ensure(now).unwrap();
+    let folder = theirs.path().join("pki");
+    let ours = tempfile::tempdir().unwrap();
+    let import = Import::from_folder(&folder).unwrap();
+    let made = Store::new(ours.path(), None).import(&import, now).unwrap();
+    for ca in Ca::ALL {
+        assert_eq!(
+            made.authority(ca).certificate_pem(),
+            pki.authority(ca).certificate_pem()
+        );
+    }
+    assert_eq!(made.service_account.public_pem, pki.service_account.public_pem);
+
+    // The cluster's authority alone will do; half of one will not.
+    for file in [
+        "etcd/ca.crt",
+        "etcd/ca.key",
+        "front-proxy-ca.crt",
+        "front-proxy-ca.key",
+        "sa.key",
+    ] {
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+    assert_eq!(Import::from_folder(&folder).unwrap().authorities.len(), 1);
+    std::fs::remove_file(folder.join("ca.key")).unwrap();
+    let wrong = Import::from_folder(&folder).unwrap_err();
+    assert_eq!(wrong, ["ca.crt is there without ca.key"]);
+    std::fs::remove_file(folder.join("ca.crt")).unwrap();
+    let wrong = Import::from_folder(&folder).unwrap_err();
+    assert!(wrong[0].starts_with("none of ca.crt"), "{wrong:?}");
+}
+
+#[test]
 fn existing_authorities_are_imported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();

@@ -11,6 +11,7 @@ use quorate_facts::Facts;
 use quorate_machine::MachineRef;
 use quorate_machine::ssh::{Password, Program, SshMachine, SshTarget};
 use quorate_pki::SecretText;
+use quorate_pki::store::Import;
 use quorate_plan::Plan;
 use quorate_run::{Catalogue, Fleet, Operator, Session};
 use quorate_spec::{Finding, Machine, Severity, Spec};
@@ -130,18 +131,20 @@ pub(crate) async fn session(loaded: &Loaded, args: &ConnectArgs, purpose: Purpos
     Ok(Session::new(loaded.spec.clone(), fleet, operator, catalogue))
 }
 
+/// Makes the operator's folder with the authorities that lie in another one.
+pub(crate) fn import(loaded: &Loaded, from: &Path) -> anyhow::Result<()> {
+    let program = program_for_a_new_folder(loaded)?;
+    let import = Import::from_folder(from).map_err(|wrong| {
+        UserError::new(format!("{}: {}", from.display(), wrong.join("; ")))
+            .hint("give a folder with kubeadm's file names; nothing was changed")
+    })?;
+    Operator::import(&loaded.folder, passphrase(), program.sha256(), &import)?;
+    Ok(())
+}
+
 /// Makes the operator's folder anew from what a control plane holds.
 pub(crate) async fn recover(loaded: &Loaded, args: &ConnectArgs) -> anyhow::Result<()> {
-    let program = Program::current().context("read the running program")?;
-    if Operator::look(&loaded.folder, passphrase(), program.sha256())?
-        .folder()
-        .is_some()
-    {
-        let message = format!("{} holds authorities already", loaded.folder.display());
-        return Err(UserError::new(message)
-            .hint("move it away first; nothing was changed")
-            .into());
-    }
+    let program = program_for_a_new_folder(loaded)?;
     let fleet = connect(loaded, args, &program).await?;
     Operator::recover(
         &loaded.folder,
@@ -152,6 +155,20 @@ pub(crate) async fn recover(loaded: &Loaded, args: &ConnectArgs) -> anyhow::Resu
     )
     .await?;
     Ok(())
+}
+
+fn program_for_a_new_folder(loaded: &Loaded) -> anyhow::Result<Program> {
+    let program = Program::current().context("read the running program")?;
+    if Operator::look(&loaded.folder, passphrase(), program.sha256())?
+        .folder()
+        .is_some()
+    {
+        let message = format!("{} holds authorities already", loaded.folder.display());
+        return Err(UserError::new(message)
+            .hint("move it away first; nothing was changed")
+            .into());
+    }
+    Ok(program)
 }
 
 fn control_planes(loaded: &Loaded) -> Vec<String> {

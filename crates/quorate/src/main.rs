@@ -39,7 +39,7 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     /// Print a kubeconfig of the cluster's administrator.
     Kubeconfig(kubeconfig::KubeconfigArgs),
-    /// Make a lost operator's folder anew from what a control plane holds.
+    /// Make the operator's folder anew from what a control plane holds, or with authorities of your own.
     Recover(recover::RecoverArgs),
     /// Take the cluster off its machines and leave them as they were.
     Reset(reset::ResetArgs),

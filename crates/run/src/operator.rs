@@ -96,12 +96,7 @@ impl Operator {
                 continue;
             };
             match import(machine).await {
-                Ok(import) => {
-                    make_dir(folder)?;
-                    let store = Store::new(folder, passphrase);
-                    let pki = store.import(&import, now())?;
-                    return Self::with(folder, store, pki, program_sha256);
-                }
+                Ok(import) => return Self::import(folder, passphrase, program_sha256, &import),
                 Err(missing) => reasons.extend(missing.into_iter().map(|reason| format!("{name}: {reason}"))),
             }
         }
@@ -109,6 +104,19 @@ impl Operator {
             path: folder.into(),
             reason: format!("no control plane holds everything: {}", reasons.join("; ")),
         })
+    }
+
+    /// Makes the folder with authorities there are already, for a cluster that is yet to be.
+    pub fn import(
+        folder: &Path,
+        passphrase: Option<SecretText>,
+        program_sha256: &str,
+        import: &Import,
+    ) -> Result<Self, Error> {
+        make_dir(folder)?;
+        let store = Store::new(folder, passphrase);
+        let pki = store.import(import, now())?;
+        Self::with(folder, store, pki, program_sha256)
     }
 
     /// A control plane that already has a cluster authority this operator does not hold. Checked before an apply.
