@@ -174,12 +174,7 @@ fn read(raw: &Path) -> Result<Table> {
                     continue;
                 }
                 if outcome.new.sent == 0 {
-                    let why = if outcome.skipped.is_empty() {
-                        &outcome.why
-                    } else {
-                        &outcome.skipped
-                    };
-                    table.unmeasured.push(format!("{label}: {why}"));
+                    table.unmeasured.push(format!("{label}: {}", outcome.why));
                     continue;
                 }
                 match samples(dir, &outcome.name)? {

@@ -16,8 +16,6 @@ pub(super) struct Outcome {
     pub(super) name: String,
     #[serde(default)]
     pub(super) why: String,
-    #[serde(default)]
-    pub(super) skipped: String,
     pub(super) new: Series,
     pub(super) reused: Series,
     pub(super) writes: Writes,
