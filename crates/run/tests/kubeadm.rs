@@ -168,3 +168,36 @@ async fn client_certificates_in_kubeconfigs_are_renewed_and_their_pods_start_aga
     }
     assert!(count >= 6, "{count}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_program_is_told_a_secret_in_its_arguments() {
+    let folder = tempfile::tempdir().unwrap();
+    let sim = Sim::new(PAIR, folder.path());
+    let (_, outcome) = sim.apply().await;
+    assert_eq!(outcome.ended, Ended::Complete, "{:#?}", outcome.failures);
+    let words = sim.world.words.lock().unwrap().clone();
+    assert!(words.contains("join"), "{words:#?}");
+    let mut secrets = 0;
+    let mut folders = vec![folder.path().to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let is_secret =
+                path.extension().is_some_and(|is| is == "key") || path.parent().unwrap().ends_with("secrets");
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            // Any line of a key, and either half of a token, would do harm.
+            for part in text
+                .split(['\n', '.'])
+                .filter(|part| is_secret && part.len() >= 6 && !part.starts_with("-----"))
+            {
+                secrets += 1;
+                assert!(words.iter().all(|word| !word.contains(part)), "{}", path.display());
+            }
+        }
+    }
+    assert!(secrets >= 8, "{secrets}");
+}

@@ -47,6 +47,8 @@ pub struct World {
     pub dies_in_join: std::sync::atomic::AtomicBool,
     /// What API servers fail to read just now.
     pub unreadable: Mutex<Option<String>>,
+    /// Words of every program that ran on a machine.
+    pub words: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -85,6 +87,7 @@ impl Sim {
             lazy: false.into(),
             dies_in_join: false.into(),
             unreadable: Mutex::default(),
+            words: Mutex::default(),
         });
         let mut machines = BTreeMap::new();
         for machine in &spec.machines {
@@ -865,6 +868,7 @@ impl World {
 
     fn exec(&self, machine: &FakeMachine, exec: &Exec) -> Option<ExecOutput> {
         let name = quorate_machine::Machine::name(machine).to_owned();
+        self.words.lock().unwrap().extend(exec.argv.iter().cloned());
         let words: Vec<&str> = exec.argv.iter().map(String::as_str).collect();
         let said = |text: String| {
             Some(ExecOutput {
