@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Action, Condition, Content, Plan, Step, Undo};
-use crate::waves::changes;
 
 /// A rule a plan breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +126,7 @@ fn machines_keep_the_order_of_stages(plan: &Plan, order: &Order<'_>) -> Vec<(Str
             let steps = stage
                 .steps
                 .iter()
-                .filter_map(|step| Some((changes(step)?, step.id.as_str())));
+                .filter_map(|step| Some((step.concerns()?, step.id.as_str())));
             for (machine, step) in steps.clone() {
                 let unordered = earlier.get(machine).into_iter().flatten();
                 broken.extend(

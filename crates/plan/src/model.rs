@@ -54,6 +54,17 @@ pub struct Step {
     pub essential: bool,
 }
 
+impl Step {
+    /// The machine a step is for, which drops out with it. What is asked of the API for all of them is for none.
+    pub fn concerns(&self) -> Option<&str> {
+        match &self.action {
+            Action::Apply { .. } | Action::Delete { .. } | Action::Await => None,
+            Action::ApproveServing { node, .. } => Some(node),
+            _ => Some(&self.machine),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Note {
     pub machine: Option<String>,

@@ -2,15 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Action, Stage, Step};
-
-/// The machine a step changes. What is asked of the API changes none; it says itself what it needs.
-pub(crate) fn changes(step: &Step) -> Option<&str> {
-    match step.action {
-        Action::Apply { .. } | Action::Delete { .. } | Action::ApproveServing { .. } | Action::Await => None,
-        _ => Some(&step.machine),
-    }
-}
+use crate::model::Stage;
 
 /// In a stage that begins with the one before, a machine's first steps need its last ones of the stages before.
 pub(crate) fn keep_order(stages: &mut [Stage]) {
@@ -22,7 +14,7 @@ pub(crate) fn keep_order(stages: &mut [Stage]) {
         let machines: BTreeMap<String, String> = stage
             .steps
             .iter()
-            .filter_map(|step| Some((step.id.clone(), changes(step)?.to_owned())))
+            .filter_map(|step| Some((step.id.clone(), step.concerns()?.to_owned())))
             .collect();
         let mut needed = BTreeSet::new();
         for step in &mut stage.steps {

@@ -129,14 +129,6 @@ impl Course {
     }
 }
 
-/// What a step does for one machine may be asked of another (an API server).
-fn concerned(step: &Step) -> &str {
-    match &step.action {
-        Action::ApproveServing { node, .. } => node,
-        _ => &step.machine,
-    }
-}
-
 fn asked_to_stop() -> Ended {
     Ended::Stopped {
         because: "asked to".into(),
@@ -311,15 +303,19 @@ impl Run {
         };
         let took_ms = ms(begun.elapsed());
         took.push((stage.name.clone(), took_ms));
+        self.stage_done(&stage.name, took_ms, failed).await
+    }
+
+    async fn stage_done(&self, name: &str, took_ms: u64, failed: usize) -> Result<(), StepError> {
         let record = Record::Stage {
             at: now_ms(),
-            stage: stage.name.clone(),
+            stage: name.into(),
             took_ms,
             failed,
         };
         let noted = self.note(record).await;
         self.tell(Event::StageDone {
-            stage: stage.name.clone(),
+            stage: name.into(),
             took_ms,
             failed,
         });
@@ -415,7 +411,7 @@ impl Run {
             return Some("the run was stopped".into());
         }
         let progress = self.progress();
-        let machine = concerned(step);
+        let machine = step.concerns().unwrap_or(&step.machine);
         if let Some(reason) = progress.lost.get(machine) {
             return Some(format!("{machine} took no further part: {reason}"));
         }
@@ -511,13 +507,9 @@ impl Run {
             return;
         }
         let because = format!("{} failed", step.id);
-        if matches!(
-            step.action,
-            Action::Apply { .. } | Action::Delete { .. } | Action::Await
-        ) {
+        let Some(dropped) = step.concerns().map(str::to_owned) else {
             return;
-        }
-        let dropped = concerned(step).to_owned();
+        };
         if progress.lost.insert(dropped.clone(), because.clone()).is_none() {
             drop(progress);
             self.tell(Event::MachineLost {

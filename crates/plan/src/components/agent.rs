@@ -161,17 +161,21 @@ pub(crate) fn divide(work: AgentConfig, balancer: Balancer) -> (Option<AgentConf
     (Some(by_agent).filter(|config| !idle(config)), by_haproxy)
 }
 
+/// The agent's share and haproxy's before anything is known of the host. Which interface carries the VIP, the only thing asked
+/// of it, makes no difference to what is asked of them.
+fn shares(spec: &Spec, machine: &Machine) -> (Option<AgentConfig>, Option<AgentConfig>) {
+    divide(work(spec, machine, &HostFacts::default()), spec.balancer)
+}
+
 /// Whether the machine's agent, if it has one, is a static Pod.
 pub(crate) fn is_pod(spec: &Spec, machine: &Machine) -> bool {
-    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
-    let (by_agent, _) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    let (by_agent, _) = shares(spec, machine);
     spec.balancer_as == RunAs::StaticPod && by_agent.is_some()
 }
 
 /// Where the balancers of a machine listen, and by which program.
 pub(crate) fn listens(spec: &Spec, machine: &Machine) -> Vec<(SocketAddr, &'static str)> {
-    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
-    let (by_agent, by_haproxy) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    let (by_agent, by_haproxy) = shares(spec, machine);
     let mut found = Vec::new();
     for (config, program) in [(by_agent, "quorate"), (by_haproxy, "haproxy")] {
         let Some(config) = config else { continue };
@@ -187,8 +191,7 @@ pub(crate) fn listens(spec: &Spec, machine: &Machine) -> Vec<(SocketAddr, &'stat
 
 /// Programs of the distribution that a machine needs for its part in the balancing.
 pub(crate) fn programs(spec: &Spec, machine: &Machine) -> Vec<&'static str> {
-    // Which interface carries the VIP, the only thing asked of the host, makes no difference.
-    let (_, by_haproxy) = divide(work(spec, machine, &HostFacts::default()), spec.balancer);
+    let (_, by_haproxy) = shares(spec, machine);
     let Some(work) = by_haproxy else { return Vec::new() };
     let vrrp = (!work.vrrp.is_empty()).then_some("keepalived");
     std::iter::once("haproxy").chain(vrrp).collect()

@@ -61,19 +61,7 @@ impl Run {
         }
         let took_ms = ms(begun.elapsed());
         // As with the record of the end: there is nothing left that could be stopped.
-        let _ = self
-            .note(Record::Stage {
-                at: now_ms(),
-                stage: STAGE.into(),
-                took_ms,
-                failed,
-            })
-            .await;
-        self.tell(Event::StageDone {
-            stage: STAGE.into(),
-            took_ms,
-            failed,
-        });
+        let _ = self.stage_done(STAGE, took_ms, failed).await;
         Some((STAGE.into(), took_ms))
     }
 
