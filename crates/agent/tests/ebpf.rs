@@ -164,7 +164,12 @@ fn hammer(address: SocketAddr, milliseconds: u64) -> &'static str {
         let (mut asked, mut failed) = (0, 0);
         while Instant::now() < end {
             asked += 1;
-            failed += u32::from(ask(address).starts_with("error"));
+            let begin = Instant::now();
+            let answer = ask(address);
+            if answer.starts_with("error") {
+                failed += 1;
+                println!("{answer} after {:?}, at {:?} before the end", begin.elapsed(), end - begin);
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         println!("hammered {} failed {failed}", asked > 50);

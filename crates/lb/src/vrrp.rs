@@ -254,6 +254,18 @@ impl Routers {
     }
 }
 
+/// Advertisements with priority 0 on behalf of a process that died while it held any of `vips`: the next holder takes over
+/// after its skew time instead of three silent intervals (RFC 9568 §6.4.2). `boot` must be higher than the dead process's, and
+/// lower than its successor's.
+pub fn goodbyes(configs: &[VrrpInstance], keys: &Keyring, boot: u64, vips: &[IpAddr]) -> Vec<Action> {
+    let mut out = VecDeque::new();
+    let held = |config: &&VrrpInstance| config.vips.iter().any(|vip| vips.contains(&vip.address));
+    for config in configs.iter().filter(held) {
+        Instance::new(config.clone(), keys_of(keys, &config.name), boot).send(0, &mut out);
+    }
+    out.into()
+}
+
 fn keys_of(keys: &Keyring, name: &str) -> Vec<SecretKey> {
     keys.get(name).cloned().unwrap_or_default()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate_lb::config::{AuthMode, ChecksumForm, VrrpInstance, VrrpVersion};
 use quorate_lb::frames;
-use quorate_lb::vrrp::{Advert, Discard, GROUP_V4, InstanceStatus, Keyring, Routers, SecretKey};
+use quorate_lb::vrrp::{Advert, Discard, GROUP_V4, InstanceStatus, Keyring, Routers, SecretKey, goodbyes};
 use quorate_lb::{Action, Bytes, Command, ConflictKind, Event, Input, VipChange, VrrpState};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -677,6 +677,47 @@ fn authenticated_routers_heed_only_their_own() {
     assert_eq!(a.status().master, Some(("10.0.0.2".parse().unwrap(), 200)));
     a.input(packet("10.0.0.2", "10.0.0.1", 255, payload.0.clone()));
     assert_eq!(a.status().counters.discarded[&Discard::Replay], 1);
+}
+
+/// For a process that died without a word its supervisor says goodbye; the next process is heard all the same.
+#[test]
+fn a_goodbye_for_the_dead_ends_the_wait() {
+    let auth = "priority: 200, auth: {mode: enforce, keys: [{id: 7, file: /k}]}";
+    let keys = Keyring::from([("api".into(), vec![SecretKey::new(7, &[9; 32]).unwrap()])]);
+    let holder = VrrpInstance {
+        source: "10.0.0.2".parse().unwrap(),
+        peers: vec!["10.0.0.1".parse().unwrap()],
+        priority: 250,
+        ..config(auth)
+    };
+    let says = |routers: &mut Routers| {
+        let payload = std::iter::from_fn(|| routers.poll_action()).find_map(|action| match action {
+            Action::SendVrrp { payload, .. } => Some(payload.0),
+            _ => None,
+        });
+        packet("10.0.0.2", "10.0.0.1", 255, payload.expect("an advertisement"))
+    };
+    let advertises = |boot: u64| {
+        let mut routers = Routers::new(std::slice::from_ref(&holder), keys.clone(), boot);
+        for (now, input) in [(0, Input::Start), (0, link(true)), (400, Input::Tick)] {
+            routers.handle(ms(now), &input);
+        }
+        says(&mut routers)
+    };
+    let mut b = Bench::with_keys(config(auth), keys.clone());
+    b.input(advertises(10));
+    let goodbyes = |vip: &str| goodbyes(std::slice::from_ref(&holder), &keys, 11, &[vip.parse().unwrap()]);
+    assert_eq!(goodbyes("10.0.0.99"), [], "it held none of ours");
+    let goodbye = goodbyes("10.0.0.100");
+    assert_eq!(sent(&goodbye), [0]);
+    let Action::SendVrrp { payload, .. } = &goodbye[0] else {
+        unreachable!("sent")
+    };
+    b.input(packet("10.0.0.2", "10.0.0.1", 255, payload.0.clone()));
+    b.run(ms(30));
+    assert_eq!(b.state(), VrrpState::Master, "after its skew time");
+    b.input(advertises(12));
+    assert_eq!(b.state(), VrrpState::Backup, "the restarted one is heard");
 }
 
 #[test]

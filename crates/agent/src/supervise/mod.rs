@@ -4,6 +4,8 @@
 //! agent runs as the child of a tiny [`supervised`] parent, which removes all VIPs within milliseconds of the child's
 //! death (however it dies) or stop (SIGSTOP), and starts it again. If the parent dies, the child gets SIGTERM and hands
 //! over in order. If both die, the service manager calls [`purge`] (`ExecStopPost=`), and the next start does.
+//!
+//! Whoever removes a dead agent's VIPs also says goodbye for it, so that the next holder need not find out by silence.
 
 mod sys;
 
@@ -11,13 +13,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use quorate_lb::AgentConfig;
+use quorate_lb::{AgentConfig, vrrp};
 
 use crate::netlink::route::{Address, Routes};
-use crate::vrrp_io;
+use crate::{boot, config, vrrp_io};
 use sys::{Change, Life, Signals};
 
 /// First wait before the child is started again.
@@ -66,33 +69,30 @@ impl Ended {
     }
 }
 
-/// Removes every VIP that an agent left on this machine (in the calling thread's network namespace); returns them.
+/// Removes every VIP that a dead agent left on this machine (in the calling thread's network namespace), and says goodbye
+/// for its virtual routers; returns the VIPs.
 ///
 /// Ours are addresses with Quorate's mark, on whatever interface, and the configured IPv6 VIPs in the form in which we
 /// add them, since IPv6 addresses cannot be marked before kernel 5.18. A host's own address is never touched, even if
 /// the configuration names it as a VIP by mistake.
 pub fn purge(config: &AgentConfig) -> Result<Vec<IpAddr>, Error> {
-    let vips: Vec<IpAddr> = config
-        .vrrp
-        .iter()
-        .flat_map(|instance| &instance.vips)
-        .map(|vip| vip.address)
-        .collect();
-    purge_addresses(&vips)
+    let purged = purge_addresses(config)?;
+    say_goodbye(config, &purged);
+    Ok(purged)
 }
 
-/// Runs `command` (the agent itself) until it ends for good or this process is asked to stop. Blocks.
+/// Runs `command` (the agent itself, configured by the file `path`) until it ends for good or this process is asked to stop.
+/// Blocks.
 ///
 /// To be called from the main thread before any other thread is started; the child gets SIGTERM when that thread ends.
 /// SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on. VIPs are purged before each start and after
 /// each death or stop of the child.
-pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, Error> {
-    let vips: Vec<IpAddr> = config
-        .vrrp
-        .iter()
-        .flat_map(|instance| &instance.vips)
-        .map(|vip| vip.address)
-        .collect();
+pub fn supervised(path: &Path, config: AgentConfig, mut command: Command) -> Result<Ended, Error> {
+    let socket = config.admin.socket.clone();
+    let mut configured = Configured {
+        path: path.to_owned(),
+        last: config,
+    };
     let signals = Signals::watch().map_err(|source| Error::System {
         operation: "watching signals",
         source,
@@ -104,16 +104,16 @@ pub fn supervised(config: &AgentConfig, mut command: Command) -> Result<Ended, E
     let mut backoff = BACKOFF_MIN;
     loop {
         // A running agent that is about to be replaced without interruption keeps its VIPs till then.
-        let replacing = UnixStream::connect(&config.admin.socket).is_ok();
+        let replacing = UnixStream::connect(&socket).is_ok();
         if !replacing {
-            purge_logged(&vips);
+            purge_logged(configured.now());
         }
         let started = Instant::now();
         let (child, lifeline) = sys::spawn(&mut command).map_err(|source| Error::System {
             operation: "starting the agent",
             source,
         })?;
-        let (ended, asked) = watch(&signals, &child, lifeline, &vips, replacing)?;
+        let (ended, asked) = watch(&signals, &child, lifeline, &mut configured, replacing)?;
         let hopeless = matches!(ended, Ended::Code(code) if code == 0 || HOPELESS.contains(&code));
         if asked || hopeless {
             return Ok(ended);
@@ -157,7 +157,7 @@ fn watch(
     signals: &Signals,
     child: &Child,
     lifeline: OwnedFd,
-    vips: &[IpAddr],
+    configured: &mut Configured,
     replacing: bool,
 ) -> Result<(Ended, bool), Error> {
     let pid = child.id();
@@ -181,7 +181,7 @@ fn watch(
                     lifeline = None;
                     if !released {
                         // Dying: how it ended is told in some milliseconds, but its VIPs are urgent.
-                        purge_logged(vips);
+                        purge_logged(configured.now());
                     }
                 }
             }
@@ -203,14 +203,17 @@ fn watch(
             };
             if let Some(ended) = ended {
                 if !released {
-                    purge_logged(vips);
+                    purge_logged(configured.now());
                 }
                 return Ok((ended, stop_by.is_some()));
             }
             match change {
                 Change::Stopped if released => {}
                 Change::Stopped => {
-                    purge_logged(vips);
+                    // No goodbye: it would need a higher boot id than the agent's, and then nobody hears the agent when it
+                    // goes on.
+                    let purged = purge_addresses(configured.now());
+                    log(purged);
                     tracing::warn!("the agent was stopped by a signal; its VIPs were removed");
                 }
                 _ => tracing::warn!("the agent goes on"),
@@ -245,21 +248,67 @@ fn asked_to_stop_within(signals: &Signals, time: Duration) -> Result<bool, Error
     }
 }
 
-fn purge_logged(vips: &[IpAddr]) {
-    match purge_addresses(vips) {
+/// What the child was told last: its file may have been read again since the start.
+struct Configured {
+    path: PathBuf,
+    last: AgentConfig,
+}
+
+impl Configured {
+    fn now(&mut self) -> &AgentConfig {
+        // A file that is refused by us was refused by the child as well, which goes on with what it had.
+        if let Ok(config) = config::parse(&self.path)
+            && config.validate().is_empty()
+        {
+            self.last = config;
+        }
+        &self.last
+    }
+}
+
+fn purge_logged(config: &AgentConfig) {
+    log(purge(config));
+}
+
+fn log(purged: Result<Vec<IpAddr>, Error>) {
+    match purged {
         Ok(purged) if purged.is_empty() => {}
         Ok(purged) => tracing::warn!(?purged, "removed left-over VIPs"),
         Err(error) => tracing::error!(%error, "left-over VIPs may remain"),
     }
 }
 
-fn purge_addresses(vips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+/// On behalf of the agent that held `vips`. What fails costs time only: its peers notice the silence.
+fn say_goodbye(config: &AgentConfig, vips: &[IpAddr]) {
+    if vips.is_empty() {
+        return;
+    }
+    let keys = match config::keys(config) {
+        Ok(keys) => keys,
+        Err(findings) => {
+            tracing::warn!(?findings, "no goodbye for the dead agent's VIPs");
+            return;
+        }
+    };
+    let goodbyes = vrrp::goodbyes(&config.vrrp, &keys, boot::next(&config.state), vips);
+    if let Err(error) = vrrp_io::send(&goodbyes) {
+        tracing::warn!(%error, "goodbye for the dead agent's VIPs");
+    }
+}
+
+fn purge_addresses(config: &AgentConfig) -> Result<Vec<IpAddr>, Error> {
+    let vips: Vec<IpAddr> = config
+        .vrrp
+        .iter()
+        .flat_map(|instance| &instance.vips)
+        .map(|vip| vip.address)
+        .collect();
     let mut routes = Routes::open()?;
     let mut purged = Vec::new();
     for found in routes
         .addresses()?
         .into_iter()
-        .filter(|found| is_left_over(found, vips))
+        .filter(|found| is_left_over(found, &vips))
     {
         if routes.delete_address(found.index, found.address, found.prefix)? {
             purged.push(found.address);

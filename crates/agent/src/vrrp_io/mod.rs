@@ -20,8 +20,10 @@ use quorate_lb::{Action, Agent, AgentConfig, Event, Input, Now};
 
 use io::Kernel;
 pub(crate) use lease::LEASE;
-use sys::Waker;
 pub(crate) use sys::realtime;
+use sys::{Pair, Waker};
+
+use crate::netlink::route::Routes;
 
 /// A failure that goes on is reported again after this time.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -317,6 +319,36 @@ pub fn spawn<E: Engine>(
         },
         shortcomings,
     ))
+}
+
+/// Sends advertisements without a thread or a core; anything but [`Action::SendVrrp`] is left out. Tries all of them, and
+/// returns the first failure.
+pub(crate) fn send(actions: &[Action]) -> Result<(), Error> {
+    let links = Routes::open()?.links()?;
+    let mut outcome = Ok(());
+    for action in actions {
+        let Action::SendVrrp {
+            interface,
+            source,
+            destination,
+            payload,
+            ..
+        } = action
+        else {
+            continue;
+        };
+        let index = links.iter().find(|link| link.name == *interface).map(|link| link.index);
+        let sent = index
+            .ok_or_else(|| std::io::ErrorKind::NotFound.into())
+            .and_then(|index| Pair::open(interface, index, source.is_ipv4()))
+            .and_then(|pair| pair.send(*source, *destination, payload))
+            .map_err(|source| Error::System {
+                operation: format!("sending an advertisement on {interface}"),
+                source,
+            });
+        outcome = outcome.and(sent);
+    }
+    outcome
 }
 
 fn become_realtime() -> Shortcomings {

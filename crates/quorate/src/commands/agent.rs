@@ -198,7 +198,7 @@ fn run_agent(args: RunArgs) -> anyhow::Result<ExitCode> {
         let program = std::env::current_exe().context("finding this program's path")?;
         let mut child = Process::new(program);
         child.args(std::env::args_os().skip(1)).arg("--unsupervised");
-        let ended = supervise::supervised(&config, child)?;
+        let ended = supervise::supervised(&args.config, config, child)?;
         return Ok(ExitCode::from(u8::try_from(ended.code()).unwrap_or(console::FAILED)));
     }
     run::run(&run::Options {
