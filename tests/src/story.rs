@@ -1,8 +1,9 @@
 //! What stories do to a lab, and what they ask of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -44,7 +45,7 @@ pub fn five_operators_die(lab: &Lab) {
         let ended = child.try_wait().expect("ask for apply");
         let _ = child.kill();
         let _ = child.wait();
-        let said = std::fs::read_to_string(said(lab)).unwrap_or_default();
+        let said = text_of(&said(lab));
         match ended {
             Some(status) => {
                 assert!(
@@ -68,6 +69,55 @@ fn random(state: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// A verb's end, and what it wrote.
+pub struct Typed {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A verb that asks for the password of sudo, which is typed on a terminal of its own, as by a person. It is not echoed.
+pub fn typed(lab: &Lab, verb: &str, arguments: &[&str], password: &str) -> Typed {
+    let command = lab.command(verb, arguments);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let (stdout, stderr) = (lab.folder.join("typed.out"), lab.folder.join("typed.err"));
+    let line = format!("{} >'{}' 2>'{}'", words.join(" "), stdout.display(), stderr.display());
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start script (util-linux)");
+    // Held open until the end: without a keyboard the terminal hangs up.
+    let mut keyboard = terminal.stdin.take().expect("piped");
+    let mut screen = terminal.stdout.take().expect("piped");
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(b"sudo password: ") {
+        let read = screen.read(&mut byte).expect("read the terminal");
+        let shown = String::from_utf8_lossy(&seen);
+        assert!(read > 0, "no password is asked for: {shown}\n{}", text_of(&stderr));
+        seen.extend_from_slice(&byte);
+    }
+    keyboard
+        .write_all(format!("{password}\n").as_bytes())
+        .expect("type the password");
+    screen.read_to_end(&mut seen).expect("read the terminal");
+    let status = terminal.wait().expect("wait for script");
+    let shown = String::from_utf8_lossy(&seen);
+    assert!(!shown.contains(password), "the password is shown: {shown}");
+    Typed {
+        code: status.code(),
+        stdout: text_of(&stdout),
+        stderr: text_of(&stderr),
+    }
+}
+
+fn text_of(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 pub fn no_steps(lab: &Lab) {
