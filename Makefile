@@ -45,9 +45,10 @@ test-lab: $(BIN) bundle
 	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-agent --test apiservers
 	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests -- --nocapture --test-threads=1
 
-## Every design's example file, from bare machines to all checks green, its own proof, and back: some minutes each.
+## Every design's example file, from bare machines to all checks green, its own proof, and back: some minutes each. Then
+## combinations of options that no example has.
 test-designs: $(BIN) bundle
-	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests --test designs -- --ignored --nocapture --test-threads=1
+	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests --test designs --test combinations -- --ignored --nocapture --test-threads=1
 
 ## Operators who stop or die in the middle of a drill.
 test-drill: $(BIN) bundle

@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stderr, reason = "stories say what they skip and what they measured")]
 
+pub mod story;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
