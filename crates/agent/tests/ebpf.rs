@@ -168,7 +168,11 @@ fn hammer(address: SocketAddr, milliseconds: u64) -> &'static str {
             let answer = ask(address);
             if answer.starts_with("error") {
                 failed += 1;
-                println!("{answer} after {:?}, at {:?} before the end", begin.elapsed(), end - begin);
+                println!(
+                    "{answer} after {:?}, at {:?} before the end",
+                    begin.elapsed(),
+                    end - begin
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -578,6 +582,8 @@ fn lives() {
             .all(|client| client.output().contains("hammered true failed 0"))
     };
     assert!(until(Duration::from_secs(10), all_well), "{}", lab.logs());
+    // Nor was it luck: no agent took away what the one before it had left.
+    assert!(!lab.logs().contains("goes to []"), "{}", lab.logs());
 
     // The next one frees the clients of a backend that is cut off, on the host and in the Pod.
     let last = start(false);

@@ -69,6 +69,8 @@ fn tcp(address: SocketAddr, limit: Duration) -> io::Result<AbortHandle> {
     } else {
         TcpSocket::new_v6()?
     };
+    // Connections that ended a moment ago (TIME_WAIT, after a reset of the cluster) do not make a port one in use.
+    socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener: TcpListener = socket.listen(128)?;
     let accept = async move {
@@ -168,5 +170,18 @@ mod tests {
         assert!(!matches!(gone[1], Reach::Open(_)));
         // And may be listened on by its real owner at once.
         assert!(std::net::TcpListener::bind(free_at).is_ok());
+    }
+
+    #[tokio::test]
+    async fn connections_that_ended_do_not_make_a_port_a_used_one() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        // The side that closes first keeps the port in TIME_WAIT.
+        drop(server.accept().unwrap());
+        drop(server);
+        drop(client);
+        let found = Listeners::default().open(vec![(Transport::Tcp, address)], 1_000).await;
+        assert_eq!(found, [Listening::Opened]);
     }
 }
