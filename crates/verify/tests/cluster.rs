@@ -208,6 +208,18 @@ async fn a_lease_is_judged_by_the_clock_of_those_who_write_it() {
     assert_eq!(said(&world.report().await), BTreeSet::new());
 }
 
+/// They have no authority to know it by: the check would never hold.
+#[tokio::test]
+async fn machines_of_etcd_alone_are_not_asked_for_the_api() {
+    let mut world = World::new("binary");
+    let worker = world.spec.machines.last_mut().expect("machines");
+    worker.roles = [quorate_spec::Role::Etcd].into();
+    let report = world.report().await;
+    let asked = report.checks.iter().filter(|check| check.name == "endpoint");
+    let asked: Vec<&str> = asked.map(|check| check.target.as_str()).collect();
+    assert_eq!(asked, ["m1", "m2", "m3"]);
+}
+
 #[tokio::test]
 async fn a_kubeconfig_that_names_files_holds_no_certificate() {
     let world = World::new("binary");

@@ -1,8 +1,9 @@
-//! The API answers at its stable address, from every machine.
+//! The API answers at its stable address, from every machine that has business with it.
 
 use futures_util::future::join_all;
 use quorate_machine::MachineRef;
 use quorate_machine::proto::HttpRequest;
+use quorate_spec::Machine;
 
 use crate::{Check, Cluster, Finding, check, fail};
 
@@ -11,8 +12,12 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
         return Vec::new();
     };
     let address = quorate_plan::host_port(endpoint.vip, endpoint.port);
+    let holders = cluster.spec.vip_holders();
+    // Machines of etcd alone need no API, and have no authority to know it by.
+    let concerned = |machine: &&Machine| machine.is_node() || holders.iter().any(|holder| holder.name == machine.name);
     let machines = cluster
         .expected()
+        .filter(concerned)
         .filter_map(|machine| Some((machine, cluster.machine(&machine.name)?)));
     join_all(machines.map(|(machine, connection)| {
         let address = address.clone();
