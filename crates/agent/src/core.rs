@@ -20,7 +20,7 @@ use crate::health::{Job, Method, Prober};
 use crate::proxy::{Fault, Listening, Options, Proxy, Report, Set, Sink};
 use crate::replay::{Line, Recorder, Side};
 use crate::vrrp_io::{self, InputSender, Outgoing};
-use leaving::Leaving;
+use leaving::{Closing, Leaving};
 use listeners::Doors;
 
 /// Serves a backend set in the kernel instead of in the proxy (IPVS, eBPF).
@@ -97,6 +97,7 @@ pub struct Core {
     draining: bool,
     doors: Doors,
     leaving: Vec<Leaving>,
+    closing: Vec<Closing>,
     /// Latest transitions, newest last, for the statistics page.
     pub(crate) log: std::collections::VecDeque<(std::time::SystemTime, String)>,
     /// Worst lateness of this thread since the start, and how often it was noticeable.
@@ -140,6 +141,7 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
     let mut core = Core {
         doors: Doors::new(&start.config, start.inherited, listening),
         leaving: Vec::new(),
+        closing: Vec::new(),
         balancer: Balancer::new(&start.config, start.seed),
         proxy,
         vrrp: None,
@@ -273,8 +275,10 @@ impl Core {
             }
             return;
         }
-        let algorithm = self.config.frontends.iter().find(|f| f.name == name).map(|f| f.balance);
-        if let (Some(frontend), Some(algorithm)) = (self.proxy.frontend(name), algorithm) {
+        let closing = self.closing.iter().map(|c| &c.config);
+        let mut known = self.config.frontends.iter().chain(closing);
+        let algorithm = known.find(|f| f.name == name).map(|f| f.balance);
+        if let (Some(frontend), Some(algorithm)) = (self.runtime(name), algorithm) {
             let old = frontend.set();
             frontend.replace_set(Set::new(algorithm, backends, Some(&old)));
             // A backend that is no longer configured keeps its connections but has no place to be shown.
@@ -286,8 +290,10 @@ impl Core {
     }
 
     fn probe(&self, frontend: String, backend: String, id: u64, timeout: Duration, connect_timeout: Duration) {
+        let closing = self.closing.iter().find(|c| c.config.name == frontend).map(|c| &c.how);
+        let how = closing.or_else(|| self.methods.get(&frontend));
         let key = (frontend, backend);
-        let (Some(&address), Some(how)) = (self.addresses.get(&key), self.methods.get(&key.0)) else {
+        let (Some(&address), Some(how)) = (self.addresses.get(&key), how) else {
             return;
         };
         let (frontend, backend) = key;
@@ -305,16 +311,16 @@ impl Core {
 
     fn reset(&mut self, frontend: &str, backend: &str, address: std::net::SocketAddr, spread: Duration) {
         if let Some(b) = self.proxied(frontend, backend, address) {
-            self.note(format!(
-                "{frontend}/{backend}: resetting its clients ({})",
-                b.load.active()
-            ));
-            tracing::warn!(
-                frontend,
-                backend,
-                connections = b.load.active(),
-                "resetting the clients of a dead backend"
-            );
+            let connections = b.load.active();
+            if connections > 0 {
+                self.note(format!("{frontend}/{backend}: resetting its clients ({connections})"));
+                tracing::warn!(
+                    frontend,
+                    backend,
+                    connections,
+                    "resetting the clients of a dead backend"
+                );
+            }
             self.proxy.kill(&b, spread);
             return;
         }
@@ -423,17 +429,13 @@ impl Core {
             return vec!["nothing was changed: the agent is ending".into()];
         }
         let mut failed = Vec::new();
-        match crate::health::methods(&config) {
-            Ok(m) => self.methods = m,
+        let methods = match crate::health::methods(&config) {
+            Ok(m) => m,
             Err(e) => return vec![format!("nothing was changed: {e}")],
-        }
+        };
         failed.extend(self.keep_until_restart(&mut config));
         self.take_leave(&config);
-        for f in &self.config.frontends {
-            if !config.frontends.iter().any(|n| n.name == f.name) {
-                self.proxy.remove(&f.name);
-            }
-        }
+        self.methods = methods;
         for (_, set) in &mut self.kernel_sets {
             set.configure(&config);
         }
