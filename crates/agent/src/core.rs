@@ -136,7 +136,8 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
         })?
     };
     let proxy = Proxy::start(start.workers, start.open_files, &sink)?;
-    let recorder = start.config.record.as_ref().map(|p| Recorder::create(p)).transpose()?;
+    let record = start.config.record.as_ref();
+    let recorder = record.map(|path| Recorder::create(path, start.boot)).transpose()?;
     let (listening, listens) = mpsc::sync_channel(1);
     let mut core = Core {
         doors: Doors::new(&start.config, start.inherited, listening),
@@ -161,7 +162,6 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
     core.record(|config| Line::Config {
         config: Box::new(config.clone()),
         seed: start.seed,
-        boot: start.boot,
     });
     // Backend sets first: nobody is refused because of the order of things at start.
     core.index(&core.config.clone());
@@ -217,18 +217,10 @@ impl Core {
     /// Tells the virtual routers what changed: a frontend has a path when it has a backend and lets its clients in.
     fn tell_paths(&mut self) {
         if let Some(vrrp) = &self.vrrp {
-            let now = vrrp_io::now();
             for (name, usable) in self.balancer.paths() {
                 let usable = usable && self.lets_in(name);
                 if self.paths.insert(name.to_owned(), usable) != Some(usable) {
                     vrrp.set_path(name, usable);
-                    if let Some(r) = &mut self.recorder {
-                        r.write(&Line::Path {
-                            now,
-                            frontend: name.to_owned(),
-                            usable,
-                        });
-                    }
                 }
             }
         }
@@ -411,7 +403,19 @@ impl Core {
                 to: Side::Vrrp,
                 input,
             }),
+            Outgoing::RecordedPath(now, frontend, usable) => self.record(|_| Line::Path { now, frontend, usable }),
         }
+    }
+
+    /// The virtual routers are about to be started, with this boot id.
+    pub fn expect_vrrp(&mut self, boot: u64) {
+        // They know nothing of what those before were told.
+        self.vrrp = None;
+        self.paths.clear();
+        self.record(|config| Line::Routers {
+            vrrp: config.vrrp.clone(),
+            boot,
+        });
     }
 
     /// The virtual routers run from now on.

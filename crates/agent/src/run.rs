@@ -304,6 +304,7 @@ fn virtual_routers(
         realtime: true,
         record: config.record.is_some(),
     };
+    core.ask(move |c| c.expect_vrrp(boot));
     let (handle, shortcomings) = vrrp_io::spawn(config, routers, options, sink)?;
     for s in &shortcomings.0 {
         tracing::warn!("{s}");

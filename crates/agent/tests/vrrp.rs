@@ -21,7 +21,7 @@ use quorate_agent::admin::{Inheritance, Request, request};
 use quorate_agent::arp::{Announcer, listen_vrrp, vip_in_use};
 use quorate_agent::netlink::route::Routes;
 use quorate_agent::vrrp_io::{Options, Outgoing};
-use quorate_agent::{run, supervise, vrrp_io};
+use quorate_agent::{replay, run, supervise, vrrp_io};
 use quorate_lb::config::{ApiVersion, Kind, Span};
 use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
 use quorate_lb::{Action, AgentConfig, Event, Input};
@@ -786,7 +786,8 @@ fn a_burst_of_pods_moves_no_vip() {
     assert_eq!((holders(&lab, VIP4), holders(&lab, VIP6)), (vec![2], vec![2]));
 }
 
-/// Whatever a successor does that does not come to run, the running agent keeps its VIP or takes it back.
+/// Whatever a successor does that does not come to run, the running agent keeps its VIP or takes it back; and a replay of what
+/// they recorded does the same.
 fn a_take_over_that_fails_costs_no_vip() {
     if skipped(&["ip"]) {
         return;
@@ -795,6 +796,13 @@ fn a_take_over_that_fails_costs_no_vip() {
     let machine = &lab.machines[0];
     let mut config = whole(&lab, config(machine, 100, 2));
     config.vrrp.truncate(1);
+    config.vrrp[0].track.frontend = Some("api".to_owned());
+    let frontend = serde_json::json!({
+        "name": "api", "listen": ["127.0.0.1:7443"], "backends": [{"name": "b", "address": "127.0.0.1:9"}], "health": {"kind": "none"},
+    });
+    config.frontends = vec![serde_json::from_value(frontend).expect("frontend")];
+    let record = lab.log("record");
+    config.record = Some(record.clone());
     let mut old = Node::start_as(&lab, machine, "old", &config, &["QT_SUPERVISED", "QT_WHOLE"]);
     assert!(until(Duration::from_secs(5), || machine.has(VIP4)), "no first holder");
     let log = old.log.clone();
@@ -848,6 +856,20 @@ fn a_take_over_that_fails_costs_no_vip() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(machine.has(VIP4));
     assert_eq!(count(&new.log, "to=Master"), 1);
+
+    let mut replayed = 0;
+    let inputs = replay::replay(&record, |one| {
+        let event = matches!(
+            one.action,
+            Action::Report {
+                event: Event::VrrpState { .. }
+            }
+        );
+        replayed += usize::from(event);
+        Ok(())
+    });
+    assert!(inputs.expect("a recording") > 50);
+    assert_eq!(replayed, said("changes state") + count(&new.log, "changes state"));
 }
 
 fn a_router_that_is_reloaded_away_says_goodbye() {
