@@ -407,6 +407,37 @@ fn clients_of_a_frontend_that_was_removed_are_freed_when_their_backend_dies() {
 }
 
 #[test]
+fn which_configuration_runs_is_said_in_a_file() {
+    let s = Setup::new(2);
+    s.write(1);
+    let running = s.config.with_extension("running");
+    let said = || std::fs::read_to_string(&running).unwrap_or_default();
+    let sums = || {
+        let sum = Command::new("sha256sum").arg(&s.config).output().unwrap();
+        String::from_utf8(sum.stdout).unwrap()
+    };
+    let mut agent = Agent::start(&s.config, false);
+    s.states(&["up"]);
+    assert_eq!(said(), sums());
+    s.write(2);
+    assert_ne!(said(), sums());
+    request(&s.socket, &Request::Reload).unwrap();
+    let good = said();
+    assert_eq!(good, sums());
+
+    // Refused, and in force with the next start only.
+    let text = std::fs::read_to_string(&s.config).unwrap();
+    for wrong in ["kind: Nobody", "kind: Agent\nmetrics: {listen: \"127.0.0.1:1\"}"] {
+        std::fs::write(&s.config, text.replace("kind: Agent", wrong)).unwrap();
+        request(&s.socket, &Request::Reload).unwrap_err();
+        assert_eq!(said(), good);
+    }
+    agent.signal("TERM");
+    assert!(agent.ended(Duration::from_secs(8)));
+    assert!(!running.exists());
+}
+
+#[test]
 fn what_a_reload_cannot_change_is_said() {
     let s = Setup::new(1);
     let _agent = Agent::start(&s.config, false);
