@@ -59,7 +59,7 @@ pub trait Process: Send + Sync {
     fn retire(&self);
 }
 
-/// Removes the socket's file when dropped, unless another process has put its own there.
+/// Removes the socket's file and [`running`]'s when dropped, unless another process has put its own there.
 pub struct Socket {
     path: PathBuf,
     inode: u64,
@@ -70,8 +70,14 @@ impl Drop for Socket {
         use std::os::unix::fs::MetadataExt;
         if std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_file(running(&self.path));
         }
     }
+}
+
+/// Beside the socket: where the process behind it says which files it runs with ([`crate::config::sums`]).
+pub fn running(socket: &Path) -> PathBuf {
+    socket.with_extension("running")
 }
 
 /// Listens at `path` (0600, replacing what is there) and serves each client on a thread of its own.

@@ -88,6 +88,27 @@ pub fn load(path: &Path) -> Result<AgentConfig, Error> {
     }
 }
 
+/// The configuration at `path` and the keys it names, as `sha256sum` prints them: a line each, `<hex>  <path>`. They are what a
+/// reload reads again.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn sums(path: &Path, config: &AgentConfig) -> std::io::Result<String> {
+    let keys = config.vrrp.iter().flat_map(|v| &v.auth.keys).map(|key| &key.file);
+    let mut files = vec![path];
+    for key in keys {
+        if !files.contains(&key.as_path()) {
+            files.push(key);
+        }
+    }
+    let sum = |file: &Path| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &std::fs::read(file)?);
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("{hex}  {}\n", file.display()))
+    };
+    files.into_iter().map(sum).collect()
+}
+
 /// The secrets of all virtual routers.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ use crate::health::{Job, Method, Prober};
 use crate::proxy::{Fault, Listening, Options, Proxy, Report, Set, Sink};
 use crate::replay::{Line, Recorder, Side};
 use crate::vrrp_io::{self, InputSender, Outgoing};
-use leaving::Leaving;
+use leaving::{Closing, Leaving};
 use listeners::Doors;
 
 /// Serves a backend set in the kernel instead of in the proxy (IPVS, eBPF).
@@ -97,6 +97,7 @@ pub struct Core {
     draining: bool,
     doors: Doors,
     leaving: Vec<Leaving>,
+    closing: Vec<Closing>,
     /// Latest transitions, newest last, for the statistics page.
     pub(crate) log: std::collections::VecDeque<(std::time::SystemTime, String)>,
     /// Worst lateness of this thread since the start, and how often it was noticeable.
@@ -135,11 +136,13 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
         })?
     };
     let proxy = Proxy::start(start.workers, start.open_files, &sink)?;
-    let recorder = start.config.record.as_ref().map(|p| Recorder::create(p)).transpose()?;
+    let record = start.config.record.as_ref();
+    let recorder = record.map(|path| Recorder::create(path, start.boot)).transpose()?;
     let (listening, listens) = mpsc::sync_channel(1);
     let mut core = Core {
         doors: Doors::new(&start.config, start.inherited, listening),
         leaving: Vec::new(),
+        closing: Vec::new(),
         balancer: Balancer::new(&start.config, start.seed),
         proxy,
         vrrp: None,
@@ -159,7 +162,6 @@ pub fn start(start: Start) -> anyhow::Result<(CoreSender, JoinHandle<()>, Receiv
     core.record(|config| Line::Config {
         config: Box::new(config.clone()),
         seed: start.seed,
-        boot: start.boot,
     });
     // Backend sets first: nobody is refused because of the order of things at start.
     core.index(&core.config.clone());
@@ -215,18 +217,10 @@ impl Core {
     /// Tells the virtual routers what changed: a frontend has a path when it has a backend and lets its clients in.
     fn tell_paths(&mut self) {
         if let Some(vrrp) = &self.vrrp {
-            let now = vrrp_io::now();
             for (name, usable) in self.balancer.paths() {
                 let usable = usable && self.lets_in(name);
                 if self.paths.insert(name.to_owned(), usable) != Some(usable) {
                     vrrp.set_path(name, usable);
-                    if let Some(r) = &mut self.recorder {
-                        r.write(&Line::Path {
-                            now,
-                            frontend: name.to_owned(),
-                            usable,
-                        });
-                    }
                 }
             }
         }
@@ -277,8 +271,10 @@ impl Core {
             }
             return;
         }
-        let algorithm = self.config.frontends.iter().find(|f| f.name == name).map(|f| f.balance);
-        if let (Some(frontend), Some(algorithm)) = (self.proxy.frontend(name), algorithm) {
+        let closing = self.closing.iter().map(|c| &c.config);
+        let mut known = self.config.frontends.iter().chain(closing);
+        let algorithm = known.find(|f| f.name == name).map(|f| f.balance);
+        if let (Some(frontend), Some(algorithm)) = (self.runtime(name), algorithm) {
             let old = frontend.set();
             frontend.replace_set(Set::new(algorithm, backends, Some(&old)));
             // A backend that is no longer configured keeps its connections but has no place to be shown.
@@ -290,8 +286,10 @@ impl Core {
     }
 
     fn probe(&self, frontend: String, backend: String, id: u64, timeout: Duration, connect_timeout: Duration) {
+        let closing = self.closing.iter().find(|c| c.config.name == frontend).map(|c| &c.how);
+        let how = closing.or_else(|| self.methods.get(&frontend));
         let key = (frontend, backend);
-        let (Some(&address), Some(how)) = (self.addresses.get(&key), self.methods.get(&key.0)) else {
+        let (Some(&address), Some(how)) = (self.addresses.get(&key), how) else {
             return;
         };
         let (frontend, backend) = key;
@@ -309,16 +307,16 @@ impl Core {
 
     fn reset(&mut self, frontend: &str, backend: &str, address: std::net::SocketAddr, spread: Duration) {
         if let Some(b) = self.proxied(frontend, backend, address) {
-            self.note(format!(
-                "{frontend}/{backend}: resetting its clients ({})",
-                b.load.active()
-            ));
-            tracing::warn!(
-                frontend,
-                backend,
-                connections = b.load.active(),
-                "resetting the clients of a dead backend"
-            );
+            let connections = b.load.active();
+            if connections > 0 {
+                self.note(format!("{frontend}/{backend}: resetting its clients ({connections})"));
+                tracing::warn!(
+                    frontend,
+                    backend,
+                    connections,
+                    "resetting the clients of a dead backend"
+                );
+            }
             self.proxy.kill(&b, spread);
             return;
         }
@@ -409,7 +407,19 @@ impl Core {
                 to: Side::Vrrp,
                 input,
             }),
+            Outgoing::RecordedPath(now, frontend, usable) => self.record(|_| Line::Path { now, frontend, usable }),
         }
+    }
+
+    /// The virtual routers are about to be started, with this boot id.
+    pub fn expect_vrrp(&mut self, boot: u64) {
+        // They know nothing of what those before were told.
+        self.vrrp = None;
+        self.paths.clear();
+        self.record(|config| Line::Routers {
+            vrrp: config.vrrp.clone(),
+            boot,
+        });
     }
 
     /// The virtual routers run from now on.
@@ -427,17 +437,13 @@ impl Core {
             return vec!["nothing was changed: the agent is ending".into()];
         }
         let mut failed = Vec::new();
-        match crate::health::methods(&config) {
-            Ok(m) => self.methods = m,
+        let methods = match crate::health::methods(&config) {
+            Ok(m) => m,
             Err(e) => return vec![format!("nothing was changed: {e}")],
-        }
+        };
         failed.extend(self.keep_until_restart(&mut config));
         self.take_leave(&config);
-        for f in &self.config.frontends {
-            if !config.frontends.iter().any(|n| n.name == f.name) {
-                self.proxy.remove(&f.name);
-            }
-        }
+        self.methods = methods;
         for (_, set) in &mut self.kernel_sets {
             set.configure(&config);
         }

@@ -1,7 +1,9 @@
 //! Backend sets that the kernel serves (IPVS, eBPF): a thread each, which does as the core says and looks every second
-//! whether the kernel still has what it was given.
+//! whether the kernel still has what it was given, and whether what it is no longer asked for has gone.
 
-use std::collections::BTreeMap;
+mod memory;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -13,8 +15,9 @@ use quorate_lb::{AgentConfig, BackendView};
 
 use crate::bpf::{self, Balancer};
 use crate::core::KernelSet;
-use crate::ipvs::Ipvs;
+use crate::ipvs::{self, Ipvs};
 use crate::sockdiag::{self, Victims};
+use memory::Memory;
 
 /// Half of the second within which a foreign deletion is healed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -24,7 +27,8 @@ const SECOND_SWEEP: Duration = Duration::from_millis(100);
 /// With nothing to serve there is nothing to look after.
 const WAIT_IDLE: Duration = Duration::from_secs(3600);
 
-/// The sets to give to the core. Each does nothing until a service of its kind is configured.
+/// The sets to give to the core. Without a service of its kind each only takes away what an earlier agent with the same
+/// state folder left.
 pub fn all(config: &AgentConfig) -> Vec<(SetKind, Box<dyn KernelSet>)> {
     let ipvs = Worker::start("ipvs", Virtual::default(), config);
     let ebpf = Worker::start("ebpf", Connect::default(), config);
@@ -58,7 +62,7 @@ trait Served: Send + 'static {
     fn reset(&mut self, name: &str, backend: SocketAddr) -> Result<usize, String>;
     /// New connections may go to this backend.
     fn takes_connections(&self, name: &str, backend: SocketAddr) -> bool;
-    /// Nothing is configured.
+    /// Nothing is configured, and nothing left to take away.
     fn is_idle(&self) -> bool;
     /// Makes the kernel's state as wanted: what was done, and what could not be done.
     fn reconcile(&mut self) -> (Vec<String>, Vec<String>);
@@ -187,10 +191,13 @@ struct Virtual {
     services: Vec<quorate_lb::config::IpvsService>,
     known: BTreeMap<String, Vec<BackendView>>,
     ipvs: Option<Ipvs>,
+    /// The name of the interface, once there was a service.
+    memory: Option<Memory>,
 }
 
 impl Served for Virtual {
     fn configure(&mut self, config: &AgentConfig) {
+        remember(&mut self.memory, config, "ipvs");
         self.services.clone_from(&config.ipvs);
         self.known
             .retain(|name, _| config.ipvs.iter().any(|service| service.name == *name));
@@ -217,27 +224,58 @@ impl Served for Virtual {
     }
 
     fn is_idle(&self) -> bool {
-        self.services.is_empty()
+        self.services.is_empty() && self.memory.as_ref().is_none_or(Memory::is_settled)
     }
 
     fn reconcile(&mut self) -> (Vec<String>, Vec<String>) {
-        if self.ipvs.is_none() {
-            if self.services.is_empty() {
-                return Default::default();
+        let wanted = (!self.services.is_empty()).then(|| ipvs::INTERFACE.to_owned());
+        let kept = self
+            .memory
+            .as_mut()
+            .map(|memory| memory.keep(&wanted.into_iter().collect()));
+        let outcome = if self.services.is_empty() {
+            self.take_away()
+        } else {
+            self.serve()
+        };
+        let (changes, mut errors) = outcome.unwrap_or_else(|error| (Vec::new(), vec![error]));
+        errors.extend(kept.and_then(Result::err));
+        (changes, errors)
+    }
+}
+
+impl Virtual {
+    /// Makes the kernel's table as wanted.
+    fn serve(&mut self) -> Result<(Vec<String>, Vec<String>), String> {
+        let ipvs = match &mut self.ipvs {
+            Some(ipvs) => ipvs,
+            none => {
+                let mut ipvs = Ipvs::open().map_err(|error| error.to_string())?;
+                ipvs.configure(&self.services);
+                self.known
+                    .iter()
+                    .for_each(|(name, backends)| ipvs.set_backends(name, backends));
+                none.insert(ipvs)
             }
-            match Ipvs::open() {
-                Ok(mut ipvs) => {
-                    ipvs.configure(&self.services);
-                    self.known
-                        .iter()
-                        .for_each(|(name, backends)| ipvs.set_backends(name, backends));
-                    self.ipvs = Some(ipvs);
-                }
-                Err(error) => return (Vec::new(), vec![error.to_string()]),
-            }
+        };
+        let report = ipvs.reconcile();
+        Ok((report.changes, report.errors))
+    }
+
+    /// Removes services, addresses, rules and the interface, of this process or an earlier one.
+    fn take_away(&mut self) -> Result<(Vec<String>, Vec<String>), String> {
+        let Some(memory) = &mut self.memory else {
+            return Ok(Default::default());
+        };
+        let ours = memory.left_over(&BTreeSet::new());
+        // If never made by an agent with this state folder, it is another one's.
+        if ours.is_empty() || !ipvs::is_left().map_err(|error| error.to_string())? {
+            self.ipvs = None;
+            return memory.settle(&ours).map(|()| Default::default());
         }
-        let report = self.ipvs.as_mut().map(Ipvs::reconcile).unwrap_or_default();
-        (report.changes, report.errors)
+        let ipvs = self.ipvs.take().map_or_else(Ipvs::open, Ok);
+        let report = ipvs.map_err(|error| error.to_string())?.remove();
+        Ok((report.changes, report.errors))
     }
 }
 
@@ -248,6 +286,8 @@ struct Connect {
     known: BTreeMap<String, Vec<BackendView>>,
     /// By pin directory.
     attached: BTreeMap<PathBuf, Balancer>,
+    /// Pin directories.
+    memory: Option<Memory>,
 }
 
 impl Served for Connect {
@@ -257,14 +297,10 @@ impl Served for Connect {
             .services
             .iter()
             .filter(|old| config.ebpf.iter().all(|new| !same(old, new)));
-        for pin in moved.map(|service| service.pin.clone()).collect::<Vec<_>>() {
-            self.attached.remove(&pin);
-            if config.ebpf.iter().all(|service| service.pin != pin)
-                && let Err(error) = bpf::remove(&pin)
-            {
-                tracing::error!(%error, "removing programs that are no longer configured");
-            }
+        for service in moved {
+            self.attached.remove(&service.pin);
         }
+        remember(&mut self.memory, config, "ebpf");
         self.services.clone_from(&config.ebpf);
         self.known
             .retain(|name, _| config.ebpf.iter().any(|service| service.name == *name));
@@ -291,19 +327,40 @@ impl Served for Connect {
     }
 
     fn is_idle(&self) -> bool {
-        self.services.is_empty()
+        self.services.is_empty() && self.memory.as_ref().is_none_or(Memory::is_settled)
     }
 
     fn reconcile(&mut self) -> (Vec<String>, Vec<String>) {
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
-        let pins: Vec<PathBuf> = self.services.iter().map(|service| service.pin.clone()).collect();
-        for pin in pins.into_iter().collect::<std::collections::BTreeSet<_>>() {
+        let pins: BTreeSet<PathBuf> = self.services.iter().map(|service| service.pin.clone()).collect();
+        let wanted: BTreeSet<String> = pins.iter().map(|pin| pin.display().to_string()).collect();
+        let kept = self.memory.as_mut().map(|memory| memory.keep(&wanted));
+        errors.extend(kept.and_then(Result::err));
+        for pin in pins {
             if let Err(error) = self.reconcile_pin(&pin, &mut changes) {
                 errors.push(error.to_string());
             }
         }
+        // Last: what is new is in force before what is old goes.
+        if let Some(memory) = &mut self.memory {
+            let mut gone = Vec::new();
+            for pin in memory.left_over(&wanted) {
+                match bpf::remove(Path::new(&pin)) {
+                    Ok(true) => changes.push(format!("removed programs pinned in {pin}")),
+                    Ok(false) => gone.extend(bpf::is_visible(Path::new(&pin)).then_some(pin)),
+                    Err(error) => errors.push(error.to_string()),
+                }
+            }
+            errors.extend(memory.settle(&gone).err());
+        }
         (changes, errors)
     }
+}
+
+/// A new configuration; what earlier processes left is read with the first one.
+fn remember(memory: &mut Option<Memory>, config: &AgentConfig, file: &str) {
+    let load = || Memory::load(config.state.join(file));
+    memory.get_or_insert_with(load).look_again();
 }
 
 impl Connect {

@@ -44,6 +44,7 @@ enum Wish {
 
 struct Running {
     path: PathBuf,
+    socket: PathBuf,
     core: CoreSender,
     vrrp: Mutex<Vrrp>,
     wishes: mpsc::UnboundedSender<Wish>,
@@ -59,6 +60,18 @@ struct Vrrp {
 impl Running {
     fn vrrp(&self) -> MutexGuard<'_, Vrrp> {
         self.vrrp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this configuration is in force, for whoever changed it.
+    fn say_what_runs(&self, config: &AgentConfig) {
+        let file = admin::running(&self.socket);
+        let aside = file.with_extension("tmp");
+        let outcome = crate::config::sums(&self.path, config)
+            .and_then(|sums| std::fs::write(&aside, sums))
+            .and_then(|()| std::fs::rename(&aside, &file));
+        if let Err(error) = outcome {
+            tracing::warn!(file = %file.display(), %error, "cannot say which configuration is in force");
+        }
     }
 
     /// Takes part in VRRP, as the configuration of the moment says.
@@ -97,7 +110,12 @@ impl admin::Process for Running {
                 if no_vrrp && !config.vrrp.is_empty() {
                     failed.push("the first virtual router needs a restart".to_owned());
                 }
-                failed.extend(self.core.ask(move |c| c.reconfigure(config)).unwrap_or_default());
+                let new = config.clone();
+                let done = self.core.ask(move |c| c.reconfigure(new));
+                failed.extend(done.unwrap_or_else(|| vec!["the agent is ending".into()]));
+                if failed.is_empty() {
+                    self.say_what_runs(&config);
+                }
                 failed
             }
             Err(e) => vec![format!("nothing was changed: {e}")],
@@ -195,6 +213,7 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
     let (wishes, mut wished) = mpsc::unbounded_channel();
     let running: &'static Running = Box::leak(Box::new(Running {
         path: options.config.clone(),
+        socket: socket.clone(),
         core: core.clone(),
         vrrp: Mutex::default(),
         wishes: wishes.clone(),
@@ -217,6 +236,7 @@ async fn serve(options: &Options, config: AgentConfig, open_files: u64) -> anyho
         None => None,
     };
     let _socket = admin::serve(&socket, core.clone(), running)?;
+    running.say_what_runs(&config);
     if let Some(p) = predecessor {
         p.retire();
     }
@@ -304,6 +324,7 @@ fn virtual_routers(
         realtime: true,
         record: config.record.is_some(),
     };
+    core.ask(move |c| c.expect_vrrp(boot));
     let (handle, shortcomings) = vrrp_io::spawn(config, routers, options, sink)?;
     for s in &shortcomings.0 {
         tracing::warn!("{s}");

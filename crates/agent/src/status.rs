@@ -140,7 +140,7 @@ pub fn collect(core: &Core) -> Status {
         .status()
         .into_iter()
         .map(|set| {
-            let front = core.proxy.frontend(&set.name);
+            let front = core.runtime(&set.name);
             let backends = set
                 .backends
                 .into_iter()

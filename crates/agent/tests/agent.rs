@@ -161,17 +161,22 @@ impl Setup {
 
     /// A configuration with the first `n` backends.
     fn write(&self, n: usize) {
+        self.write_frontend("api", self.front, &self.backends[..n]);
+    }
+
+    /// A configuration with one frontend; its backends are m0, m1, and so on.
+    fn write_frontend(&self, name: &str, listen: SocketAddr, backends: &[SocketAddr]) {
         let mut text = format!(
-            "apiVersion: quorate.dev/v1\nkind: Agent\nnode: test\nadmin: {{socket: {}}}\nrecord: {}\n\
-             stats: {{listen: \"{}\", login: {{user: admin, passwordFile: {}}}}}\nfrontends:\n- name: api\n  \
-             listen: [\"{}\"]\n  health: {{kind: http, interval: 200ms, fastInterval: 50ms, timeout: 200ms}}\n  backends:\n",
+            "apiVersion: quorate.dev/v1\nkind: Agent\nnode: test\nadmin: {{socket: {}}}\nrecord: {}\nstate: {}\n\
+             stats: {{listen: \"{}\", login: {{user: admin, passwordFile: {}}}}}\nfrontends:\n- name: {name}\n  \
+             listen: [\"{listen}\"]\n  health: {{kind: http, interval: 200ms, fastInterval: 50ms, timeout: 200ms}}\n  backends:\n",
             self.socket.display(),
             self.record.display(),
+            self.config.with_extension("state").display(),
             self.stats,
             self.config.with_extension("password").display(),
-            self.front
         );
-        for (i, b) in self.backends.iter().take(n).enumerate() {
+        for (i, b) in backends.iter().enumerate() {
             text += &format!("  - {{name: m{i}, address: \"{b}\"}}\n");
         }
         std::fs::write(&self.config, text).unwrap();
@@ -354,6 +359,82 @@ fn clients_of_a_backend_that_dies_after_its_removal_are_freed() {
     s.ready[1].store(0, Relaxed);
     some_are_freed(held);
     s.states(&["up"]);
+}
+
+#[test]
+fn clients_of_a_removed_backend_whose_name_was_taken_are_freed() {
+    let s = Setup::new(3);
+    s.write(2);
+    let _agent = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let held = clients(&s);
+    // It hangs from the moment of the reload on: no check of before has told.
+    s.write_frontend("api", s.front, &[s.backends[0], s.backends[2]]);
+    s.ready[1].store(0, Relaxed);
+    request(&s.socket, &Request::Reload).unwrap();
+    some_are_freed(held);
+    s.states(&["up", "up"]);
+}
+
+#[test]
+fn clients_of_a_frontend_that_was_removed_are_freed_when_their_backend_dies() {
+    let s = Setup::new(2);
+    let _agent = Agent::start(&s.config, false);
+    s.states(&["up", "up"]);
+    let held = clients(&s);
+    let other = ([127, 0, 0, 1], port()).into();
+    s.write_frontend("other", other, &s.backends[..1]);
+    request(&s.socket, &Request::Reload).unwrap();
+    assert!(TcpStream::connect(s.front).is_err(), "it listens no more");
+    let frontends = || s.show().unwrap()["frontends"].as_array().unwrap().clone();
+    let shown = frontends();
+    assert_eq!((shown.len(), shown[1]["name"].as_str()), (2, Some("api")));
+    assert_eq!(shown[1]["active"].as_u64(), Some(16));
+    // It is taken back: its clients are still its own.
+    s.write(2);
+    request(&s.socket, &Request::Reload).unwrap();
+    drop(s.echo().unwrap());
+    assert!(frontends()[0]["active"].as_u64() >= Some(16), "{:?}", frontends());
+    s.write_frontend("other", other, &s.backends[..1]);
+    request(&s.socket, &Request::Reload).unwrap();
+    s.ready[1].store(0, Relaxed);
+    some_are_freed(held);
+    let end = Instant::now() + Duration::from_secs(5);
+    while frontends().len() > 1 {
+        assert!(Instant::now() < end, "{:?}", frontends());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn which_configuration_runs_is_said_in_a_file() {
+    let s = Setup::new(2);
+    s.write(1);
+    let running = s.config.with_extension("running");
+    let said = || std::fs::read_to_string(&running).unwrap_or_default();
+    let sums = || {
+        let sum = Command::new("sha256sum").arg(&s.config).output().unwrap();
+        String::from_utf8(sum.stdout).unwrap()
+    };
+    let mut agent = Agent::start(&s.config, false);
+    s.states(&["up"]);
+    assert_eq!(said(), sums());
+    s.write(2);
+    assert_ne!(said(), sums());
+    request(&s.socket, &Request::Reload).unwrap();
+    let good = said();
+    assert_eq!(good, sums());
+
+    // Refused, and in force with the next start only.
+    let text = std::fs::read_to_string(&s.config).unwrap();
+    for wrong in ["kind: Nobody", "kind: Agent\nmetrics: {listen: \"127.0.0.1:1\"}"] {
+        std::fs::write(&s.config, text.replace("kind: Agent", wrong)).unwrap();
+        request(&s.socket, &Request::Reload).unwrap_err();
+        assert_eq!(said(), good);
+    }
+    agent.signal("TERM");
+    assert!(agent.ended(Duration::from_secs(8)));
+    assert!(!running.exists());
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn main() {
         ("no_backend_refuses_at_once", refuse),
         ("clients_of_a_dead_backend_are_freed", freed),
         ("the_agents_thread_heals_and_frees", heals),
+        ("what_is_no_longer_configured_is_taken_away", taken_away),
         ("agents_die_are_replaced_and_leave_nothing", lives),
         ("a_connect_costs_little", cost),
     ]);
@@ -443,6 +444,63 @@ fn freed() {
     assert!(sockdiag::pod_namespaces().iter().any(|path| *path == pod.namespace()));
 }
 
+/// An agent with one service.
+fn configured(lab: &Lab, place: &Place) -> AgentConfig {
+    let mut config = AgentConfig::new("host");
+    let service = serde_json::json!({
+        "name": "api", "virtual": VIRTUAL4, "backends": [], "cgroup": place.cgroup, "pin": place.bpffs.join("quorate"),
+    });
+    config.ebpf = vec![serde_json::from_value(service).expect("service")];
+    config.state = lab.directory.join("state");
+    config
+}
+
+fn taken_away() {
+    if unsupported() {
+        return;
+    }
+    let lab = Lab::new("away", 3);
+    let place = Place::new(&lab);
+    let pins = place.bpffs.join("quorate");
+    let there = || until(Duration::from_secs(3), || pins.join("v1/connect6").exists());
+    let gone = || until(Duration::from_secs(3), || !pins.exists());
+    let start = |config: &AgentConfig| lab.machines[2].enter(|| kernel_set::all(config));
+    let stop = |mut sets: Vec<(SetKind, Box<dyn quorate_agent::core::KernelSet>)>| {
+        sets.iter_mut().for_each(|(_, set)| set.stop());
+    };
+    let with = configured(&lab, &place);
+    let without = AgentConfig {
+        ebpf: Vec::new(),
+        ..with.clone()
+    };
+
+    // By a reload.
+    let mut sets = start(&with);
+    assert!(there());
+    sets.iter_mut().for_each(|(_, set)| set.configure(&without));
+    assert!(gone(), "left by a reload");
+    sets.iter_mut().for_each(|(_, set)| set.configure(&with));
+    assert!(there());
+    stop(sets);
+
+    // Another agent does not touch them; the next process of this one takes them away.
+    let stranger = AgentConfig {
+        state: lab.directory.join("stranger"),
+        ..without.clone()
+    };
+    let sets = start(&stranger);
+    std::thread::sleep(Duration::from_secs(1));
+    stop(sets);
+    assert!(there(), "another agent's were taken away");
+    let sets = start(&without);
+    assert!(gone(), "left by the process before");
+    // One that hands over puts them back until it ends.
+    let before = place.attach();
+    assert!(before.is_pinned());
+    assert!(gone(), "put back by the process before");
+    stop(sets);
+}
+
 fn heals() {
     if unsupported() {
         return;
@@ -451,11 +509,7 @@ fn heals() {
     let _backends = backends(&lab);
     let place = Place::new(&lab);
     let host = &lab.machines[2];
-    let mut config = AgentConfig::new("host");
-    let service = serde_json::json!({
-        "name": "api", "virtual": VIRTUAL4, "backends": [], "cgroup": place.cgroup, "pin": place.bpffs.join("quorate"),
-    });
-    config.ebpf = vec![serde_json::from_value(service).expect("service")];
+    let config = configured(&lab, &place);
     assert_eq!(kernel_set::check(&config), Vec::<String>::new());
     let view = |number: usize, availability| BackendView {
         name: format!("m{number}"),
@@ -528,7 +582,7 @@ fn lives() {
     let backend = |at: usize| serde_json::json!({"name": format!("m{}", at + 1), "address": SocketAddr::new(lab.machines[at].v4(), PORT)});
     let config = serde_json::json!({
         "apiVersion": "quorate.dev/v1", "kind": "Agent", "node": "host", "admin": {"socket": lab.directory.join("agent.sock")},
-        "ebpf": [{"name": "api", "virtual": VIRTUAL4, "backends": [backend(0), backend(1)], "health": {"kind": "tcp"},
+        "state": lab.directory.join("state"), "ebpf": [{"name": "api", "virtual": VIRTUAL4, "backends": [backend(0), backend(1)], "health": {"kind": "tcp"},
             "cgroup": place.cgroup, "pin": pin}],
     });
     let config = lab

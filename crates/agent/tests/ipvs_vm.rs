@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use netns::{Lab, Machine, Process, until};
 use quorate_agent::ipvs::{self, Ipvs, Report};
+use quorate_agent::kernel_set;
 use quorate_agent::sockdiag;
-use quorate_lb::config::IpvsService;
-use quorate_lb::{Availability, BackendView, Reason};
+use quorate_lb::config::{IpvsService, SetKind};
+use quorate_lb::{AgentConfig, Availability, BackendView, Reason};
 
 const VIRTUAL4: &str = "10.99.0.1:6443";
 const VIRTUAL6: &str = "[fd99::1]:6443";
@@ -40,6 +41,10 @@ fn main() {
             (
                 "removal_leaves_what_is_not_ours",
                 removal_leaves_what_is_not_ours as fn(),
+            ),
+            (
+                "what_is_no_longer_configured_is_taken_away",
+                what_is_no_longer_configured_is_taken_away as fn(),
             ),
         ]),
         _ => netns::main(&[
@@ -483,5 +488,38 @@ fn removal_leaves_what_is_not_ours() {
             !netns::must("nft", &["list", "ruleset"]).contains("quorate"),
             "rules are left"
         );
+    });
+}
+
+fn what_is_no_longer_configured_is_taken_away() {
+    let setting = Setting::new("away");
+    setting.node().enter(|| {
+        netns::must("ipvsadm", &["-A", "-t", "10.96.0.1:443", "-s", "rr"]);
+        let foreign = saved();
+        let mut config = AgentConfig::new("node");
+        config.state = setting.lab.directory.join("state");
+        config.ipvs = vec![service("four", VIRTUAL4)];
+        let is_served = || saved().iter().any(|line| line.contains(VIRTUAL4));
+        let mut sets = kernel_set::all(&config);
+        for (_, set) in sets.iter_mut().filter(|(kind, _)| *kind == SetKind::Ipvs) {
+            set.backends("four", &setting.views(false, Availability::Up));
+        }
+        assert!(until(Duration::from_secs(3), is_served));
+        sets.iter_mut().for_each(|(_, set)| set.stop());
+
+        // Another agent does not touch it; the next process of this one takes it away.
+        config.ipvs.clear();
+        let stranger = AgentConfig {
+            state: setting.lab.directory.join("stranger"),
+            ..config.clone()
+        };
+        let mut sets = kernel_set::all(&stranger);
+        std::thread::sleep(Duration::from_secs(1));
+        sets.iter_mut().for_each(|(_, set)| set.stop());
+        assert!(is_served());
+        let mut sets = kernel_set::all(&config);
+        let interface = || netns::run("ip", &["link", "show", "quorate-ipvs"]).0;
+        assert!(until(Duration::from_secs(3), || saved() == foreign && !interface()));
+        sets.iter_mut().for_each(|(_, set)| set.stop());
     });
 }

@@ -21,8 +21,8 @@ use quorate_agent::admin::{Inheritance, Request, request};
 use quorate_agent::arp::{Announcer, listen_vrrp, vip_in_use};
 use quorate_agent::netlink::route::Routes;
 use quorate_agent::vrrp_io::{Options, Outgoing};
-use quorate_agent::{run, supervise, vrrp_io};
-use quorate_lb::config::{ApiVersion, Kind, Span};
+use quorate_agent::{replay, run, supervise, vrrp_io};
+use quorate_lb::config::{ApiVersion, ChecksumForm, Kind, Span};
 use quorate_lb::vrrp::{Keyring, Routers, SecretKey};
 use quorate_lb::{Action, AgentConfig, Event, Input};
 
@@ -88,6 +88,10 @@ fn main() {
         (
             "keepalived_and_we_take_over_from_each_other",
             keepalived_and_we_take_over_from_each_other as fn(),
+        ),
+        (
+            "keepalived_refuses_the_rfc_checksum_and_is_heard",
+            keepalived_refuses_the_rfc_checksum_and_is_heard,
         ),
         ("keepalived_is_no_faster", || measured(keepalived_is_no_faster)),
     ]);
@@ -654,10 +658,8 @@ fn strangers_on_the_link_are_noticed() {
 
     // Two strangers with our VRID, unicast to somebody else and multicast; and ours, who holds the VIP.
     let dialect = Dialect {
-        version: 3,
-        v6: false,
         multicast: true,
-        interval_ms: 100,
+        ..USUAL
     };
     let mut config = config(asking, 250, 2);
     config.vrrp.truncate(1);
@@ -793,7 +795,8 @@ fn a_burst_of_pods_moves_no_vip() {
     assert_eq!((holders(&lab, VIP4), holders(&lab, VIP6)), (vec![2], vec![2]));
 }
 
-/// Whatever a successor does that does not come to run, the running agent keeps its VIP or takes it back.
+/// Whatever a successor does that does not come to run, the running agent keeps its VIP or takes it back; and a replay of what
+/// they recorded does the same.
 fn a_take_over_that_fails_costs_no_vip() {
     if skipped(&["ip"]) {
         return;
@@ -802,6 +805,13 @@ fn a_take_over_that_fails_costs_no_vip() {
     let machine = &lab.machines[0];
     let mut config = whole(&lab, config(machine, 100, 2));
     config.vrrp.truncate(1);
+    config.vrrp[0].track.frontend = Some("api".to_owned());
+    let frontend = serde_json::json!({
+        "name": "api", "listen": ["127.0.0.1:7443"], "backends": [{"name": "b", "address": "127.0.0.1:9"}], "health": {"kind": "none"},
+    });
+    config.frontends = vec![serde_json::from_value(frontend).expect("frontend")];
+    let record = lab.log("record");
+    config.record = Some(record.clone());
     let mut old = Node::start_as(&lab, machine, "old", &config, &["QT_SUPERVISED", "QT_WHOLE"]);
     assert!(until(Duration::from_secs(5), || machine.has(VIP4)), "no first holder");
     let log = old.log.clone();
@@ -855,6 +865,20 @@ fn a_take_over_that_fails_costs_no_vip() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(machine.has(VIP4));
     assert_eq!(count(&new.log, "to=Master"), 1);
+
+    let mut replayed = 0;
+    let inputs = replay::replay(&record, |one| {
+        let event = matches!(
+            one.action,
+            Action::Report {
+                event: Event::VrrpState { .. }
+            }
+        );
+        replayed += usize::from(event);
+        Ok(())
+    });
+    assert!(inputs.expect("a recording") > 50);
+    assert_eq!(replayed, said("changes state") + count(&new.log, "changes state"));
 }
 
 fn a_router_that_is_reloaded_away_says_goodbye() {
@@ -984,6 +1008,20 @@ struct Dialect {
     v6: bool,
     multicast: bool,
     interval_ms: u32,
+    /// Of version 3 over IPv4.
+    checksum: ChecksumForm,
+}
+
+/// What keepalived needs to be told for the checksum of RFC 9568; version 2.2 does not know it.
+const RFC_CHECKSUM: &str = "v3_checksum_as_v2";
+
+fn keepalived_knows_the_rfc_checksum() -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut programs = path.split(':').map(|folder| format!("{folder}/keepalived"));
+    let program = programs.find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+    program
+        .windows(RFC_CHECKSUM.len())
+        .any(|part| part == RFC_CHECKSUM.as_bytes())
 }
 
 impl Dialect {
@@ -1010,7 +1048,7 @@ impl Dialect {
         let instance = serde_json::json!({
             "name": "shared", "vrid": 61, "interface": "eth0", "source": self.own(machine), "vips": [self.vip()],
             "priority": priority, "peers": peers, "multicast": self.multicast, "version": self.version,
-            "interval": format!("{}ms", self.interval_ms), "checksum": "keepalived",
+            "interval": format!("{}ms", self.interval_ms), "checksum": self.checksum,
             // keepalived 2.2 sends IPv6 unicast with the kernel's default hop limit.
             "minTtl": if self.v6 && !self.multicast { 64 } else { 255 },
         });
@@ -1026,10 +1064,14 @@ impl Dialect {
         );
         let text = format!(
             "vrrp_instance shared {{\n state BACKUP\n interface eth0\n version {}\n virtual_router_id 61\n priority {priority}\n \
-             advert_int {}\n {}\n virtual_ipaddress {{\n {}/{} dev eth0\n }}\n}}\n",
+             advert_int {}\n {}\n {}\n virtual_ipaddress {{\n {}/{} dev eth0\n }}\n}}\n",
             self.version,
             f64::from(self.interval_ms) / 1000.0,
             if self.multicast { "" } else { &unicast },
+            match self.checksum {
+                ChecksumForm::Rfc if keepalived_knows_the_rfc_checksum() => RFC_CHECKSUM,
+                _ => "",
+            },
             self.vip(),
             if self.v6 { 128 } else { 32 },
         );
@@ -1054,36 +1096,46 @@ impl Dialect {
     }
 }
 
-const DIALECTS: [Dialect; 5] = [
+/// Version 3 over IPv4, by unicast, as keepalived speaks it unless told otherwise.
+const USUAL: Dialect = Dialect {
+    version: 3,
+    v6: false,
+    multicast: false,
+    interval_ms: 100,
+    checksum: ChecksumForm::Keepalived,
+};
+
+const DIALECTS: [Dialect; 8] = [
+    USUAL,
     Dialect {
-        version: 3,
-        v6: false,
-        multicast: false,
-        interval_ms: 100,
-    },
-    Dialect {
-        version: 3,
-        v6: false,
         multicast: true,
-        interval_ms: 100,
+        ..USUAL
     },
+    Dialect { v6: true, ..USUAL },
     Dialect {
-        version: 3,
-        v6: true,
-        multicast: false,
-        interval_ms: 100,
-    },
-    Dialect {
-        version: 3,
         v6: true,
         multicast: true,
-        interval_ms: 100,
+        ..USUAL
+    },
+    Dialect {
+        checksum: ChecksumForm::Rfc,
+        ..USUAL
+    },
+    Dialect {
+        checksum: ChecksumForm::Rfc,
+        multicast: true,
+        ..USUAL
     },
     Dialect {
         version: 2,
-        v6: false,
-        multicast: false,
         interval_ms: 1000,
+        ..USUAL
+    },
+    Dialect {
+        version: 2,
+        multicast: true,
+        interval_ms: 1000,
+        ..USUAL
     },
 ];
 
@@ -1092,6 +1144,10 @@ fn keepalived_and_we_take_over_from_each_other() {
         return;
     }
     for dialect in DIALECTS {
+        if dialect.checksum == ChecksumForm::Rfc && !keepalived_knows_the_rfc_checksum() {
+            println!("skipped: {dialect:?}: this keepalived does not know {RFC_CHECKSUM}");
+            continue;
+        }
         let lab = Lab::new("interop", 2);
         let (one, two) = (&lab.machines[0], &lab.machines[1]);
         let held = |expected: &[u8]| {
@@ -1150,12 +1206,45 @@ fn keepalived_and_we_take_over_from_each_other() {
     }
 }
 
+/// One that does not know the checksum of RFC 9568 cannot hear our default form. It says so, and we hear it all the same.
+fn keepalived_refuses_the_rfc_checksum_and_is_heard() {
+    if skipped(&["ip", "keepalived"]) {
+        return;
+    }
+    if keepalived_knows_the_rfc_checksum() {
+        println!("skipped: this keepalived knows {RFC_CHECKSUM}, and takes over from us by it");
+        return;
+    }
+    let dialect = Dialect {
+        checksum: ChecksumForm::Rfc,
+        ..USUAL
+    };
+    let lab = Lab::new("rfc", 2);
+    let (one, two) = (&lab.machines[0], &lab.machines[1]);
+    let log = lab.log("keepalived2.log");
+    let refused = || {
+        std::fs::read_to_string(&log)
+            .unwrap_or_default()
+            .contains("Invalid VRRPv3 checksum")
+    };
+    let _theirs = dialect.keepalived(&lab, two, one, 150);
+    assert!(until(dialect.patience() * 2, || holders(&lab, dialect.vip()) == [2]));
+    let lower = Node::start(&lab, one, &dialect.ours(one, two, 100), true);
+    std::thread::sleep(dialect.patience());
+    assert_eq!(count(&lower.log, "STATE Master"), 0, "did not hear keepalived");
+    assert!(!refused());
+    drop(lower);
+    let _higher = Node::start(&lab, one, &dialect.ours(one, two, 200), true);
+    assert!(until(dialect.patience(), refused), "{}", lab.logs());
+    assert_eq!(holders(&lab, dialect.vip()), [1, 2]);
+}
+
 /// Both at 100 ms, version 3, unicast, priorities 150 and 100, the holder cut off in silence.
 fn keepalived_is_no_faster() {
     if skipped(&["ip", "keepalived"]) {
         return;
     }
-    let dialect = DIALECTS[0];
+    let dialect = USUAL;
     let rounds = if full() { 20 } else { 4 };
     let [mut ours, mut theirs] = [true, false].map(|ours| {
         let lab = Lab::new("compare", 3);

@@ -57,13 +57,8 @@ impl Balancer {
     }
 
     /// When [`Input::Tick`] is due at the latest.
-    pub fn poll_timeout(&mut self) -> Option<Now> {
-        if !self.started || self.stopped {
-            return None;
-        }
-        let at = self.sets.iter().filter_map(|s| s.wake_at(self.now)).min();
-        self.promised = at;
-        at
+    pub fn poll_timeout(&self) -> Option<Now> {
+        self.promised
     }
 
     pub fn handle(&mut self, now: Now, input: &Input) {
@@ -126,6 +121,8 @@ impl Balancer {
                 set.on_time(now, &mut self.actions);
                 set.publish(now, &mut self.actions);
             }
+            // With each input, however many there are before the process waits: a replay sees the same.
+            self.promised = self.sets.iter().filter_map(|s| s.wake_at(now)).min();
         }
     }
 

@@ -565,7 +565,8 @@ impl BackendSet {
         };
         let proven = owed == Some(0);
         self.members[at].owes_reset = owed.filter(|_| !proven);
-        if proven && !unchecked {
+        // One that was never heard may have clients all the same: of a process before, or from before a reload.
+        if proven {
             out.extend([self.members[at].reset(&self.name, Duration::ZERO)]);
         }
         // A server that accepts is a last resort, unless others show that it is alone with its trouble, or

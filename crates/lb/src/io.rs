@@ -36,6 +36,9 @@ pub enum Input {
         ttl: u8,
         /// What follows the IP header (and its options).
         payload: Bytes,
+        /// Only in recordings, which hold no keys: whether it was signed by the key it names. None: to be found out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authentic: Option<bool>,
     },
     /// An ARP packet or neighbour advertisement seen on `interface`, from the Ethernet header on.
     Frame { interface: String, frame: Bytes },

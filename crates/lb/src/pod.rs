@@ -137,7 +137,7 @@ fn probes(config: &AgentConfig) -> String {
 }
 
 /// The configuration's directory, so that a reload sees what was replaced; the control socket's, so that `agent ctl` works
-/// on the machine; with virtual routers what they remember; of everything else the file alone: beside a CA's certificate may lie its key.
+/// on the machine; what virtual routers and services in the kernel remember; of everything else the file alone: beside a CA's certificate may lie its key.
 fn mounted(pod: &Pod<'_>) -> Vec<Mount> {
     let parent = |file: &Path| file.parent().map(Path::to_path_buf).unwrap_or_default();
     let directory = |path: PathBuf, writable| Mount {
@@ -151,7 +151,8 @@ fn mounted(pod: &Pod<'_>) -> Vec<Mount> {
         directory(own.clone(), false),
         directory(parent(&pod.config.admin.socket), true),
     ];
-    if !pod.config.vrrp.is_empty() {
+    let in_kernel = !pod.config.ipvs.is_empty() || !pod.config.ebpf.is_empty();
+    if !pod.config.vrrp.is_empty() || in_kernel {
         all.push(directory(pod.config.state.clone(), true));
     }
     let mut files: Vec<&Path> = Vec::new();
@@ -180,7 +181,7 @@ fn mounted(pod: &Pod<'_>) -> Vec<Mount> {
         // Pins, and the root of the control groups, which a container does not see by itself.
         all.push(directory("/sys/fs".into(), true));
     }
-    if !pod.config.ipvs.is_empty() || !pod.config.ebpf.is_empty() {
+    if in_kernel {
         // Clients of a dead server are freed in the Pods' network namespaces, too.
         all.push(Mount {
             follows: true,
@@ -257,7 +258,16 @@ mod tests {
             names(&pod, "/spec/containers/0/volumeMounts", "name").len()
         );
         let mounts = names(&pod, "/spec/containers/0/volumeMounts", "mountPath");
-        assert_eq!(mounts, ["/etc/quorate", "/run/quorate", "/sys/fs", "/run/netns"]);
+        assert_eq!(
+            mounts,
+            [
+                "/etc/quorate",
+                "/run/quorate",
+                "/var/lib/quorate/agent",
+                "/sys/fs",
+                "/run/netns"
+            ]
+        );
         let capabilities = names(&pod, "/spec/containers/0/securityContext/capabilities/add", "");
         assert!(
             capabilities.contains(&"BPF") && !capabilities.contains(&"NET_RAW"),

@@ -109,21 +109,17 @@ impl Routers {
                 destination,
                 ttl,
                 payload,
+                authentic,
             } => {
                 let datagram = Datagram {
                     source: *source,
                     destination: *destination,
                     ttl: *ttl,
                     payload,
+                    authentic: *authentic,
                 };
-                let vrid = payload.get(1);
-                let ours = self.instances.iter_mut().find(|i| {
-                    let c = i.config();
-                    c.interface == *interface
-                        && c.source.is_ipv4() == source.is_ipv4()
-                        && vrid.is_some_and(|v| *v == c.vrid)
-                });
-                match ours {
+                let concerned = |i: &&mut Instance| i.is_concerned(interface, *source, payload);
+                match self.instances.iter_mut().find(concerned) {
                     Some(i) => i.on_packet(now, datagram, out),
                     None => self.unknown_router += 1,
                 }
@@ -179,6 +175,22 @@ impl Routers {
             | Input::Command { .. } => {}
         }
         self.promise();
+    }
+
+    /// Whether a received packet was signed by the key it names, for a recording; None where nothing depends on it.
+    pub fn judge(&self, input: &Input) -> Option<bool> {
+        let Input::Vrrp {
+            interface,
+            source,
+            payload,
+            ..
+        } = input
+        else {
+            return None;
+        };
+        let mut instances = self.instances.iter();
+        let instance = instances.find(|i| i.is_concerned(interface, *source, payload))?;
+        instance.judge(*source, payload)
     }
 
     /// Whether `frontend` can pass connections on, as decided by the balancer.

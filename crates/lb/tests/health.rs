@@ -826,6 +826,28 @@ fn a_reload_keeps_the_health_of_what_stays() {
 }
 
 #[test]
+fn clients_of_a_server_that_was_never_heard_are_reset_on_the_word_of_another() {
+    let mut farm = Farm::settled(1);
+    farm.set("m2", Server::Cut);
+    farm.input(Input::Config {
+        config: Box::new(config(2, "{kind: https, ca: /ca}", "")),
+    });
+    farm.run(ms(3000));
+    assert_eq!(farm.view("m2"), (Availability::Down, Reason::Silent));
+    assert_eq!(farm.resets().len(), 1, "{:?}", farm.resets());
+
+    // Alone, or with another that is as silent, it is this machine's own word.
+    let mut farm = Farm::settled(1);
+    farm.set_all(Server::Cut);
+    farm.set("m2", Server::Cut);
+    farm.input(Input::Config {
+        config: Box::new(config(2, "{kind: https, ca: /ca}", "")),
+    });
+    farm.run(ms(10_000));
+    assert_eq!(farm.resets(), []);
+}
+
+#[test]
 fn readyz_bodies() {
     let etcd = "[+]ping ok\n[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n";
     let hooks = "[+]ping ok\n[-]poststarthook/rbac failed: reason withheld\n[-]etcd failed: reason withheld\n";

@@ -61,6 +61,7 @@ fn receive_mutated(seed: u64, own: &str, peer: &str, mode: &str, signed: &[u8], 
         destination,
         ttl: 255,
         payload: Bytes::default(),
+        authentic: None,
     };
     for round in 0..rounds {
         let original = &originals[random.below(originals.len())];
@@ -158,6 +159,7 @@ fn every_advertisement_is_understood() {
                 destination,
                 ttl: 255,
                 payload: Bytes(advert.encode(source, destination, form)),
+                authentic: None,
             },
         );
         let status = routers.status().remove(0);

@@ -65,6 +65,7 @@ fn record() -> (Vec<Line>, Vec<Action>) {
                 destination: "10.0.0.1".parse().unwrap(),
                 ttl: 255,
                 payload: Bytes(vec![0x31, 51, 1]),
+                authentic: None,
             },
         ),
         (

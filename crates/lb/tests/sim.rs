@@ -716,6 +716,7 @@ impl World {
             destination: self.nodes[to].config.source,
             ttl: 255,
             payload: Bytes(payload),
+            authentic: None,
         }
     }
 

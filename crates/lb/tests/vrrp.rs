@@ -112,6 +112,7 @@ fn packet(source: &str, destination: &str, ttl: u8, payload: Vec<u8>) -> Input {
         destination: destination.parse().unwrap(),
         ttl,
         payload: Bytes(payload),
+        authentic: None,
     }
 }
 

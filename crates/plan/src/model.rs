@@ -122,7 +122,8 @@ pub enum Action {
     Images {
         images: Vec<BlobRef>,
     },
-    /// Changes of systemd units, in this order: reload, enable, stop, start, restart.
+    /// Changes of systemd units, in this order: enable, disable, reload (of systemd itself), stop, start, restart,
+    /// `reload_units`, which read their configuration again.
     Units {
         reload: bool,
         enable: Vec<String>,
@@ -130,6 +131,8 @@ pub enum Action {
         stop: Vec<String>,
         start: Vec<String>,
         restart: Vec<String>,
+        #[serde(default)]
+        reload_units: Vec<String>,
     },
     /// A program, without a shell.
     Run {
@@ -309,6 +312,11 @@ pub enum Condition {
     /// Nothing is at the path any more.
     Gone {
         path: String,
+    },
+    /// The file at the path is this text.
+    Text {
+        path: String,
+        text: String,
     },
     UnitActive {
         unit: String,

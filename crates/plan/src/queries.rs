@@ -118,6 +118,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     for settings in crate::stages::own_settings(spec, machine, &HostFacts::default()) {
         texts.extend(settings.paths());
     }
+    paths_.insert(agent::RUNNING.into());
     paths_.insert(agent::VRRP_KEY.into());
     paths_.insert(agent::STATISTICS_PASSWORD.into());
     texts.extend([haproxy::CONFIG, keepalived::CONFIG, keepalived::SCRIPT].map(str::to_owned));

@@ -136,6 +136,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
                 stop: units.into_iter().chain(joining).collect(),
                 start: vec![],
                 restart: vec![],
+                reload_units: vec![],
             },
         );
     }
@@ -190,6 +191,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             stop: vec![],
             start: vec![],
             restart: vec![],
+            reload_units: vec![],
         },
     );
     if let Some(block) = host

@@ -14,6 +14,9 @@ use crate::model::*;
 use crate::paths;
 use crate::profile::Profile;
 
+/// A program answers when it has read its configuration; the first checks it makes then are below a second.
+const RELOAD_TIMEOUT_MS: u64 = 10_000;
+
 /// Everything the stages read.
 pub(crate) struct Context<'a> {
     pub(crate) spec: &'a Spec,
@@ -232,6 +235,7 @@ struct Units {
     stop: Vec<String>,
     start: Vec<String>,
     restart: Vec<String>,
+    reload_units: Vec<String>,
 }
 
 type Planned = (&'static str, String, Vec<String>, Action, Undo, Vec<Wait>);
@@ -585,6 +589,37 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// The same for a program that reads some of its files again when told to: where only they changed, it is not restarted.
+    /// `running`: where it says what it has read of them, as sha256sum does.
+    pub(crate) fn reloading_unit(&mut self, name: &str, text: &str, inputs: &[&str], reloads: &[&str], running: &str) {
+        self.unit(name, text, inputs);
+        let sums = self.sums(reloads);
+        if self.disturbs(name) {
+            return;
+        }
+        let written = reloads.iter().any(|path| self.touched.contains(*path));
+        // Where it cannot say so, there is nothing to go by.
+        let says = self.host.files.get(running).filter(|found| found.exists());
+        let other = says.is_some_and(|found| found.sha256.as_deref() != Some(sha256(sums.as_bytes()).as_str()));
+        if written || other {
+            self.because("units", format!("{name} runs with the configuration of before"));
+            self.units.reload_units.push(name.into());
+            let path = running.to_owned();
+            self.wait(Condition::Text { path, text: sums }, RELOAD_TIMEOUT_MS);
+        }
+    }
+
+    /// What `sha256sum` will print of these files.
+    fn sums(&self, paths: &[&str]) -> String {
+        let sum = |path: &&str| {
+            let planned = self.files.iter().find(|file| file.path == *path);
+            let found = self.host.files.get(*path).and_then(|found| found.sha256.clone());
+            let sum = planned.map(|file| self.identity(&file.content)).or(found);
+            format!("{}  {path}\n", sum.unwrap_or_default())
+        };
+        paths.iter().map(sum).collect()
+    }
+
     /// A unit of ours that must not run, now or at boot. Its file stays until `reset`.
     pub(crate) fn no_unit(&mut self, name: &str) {
         let Some(found) = self.host.units.get(name).filter(|unit| unit.exists()) else {
@@ -612,6 +647,10 @@ impl<'a> Wanted<'a> {
 
     pub(crate) fn restarts_any(&self) -> bool {
         !self.units.restart.is_empty()
+    }
+
+    pub(crate) fn reloads_any(&self) -> bool {
+        !self.units.reload_units.is_empty()
     }
 
     /// Awaited after the units step, if there is one.
@@ -751,13 +790,19 @@ impl<'a> Wanted<'a> {
             && units.disable.is_empty()
             && units.stop.is_empty()
             && units.start.is_empty()
-            && units.restart.is_empty());
+            && units.restart.is_empty()
+            && units.reload_units.is_empty());
         if busy || units.reload {
-            let verb = if units.start.is_empty() { "restart" } else { "start" };
+            let verb = match (units.start.is_empty(), units.restart.is_empty()) {
+                (false, _) => "start",
+                (true, false) => "restart",
+                (true, true) => "reload",
+            };
             let names = units
                 .start
                 .iter()
                 .chain(&units.restart)
+                .chain(&units.reload_units)
                 .map(|name| name.trim_end_matches(".service"))
                 .collect::<Vec<_>>()
                 .join(", ");
@@ -775,6 +820,7 @@ impl<'a> Wanted<'a> {
                 stop: units.stop,
                 start: units.start,
                 restart: units.restart,
+                reload_units: units.reload_units,
             };
             planned.push(("units", title, reasons("units"), action, Undo::Units, self.waits));
         }

@@ -53,8 +53,8 @@ pub(crate) fn summary(plan: &Plan) -> String {
         return format!("Plan: 0 steps. Cluster {} is as its file says.\n", plan.cluster);
     }
     let machines: std::collections::BTreeSet<&str> = plan.steps().map(|step| step.machine.as_str()).collect();
-    let (mut new, mut changed, mut removed, mut started, mut restarted, mut stopped, mut objects) =
-        (0, 0, 0, 0, 0, 0, 0);
+    let (mut new, mut changed, mut removed, mut started, mut restarted, mut reloaded, mut stopped, mut objects) =
+        (0, 0, 0, 0, 0, 0, 0, 0);
     for step in plan.steps() {
         match &step.action {
             Action::Files { files } => {
@@ -67,10 +67,15 @@ pub(crate) fn summary(plan: &Plan) -> String {
             }
             Action::Remove { paths, .. } => removed += paths.len(),
             Action::Units {
-                start, restart, stop, ..
+                start,
+                restart,
+                reload_units,
+                stop,
+                ..
             } => {
                 started += start.len();
                 restarted += restart.len();
+                reloaded += reload_units.len();
                 stopped += stop.len();
             }
             Action::Apply { objects: all } => objects += all.len(),
@@ -84,6 +89,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
         (removed, "files removed"),
         (started, "units started"),
         (restarted, "units restarted"),
+        (reloaded, "units reloaded"),
         (stopped, "units stopped"),
         (objects, "objects applied"),
     ] {
@@ -137,6 +143,7 @@ fn sign(step: &Step) -> char {
         | Action::Forget { .. }
         | Action::EtcdRemove { .. } => '-',
         Action::Units { restart, stop, .. } if !(restart.is_empty() && stop.is_empty()) => '!',
+        Action::Units { reload_units, .. } if !reload_units.is_empty() => '~',
         Action::Sysctls { .. } | Action::Block { .. } | Action::SwapOff => '~',
         _ => '+',
     }

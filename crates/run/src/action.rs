@@ -111,6 +111,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
             stop,
             start,
             restart,
+            reload_units,
         } => {
             if attempt > 1 {
                 // After a failed attempt systemd may refuse to start it again for a while.
@@ -125,6 +126,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
                 UnitOp::Stop(stop.clone()),
                 UnitOp::StartNoBlock(start.clone()),
                 UnitOp::Restart(restart.clone()),
+                UnitOp::Reload(reload_units.clone()),
             ];
             let wanted = |op: &UnitOp| match op {
                 UnitOp::DaemonReload => *reload,

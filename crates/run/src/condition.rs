@@ -18,6 +18,8 @@ const POLL: Duration = Duration::from_millis(50);
 const POLL_API: Duration = Duration::from_millis(100);
 /// The machine itself repeats for this long before it reports back; keeps a wait from outliving a lost connection.
 const SLICE_MS: u64 = 5_000;
+/// What programs say of themselves in a file is a few lines.
+const MOST_TEXT: u64 = 64 * 1024;
 
 /// What is awaited, for people.
 pub(crate) fn describe(condition: &Condition) -> String {
@@ -31,6 +33,7 @@ pub(crate) fn describe(condition: &Condition) -> String {
         Condition::Port { address } => format!("{address} to accept connections"),
         Condition::File { path } => format!("{path} to exist"),
         Condition::Gone { path } => format!("{path} to be gone"),
+        Condition::Text { path, .. } => format!("{path} to say what was asked for"),
         Condition::UnitActive { unit } => format!("{unit} to be active"),
         Condition::Object { path, pointer, equals } => format!("{path} to have {pointer} = {equals}"),
         Condition::Deployment { path, replicas } => format!("{path} to have {replicas} new Pods ready and no others"),
@@ -123,6 +126,11 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
             )
             .await
         }
+        Condition::Text { path, text } => match machine.read(path, MOST_TEXT).await {
+            Ok(found) if found == text.as_bytes() => Ok(()),
+            Ok(found) => Err((format!("it says {:?}", short(&String::from_utf8_lossy(&found))), POLL)),
+            Err(error) => Err((error.to_string(), POLL)),
+        },
         Condition::UnitActive { unit } => match machine.unit_status(vec![unit.clone()]).await {
             Ok(units) => match units.get(unit) {
                 Some(found) if found.is_active() => Ok(()),

@@ -143,6 +143,12 @@ pub fn remove(pin: &Path) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Whether what is pinned at `pin` could be seen from here: a container may lack the BPF file system.
+pub fn is_visible(pin: &Path) -> bool {
+    let there = pin.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| sys::is_bpffs(path).unwrap_or(false))
+}
+
 impl Balancer {
     /// Puts programs and maps in force for all processes in `cgroup` and below, pinned in directory `pin` of a bpffs
     /// (which is mounted on /sys/fs/bpf if needed). What an earlier agent pinned there is taken over with its backends.

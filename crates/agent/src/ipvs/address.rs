@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::netlink::Error;
 use crate::netlink::route::{Link, Routes};
 
-const INTERFACE: &str = "quorate-ipvs";
+pub(crate) const INTERFACE: &str = "quorate-ipvs";
 const LOOPBACK: &str = "lo";
 
 /// Keeps the addresses of the virtual servers in place.
@@ -27,6 +27,12 @@ impl Addresses {
             .filter(|found| found.virtual_server)
             .map(|found| found.address)
             .collect())
+    }
+
+    /// Whether there is an address that carries the mark, or the interface of our own.
+    pub(super) fn are_left(&mut self) -> Result<bool, Error> {
+        let links = self.0.links()?;
+        Ok(links.iter().any(|link| link.name == INTERFACE) || !self.ours()?.is_empty())
     }
 
     /// Adds what is missing, removes what is no longer wanted; returns what was changed.

@@ -16,6 +16,7 @@ use quorate_lb::config::{IpvsService, Scheduler};
 use quorate_lb::{Availability, BackendView};
 
 use address::Addresses;
+pub(crate) use address::INTERFACE;
 use codec::{Command, Destination, Service};
 use diff::{Change, Wanted};
 
@@ -85,6 +86,11 @@ pub fn supported() -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether an agent's virtual servers are in the calling thread's network namespace. The interface is the last to go.
+pub fn is_left() -> Result<bool, Error> {
+    Ok(Addresses::open()?.are_left()?)
+}
+
 impl Ipvs {
     /// Opens the kernel's table in the calling thread's network namespace. Nothing is changed yet.
     pub fn open() -> Result<Self, Error> {
@@ -132,13 +138,19 @@ impl Ipvs {
         }
         // The table before the address: whoever can reach the address finds the service behind it.
         let stale = self.addresses.ours().unwrap_or_default();
+        let known = report.errors.len();
         self.reconcile_table(&stale, &mut report);
+        let mut kept = addresses.clone();
+        if report.errors.len() > known {
+            // What could not be deleted keeps its address, by which it is known as ours.
+            kept.extend(stale.iter().filter(|one| !addresses.contains(one)));
+        }
         match self.rules.ensure(&masqueraded, &addresses) {
             Ok(true) => report.changes.push("wrote masquerading rules".to_owned()),
             Ok(false) => {}
             Err(error) => report.errors.push(error.to_string()),
         }
-        match self.addresses.ensure(&addresses) {
+        match self.addresses.ensure(&kept) {
             Ok(changes) => report.changes.extend(changes),
             Err(error) => report.errors.push(error.to_string()),
         }
@@ -174,7 +186,9 @@ impl Ipvs {
         self.backends.clear();
         let report = self.reconcile();
         nft::Rules::remove_leftovers();
-        self.addresses.remove_interface();
+        if report.errors.is_empty() {
+            self.addresses.remove_interface();
+        }
         report
     }
 

@@ -169,6 +169,7 @@ impl Kernel {
                         destination: received.destination,
                         ttl: received.ttl,
                         payload: received.payload.to_vec().into(),
+                        authentic: None,
                     }));
                 }
             }

@@ -39,6 +39,12 @@ pub trait Engine: Send + 'static {
     fn poll_action(&mut self) -> Option<Action>;
     /// When `Input::Tick` is due at the latest.
     fn poll_timeout(&mut self) -> Option<Now>;
+    /// Whether the local `frontend` has a backend to pass connections to. A core that decides so itself is not told.
+    fn set_path(&mut self, _now: Now, _frontend: &str, _usable: bool) {}
+    /// For a recording: whether a received packet was signed by the key it names.
+    fn judge(&self, _input: &Input) -> Option<bool> {
+        None
+    }
     /// Everything is given up after `Input::Stop`. A core that says so by `Action::Stopped` need not.
     fn is_stopped(&self) -> bool {
         false
@@ -56,6 +62,14 @@ impl Engine for Routers {
 
     fn poll_timeout(&mut self) -> Option<Now> {
         Self::poll_timeout(self)
+    }
+
+    fn set_path(&mut self, now: Now, frontend: &str, usable: bool) {
+        Self::set_path(self, now, frontend, usable);
+    }
+
+    fn judge(&self, input: &Input) -> Option<bool> {
+        Self::judge(self, input)
     }
 
     fn is_stopped(&self) -> bool {
@@ -84,6 +98,8 @@ pub enum Outgoing {
     Action(Action),
     /// An input it has just given to the core; only when recording.
     Recorded(Now, Input),
+    /// The same of the path of a frontend.
+    RecordedPath(Now, String, bool),
 }
 
 /// How to start the thread.
@@ -143,6 +159,7 @@ type Query<E> = Box<dyn FnOnce(&mut E, Now) + Send>;
 
 enum Message<E> {
     Input(Input),
+    Path(String, bool),
     Query(Query<E>),
 }
 
@@ -192,6 +209,13 @@ impl<E> InputSender<E> {
         }
     }
 
+    /// Whether the local `frontend` has a backend to pass connections to; the VIPs that track it move when it has not.
+    pub fn set_path(&self, frontend: &str, usable: bool) {
+        if self.messages.send(Message::Path(frontend.to_owned(), usable)).is_ok() {
+            self.waker.wake();
+        }
+    }
+
     /// Has something done to the core on its own thread, without waiting for it. Keep it short.
     pub fn tell(&self, order: impl FnOnce(&mut E, Now) + Send + 'static) {
         if self.messages.send(Message::Query(Box::new(order))).is_ok() {
@@ -206,14 +230,6 @@ impl<E> InputSender<E> {
         self.messages.send(Message::Query(ask)).ok()?;
         self.waker.wake();
         result.recv().ok()
-    }
-}
-
-impl InputSender<Routers> {
-    /// Whether the local `frontend` has a backend to pass connections to; the VIPs that track it move when it has not.
-    pub fn set_path(&self, frontend: &str, usable: bool) {
-        let frontend = frontend.to_owned();
-        self.tell(move |routers, now| routers.set_path(now, &frontend, usable));
     }
 }
 
@@ -475,6 +491,14 @@ impl<E: Engine> Worker<E> {
                         self.tell_links();
                     }
                 }
+                Ok(Message::Path(frontend, usable)) => {
+                    let now = sys::now();
+                    if self.record {
+                        (self.sink)(Outgoing::RecordedPath(now, frontend.clone(), usable));
+                    }
+                    self.engine.set_path(now, &frontend, usable);
+                    self.carry_out();
+                }
                 Ok(Message::Query(query)) => {
                     query(&mut self.engine, sys::now());
                     self.carry_out();
@@ -494,7 +518,11 @@ impl<E: Engine> Worker<E> {
     fn give(&mut self, input: Input) {
         let now = sys::now();
         if self.record {
-            (self.sink)(Outgoing::Recorded(now, input.clone()));
+            let mut recorded = input.clone();
+            if let Input::Vrrp { authentic, .. } = &mut recorded {
+                *authentic = self.engine.judge(&input);
+            }
+            (self.sink)(Outgoing::Recorded(now, recorded));
         }
         self.engine.handle(now, input);
     }

@@ -21,15 +21,17 @@ use crate::config::AuthMode;
 const MAGIC: [u8; 4] = *b"QRT1";
 const LABEL: &[u8] = b"quorate vrrp advertisement";
 const SIGNED: usize = 24;
+const TAG: usize = 32;
 /// Octets of a trailer.
-pub const TRAILER: usize = SIGNED + 32;
+pub const TRAILER: usize = SIGNED + TAG;
 const LEAST_KEY: usize = 16;
 
 /// A shared secret; never printed.
 #[derive(Clone)]
 pub struct SecretKey {
     id: u8,
-    mac: Hmac<Sha256>,
+    /// None: it is not known here.
+    mac: Option<Hmac<Sha256>>,
 }
 
 /// A secret too short to be one.
@@ -59,20 +61,35 @@ impl SecretKey {
         }
         // HMAC takes keys of any length.
         let mac = Hmac::new_from_slice(secret).map_err(|_| short)?;
-        Ok(Self { id, mac })
+        Ok(Self { id, mac: Some(mac) })
     }
 
-    fn over(&self, source: IpAddr, body: &[u8], trailer: &[u8]) -> Hmac<Sha256> {
+    /// Stands for a key in a replay: its signatures are zeros, and of what it is to verify the recording must tell.
+    pub fn unknown(id: u8) -> Self {
+        Self { id, mac: None }
+    }
+
+    fn sign(&self, source: IpAddr, body: &[u8], trailer: &[u8]) -> [u8; TAG] {
+        let mac = self.over(source, body, trailer);
+        mac.map_or([0; TAG], |mac| mac.finalize().into_bytes().into())
+    }
+
+    fn signed(&self, source: IpAddr, body: &[u8], trailer: &[u8]) -> bool {
+        let mac = self.over(source, body, &trailer[..SIGNED]);
+        mac.is_some_and(|mac| mac.verify_slice(&trailer[SIGNED..]).is_ok())
+    }
+
+    fn over(&self, source: IpAddr, body: &[u8], trailer: &[u8]) -> Option<Hmac<Sha256>> {
         let address = match source {
             IpAddr::V4(a) => a.to_ipv6_mapped(),
             IpAddr::V6(a) => a,
         };
-        let mut mac = self.mac.clone();
+        let mut mac = self.mac.clone()?;
         mac.update(LABEL);
         mac.update(&address.octets());
         mac.update(body);
         mac.update(trailer);
-        mac
+        Some(mac)
     }
 }
 
@@ -126,18 +143,31 @@ impl Authenticator {
         packet.extend([key.id, 0, 0, 0]);
         packet.extend(self.boot.to_be_bytes());
         packet.extend(self.counter.to_be_bytes());
-        let tag = key.over(source, &packet[..body], &packet[body..]).finalize();
-        packet.extend(tag.into_bytes());
+        let tag = key.sign(source, &packet[..body], &packet[body..]);
+        packet.extend(tag);
+    }
+
+    /// Whether `trailer` is of the key it names; None where nothing depends on it.
+    pub(super) fn judge(&self, source: IpAddr, body: &[u8], trailer: &[u8]) -> Option<bool> {
+        let looks = self.mode != AuthMode::None && is_signed(trailer);
+        let key = self.keys.iter().find(|k| looks && k.id == trailer[4])?;
+        Some(key.signed(source, body, trailer))
     }
 
     /// `trailer` is what follows the advertisement `body`. Only senders that pass `is_peer` are remembered,
-    /// so that memory is bounded.
-    pub(super) fn verify(&mut self, source: IpAddr, body: &[u8], trailer: &[u8], is_peer: bool) -> Result<(), Discard> {
+    /// so that memory is bounded. `authentic`: what [`Self::judge`] would say, where that is known.
+    pub(super) fn verify(
+        &mut self,
+        source: IpAddr,
+        body: &[u8],
+        trailer: &[u8],
+        is_peer: bool,
+        authentic: Option<bool>,
+    ) -> Result<(), Discard> {
         if self.mode == AuthMode::None {
             return Ok(());
         }
-        let is_signed = trailer.len() == TRAILER && trailer[..4] == MAGIC;
-        if !is_signed {
+        if !is_signed(trailer) {
             return match self.mode {
                 AuthMode::Enforce => Err(Discard::Unsigned),
                 _ => Ok(()),
@@ -148,9 +178,9 @@ impl Authenticator {
             .iter()
             .find(|k| k.id == trailer[4])
             .ok_or(Discard::UnknownKey)?;
-        key.over(source, body, &trailer[..SIGNED])
-            .verify_slice(&trailer[SIGNED..])
-            .map_err(|_| Discard::Signature)?;
+        if !authentic.unwrap_or_else(|| key.signed(source, body, trailer)) {
+            return Err(Discard::Signature);
+        }
         let number = |at: usize| {
             trailer[at..at + 8]
                 .iter()
@@ -165,6 +195,10 @@ impl Authenticator {
         }
         Ok(())
     }
+}
+
+fn is_signed(trailer: &[u8]) -> bool {
+    trailer.len() == TRAILER && trailer[..4] == MAGIC
 }
 
 #[cfg(test)]
@@ -202,9 +236,9 @@ mod tests {
         ] {
             let mut a = auth(mode, &[1], 1);
             assert_eq!(!signed(&mut a).is_empty(), sends, "{mode:?}");
-            assert_eq!(a.verify(A, BODY, &good, true), Ok(()), "{mode:?}");
-            assert_eq!(a.verify(A, BODY, &[], true), unsigned, "{mode:?}");
-            assert_eq!(a.verify(A, BODY, &foreign, true), foreign_key, "{mode:?}");
+            assert_eq!(a.verify(A, BODY, &good, true, Option::None), Ok(()), "{mode:?}");
+            assert_eq!(a.verify(A, BODY, &[], true, Option::None), unsigned, "{mode:?}");
+            assert_eq!(a.verify(A, BODY, &foreign, true, Option::None), foreign_key, "{mode:?}");
         }
     }
 
@@ -215,18 +249,18 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(receiver.verify(A, BODY, &bad, true).is_err(), "bit {bit}");
+            assert!(receiver.verify(A, BODY, &bad, true, None).is_err(), "bit {bit}");
         }
-        assert_eq!(receiver.verify(B, BODY, &good, true), Err(Discard::Signature));
+        assert_eq!(receiver.verify(B, BODY, &good, true, None), Err(Discard::Signature));
         assert_eq!(
-            receiver.verify(A, b"advertisemenT", &good, true),
+            receiver.verify(A, b"advertisemenT", &good, true, None),
             Err(Discard::Signature)
         );
         assert_eq!(
-            receiver.verify(A, BODY, &good[..TRAILER - 1], true),
+            receiver.verify(A, BODY, &good[..TRAILER - 1], true, None),
             Err(Discard::Unsigned)
         );
-        assert_eq!(receiver.verify(A, BODY, &good, true), Ok(()));
+        assert_eq!(receiver.verify(A, BODY, &good, true, None), Ok(()));
     }
 
     #[test]
@@ -235,12 +269,12 @@ mod tests {
         let (first, second) = (signed(&mut sender), signed(&mut sender));
         let reborn = signed(&mut auth(AuthMode::Enforce, &[1], 101));
         let mut receiver = auth(AuthMode::Enforce, &[1], 5);
-        assert_eq!(receiver.verify(A, BODY, &second, true), Ok(()));
-        assert_eq!(receiver.verify(A, BODY, &second, true), Err(Discard::Replay));
-        assert_eq!(receiver.verify(A, BODY, &first, true), Err(Discard::Replay));
-        assert_eq!(receiver.verify(A, BODY, &reborn, true), Ok(()));
+        assert_eq!(receiver.verify(A, BODY, &second, true, None), Ok(()));
+        assert_eq!(receiver.verify(A, BODY, &second, true, None), Err(Discard::Replay));
+        assert_eq!(receiver.verify(A, BODY, &first, true, None), Err(Discard::Replay));
+        assert_eq!(receiver.verify(A, BODY, &reborn, true, None), Ok(()));
         assert_eq!(
-            receiver.verify(A, BODY, &signed(&mut sender), true),
+            receiver.verify(A, BODY, &signed(&mut sender), true, None),
             Err(Discard::Replay)
         );
     }
@@ -267,12 +301,12 @@ mod tests {
                 nodes[node].reconfigure(AuthMode::Enforce, step.iter().map(|id| key(*id)).collect());
                 let (left, right) = nodes.split_at_mut(1);
                 assert_eq!(
-                    right[0].verify(A, BODY, &signed(&mut left[0]), true),
+                    right[0].verify(A, BODY, &signed(&mut left[0]), true, None),
                     Ok(()),
                     "{step:?}"
                 );
                 assert_eq!(
-                    left[0].verify(A, BODY, &signed(&mut right[0]), true),
+                    left[0].verify(A, BODY, &signed(&mut right[0]), true, None),
                     Ok(()),
                     "{step:?}"
                 );

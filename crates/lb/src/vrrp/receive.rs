@@ -20,9 +20,22 @@ pub(super) struct Datagram<'a> {
     pub(super) destination: IpAddr,
     pub(super) ttl: u8,
     pub(super) payload: &'a [u8],
+    pub(super) authentic: Option<bool>,
 }
 
 impl Instance {
+    /// Whether a packet is for this virtual router.
+    pub(super) fn is_concerned(&self, interface: &str, source: IpAddr, payload: &[u8]) -> bool {
+        let c = &self.config;
+        c.interface == interface && c.source.is_ipv4() == source.is_ipv4() && payload.get(1) == Some(&c.vrid)
+    }
+
+    /// Whether a packet was signed by the key it names; None where nothing depends on it.
+    pub(super) fn judge(&self, source: IpAddr, payload: &[u8]) -> Option<bool> {
+        let m = Message::split(payload, self.config.source.is_ipv4()).ok()?;
+        self.auth.judge(source, m.body, m.rest)
+    }
+
     /// Checks in keepalived's order (vrrp.c); returns priority and interval.
     pub(super) fn check(&mut self, now: Now, p: Datagram<'_>, out: &mut Actions) -> Result<(u8, Duration), Discard> {
         let m = Message::split(p.payload, self.config.source.is_ipv4())?;
@@ -34,7 +47,7 @@ impl Instance {
         }
         let listed = self.config.peers.contains(&p.source);
         let remember = listed || self.config.multicast && self.auth.senders() < MULTICAST_SENDERS;
-        self.auth.verify(p.source, m.body, m.rest, remember)?;
+        self.auth.verify(p.source, m.body, m.rest, remember, p.authentic)?;
         if m.has_foreign_auth() {
             return Err(Discard::AuthType);
         }

@@ -597,7 +597,13 @@ impl FakeState {
                         )));
                     }
                 }
-                UnitOp::Reload(_) | UnitOp::DaemonReload => {}
+                UnitOp::Reload(_) if fails.is_some() || !unit.active => {
+                    return Err(RemoteError::failed(format!(
+                        "Failed to {verb} {name}: the control process exited with error code, or it does not run."
+                    )));
+                }
+                UnitOp::Reload(_) => unit.reloads += 1,
+                UnitOp::DaemonReload => {}
             }
         }
         Ok(())

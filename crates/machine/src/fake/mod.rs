@@ -48,7 +48,7 @@ pub struct FakeState {
     pub units: BTreeMap<String, FakeUnit>,
     /// TCP ports a unit listens on while it is active.
     pub listens: BTreeMap<String, Vec<u16>>,
-    /// Units whose start fails, and the exit status.
+    /// Units whose start or reload fails, and the exit status.
     pub failing_units: BTreeMap<String, i32>,
     /// SHA-256 of blobs in the store.
     pub blobs: BTreeSet<String>,
@@ -111,6 +111,7 @@ pub struct FakeUnit {
     pub failed: bool,
     pub masked: bool,
     pub starts: u32,
+    pub reloads: u32,
     pub exit_status: i32,
     /// Hash of the unit file when systemd last read it.
     read: Option<String>,

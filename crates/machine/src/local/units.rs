@@ -49,7 +49,9 @@ pub(super) async fn carry_out(ops: &[UnitOp], timeout_ms: u64) -> Result<(), Rem
                 }
             }
             UnitOp::Start(_) | UnitOp::Restart(_) | UnitOp::TryRestart(_) | UnitOp::Reload(_) => {
-                return Err(explained(failure(&argv, timeout_ms, &output), names).await);
+                // One that refuses to reload goes on.
+                let goes_on = matches!(op, UnitOp::Reload(_));
+                return Err(explained(failure(&argv, timeout_ms, &output), names, goes_on).await);
             }
             _ => return Err(failure(&argv, timeout_ms, &output)),
         }
@@ -63,10 +65,10 @@ fn is_missing(said: &str) -> bool {
         .any(|words| said.contains(words))
 }
 
-/// Adds what the units that did not come up wrote last.
-async fn explained(mut error: RemoteError, names: &[String]) -> RemoteError {
+/// Adds what the units that did not come up wrote last; with `all`, also those that are active.
+async fn explained(mut error: RemoteError, names: &[String], all: bool) -> RemoteError {
     let states = status(names).await.unwrap_or_default();
-    for (name, unit) in states.iter().filter(|(_, unit)| unit.active != "active") {
+    for (name, unit) in states.iter().filter(|(_, unit)| all || unit.active != "active") {
         error.message.push_str(&format!(
             "\n{name} is {} ({}), result {}",
             unit.active, unit.sub, unit.result

@@ -25,6 +25,8 @@ pub(crate) const CA: &str = "/etc/quorate/ca.crt";
 
 /// There while it runs.
 pub(crate) const SOCKET: &str = "/run/quorate/agent.sock";
+/// There it says which files it runs with.
+pub(crate) const RUNNING: &str = "/run/quorate/agent.running";
 /// Where its kubelet finds it, when it is a static Pod.
 pub(crate) const MANIFEST: &str = "/etc/kubernetes/manifests/quorate-agent.yaml";
 /// Its unit while the machine is joining, when it is a static Pod afterwards.
@@ -201,7 +203,34 @@ pub(crate) fn render(config: &AgentConfig) -> String {
     yaml::render(&serde_json::to_value(config).unwrap_or_default())
 }
 
-pub(crate) fn unit(profile: &Profile) -> String {
+/// What it reads again when told to, if it is to run this configuration.
+pub(crate) fn reloads(config: &AgentConfig) -> Vec<&'static str> {
+    let key = needs_key(config).then_some(VRRP_KEY);
+    std::iter::once(CONFIG).chain(key).collect()
+}
+
+/// What of the configuration is in force with the next start only, in sixteen digits.
+fn fixed(config: &AgentConfig) -> String {
+    let ipv6 = |vip: &&Vip| vip.address.is_ipv6();
+    let fixed = AgentConfig {
+        ipvs: Vec::new(),
+        ebpf: Vec::new(),
+        frontends: Vec::new(),
+        vrrp: Vec::new(),
+        ..config.clone()
+    };
+    // The supervisor, which is there for virtual routers only, knows IPv6 VIPs of before by their addresses.
+    let vips: Vec<&Vip> = config
+        .vrrp
+        .iter()
+        .flat_map(|router| &router.vips)
+        .filter(ipv6)
+        .collect();
+    let all = serde_json::json!({"fixed": fixed, "supervised": !config.vrrp.is_empty(), "vips": vips});
+    crate::want::sha256(all.to_string().as_bytes())[..16].to_owned()
+}
+
+pub(crate) fn unit(config: &AgentConfig, profile: &Profile) -> String {
     let mut flags = Flags::default();
     flags.set("config", CONFIG);
     Unit {
@@ -215,7 +244,11 @@ pub(crate) fn unit(profile: &Profile) -> String {
             // A VIP must not outlive the process that announces it, however that process ended.
             format!("ExecStartPre=-{} agent purge --config={CONFIG}", paths::bin("quorate")),
             format!("ExecStopPost=-{} agent purge --config={CONFIG}", paths::bin("quorate")),
-            format!("ExecReload=/bin/kill -HUP $MAINPID"),
+            // Ends when it is done, and says why if it is refused.
+            format!(
+                "ExecReload={} agent ctl reload --socket={SOCKET}",
+                paths::bin("quorate")
+            ),
             "RuntimeDirectory=quorate".into(),
             "RuntimeDirectoryPreserve=yes".into(),
             // The supervisor is the main process; the agent under it reports.
@@ -234,6 +267,7 @@ pub(crate) fn unit(profile: &Profile) -> String {
         files: 1_048_576,
     }
     .render(profile)
+        + &format!("# in force with a start: {}\n", fixed(config))
 }
 
 /// The manifest of the static Pod. `inputs`: what it was made of; another one makes its kubelet replace the Pod.

@@ -85,7 +85,7 @@ fn balance<'a>(
         if let Some(work) = &by_agent {
             agent_files(&mut wanted, work);
             if !as_pod {
-                run_agent(&mut wanted);
+                run_agent(&mut wanted, work);
             } else if agent_pod::has_joined(context, machine) {
                 agent_pod::renew(&mut wanted, work, &answers);
             } else {
@@ -106,7 +106,7 @@ fn balance<'a>(
                 wanted.wait(wait.until.clone(), wait.timeout_ms);
             }
         }
-        let rolling = holder && (wanted.restarts_any() || wanted.changes_pods());
+        let rolling = holder && (wanted.restarts_any() || wanted.reloads_any() || wanted.changes_pods());
         let mut last = draft.add(wanted, if rolling { &chain } else { &[] });
         if before_joining {
             last = agent_pod::until_joined(draft, machine, last, answers);
@@ -149,12 +149,14 @@ fn agent_files(wanted: &mut Wanted<'_>, work: &AgentConfig) {
     wanted.file(agent::CONFIG, "root", 0o600, Content::text(agent::render(work)));
 }
 
-fn run_agent(wanted: &mut Wanted<'_>) {
+fn run_agent(wanted: &mut Wanted<'_>, work: &AgentConfig) {
     let program = paths::bin("quorate");
-    wanted.unit(
+    wanted.reloading_unit(
         AGENT,
-        &agent::unit(wanted.profile()),
-        &[agent::CONFIG, agent::VRRP_KEY, agent::STATISTICS_PASSWORD, &program],
+        &agent::unit(work, wanted.profile()),
+        &[agent::STATISTICS_PASSWORD, &program],
+        &agent::reloads(work),
+        agent::RUNNING,
     );
     active(wanted, AGENT);
 }

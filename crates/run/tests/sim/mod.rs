@@ -57,6 +57,8 @@ struct State {
     next_id: u64,
     objects: BTreeMap<String, Value>,
     images: BTreeMap<String, BTreeSet<String>>,
+    /// How often each machine's agent had been started and reloaded when it said what it runs with.
+    agents: BTreeMap<String, (u32, u32)>,
 }
 
 #[derive(Clone, Debug)]
@@ -477,6 +479,7 @@ impl World {
     pub fn settle(&self) {
         for machine in self.all() {
             self.start_etcd(&machine);
+            self.agent(&machine);
         }
         let apis = self.all().iter().any(|machine| self.api_runs(machine));
         if apis {
@@ -486,6 +489,32 @@ impl World {
             }
             self.controllers();
         }
+    }
+
+    /// The agent says what it runs with whenever it has read it; a machine made anew has never heard of it.
+    fn agent(&self, machine: &FakeMachine) {
+        let unit = machine.state().units.get("quorate-agent.service").cloned();
+        let Some(unit) = unit.filter(|unit| unit.active) else {
+            return;
+        };
+        let name = quorate_machine::Machine::name(machine).to_owned();
+        let read = (unit.starts, unit.reloads);
+        let said = self.state().agents.insert(name, read) == Some(read);
+        if said && machine.file("/run/quorate/agent.running").is_some() {
+            return;
+        }
+        let Some(config) = text(machine, "/etc/quorate/agent.yaml") else {
+            return;
+        };
+        let mut sums = String::new();
+        for path in ["/etc/quorate/agent.yaml", "/etc/quorate/vrrp.key"] {
+            if let Some(FakeKind::File { sha256, .. }) = machine.state().files.get(path).map(|file| &file.kind)
+                && (path.ends_with(".yaml") || config.contains(path))
+            {
+                sums += &format!("{sha256}  {path}\n");
+            }
+        }
+        machine.put_file("/run/quorate/agent.running", sums, 0o600);
     }
 
     /// Its kubelet runs it and says so; what did its work before ends.

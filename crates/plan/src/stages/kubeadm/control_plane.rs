@@ -353,6 +353,7 @@ fn ask_again(id: String, machine: &Machine, needs: Vec<String>) -> Step {
             stop: Vec::new(),
             start: Vec::new(),
             restart: vec!["kubelet.service".into()],
+            reload_units: vec![],
         },
         needs,
         done_when: vec![Wait {
