@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate_lb::config::{EbpfService, SetKind};
-use quorate_lb::{AgentConfig, BackendView};
+use quorate_lb::{AgentConfig, BackendView, Reason};
 
 use crate::bpf::{self, Balancer};
 use crate::core::KernelSet;
@@ -271,7 +271,11 @@ impl Served for Connect {
     }
 
     fn backends(&mut self, name: &str, backends: &[BackendView]) {
-        self.known.insert(name.to_owned(), backends.to_vec());
+        // An agent that has just started has not asked everybody yet: what an earlier one left goes on serving.
+        let undecided = backends.iter().any(|view| view.reason == Reason::Unchecked);
+        if !undecided || !bpf::preferred(backends).is_empty() {
+            self.known.insert(name.to_owned(), backends.to_vec());
+        }
     }
 
     fn reset(&mut self, _: &str, backend: SocketAddr) -> Result<usize, String> {

@@ -13,7 +13,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use quorate_lb::config::{IpvsService, Scheduler};
-use quorate_lb::{Availability, BackendView};
+use quorate_lb::{Availability, BackendView, Reason};
 
 use address::Addresses;
 use codec::{Command, Destination, Service};
@@ -186,7 +186,11 @@ impl Ipvs {
         let (services, backends) = (&self.services, &self.backends);
         let wanted: Vec<Wanted> = services
             .iter()
-            .filter_map(|service| Some(wanted(service, backends.get(&service.name)?)))
+            .filter_map(|service| {
+                let present = found.iter().find(|(one, _)| one.address == service.virtual_address);
+                let present = present.map_or(&[][..], |(_, destinations)| destinations);
+                Some(wanted(service, backends.get(&service.name)?, present))
+            })
             .collect();
         // A service on an address that carries our mark is ours, unless it is configured and only its set is unknown.
         let ours = |address: SocketAddr| {
@@ -239,8 +243,9 @@ impl Ipvs {
 }
 
 /// A backend that is down has no entry: its connections are reset at their next packet. One that only takes no new
-/// connections (drained, not ready, a backup not needed) stays with weight 0, and its connections go on.
-fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
+/// connections (drained, not ready, a backup not needed, one that refuses and may be finishing work) stays with weight 0, and
+/// its connections go on. One that was not asked yet stays as it is, since an earlier agent has put it there, or has not.
+fn wanted(service: &IpvsService, backends: &[BackendView], present: &[Destination]) -> Wanted {
     let chosen = preferred(backends);
     let weight = |address: SocketAddr| {
         chosen
@@ -258,8 +263,17 @@ fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
         destinations: backends
             .iter()
             .filter(fits)
-            .filter(|view| view.availability != Availability::Down)
-            .map(|view| Destination::new(view.address, weight(view.address).into()))
+            .filter_map(|view| {
+                let present = present.iter().find(|one| one.address == view.address);
+                match (view.reason, view.availability) {
+                    (Reason::Unchecked, _) => present.cloned(),
+                    (Reason::Refused, _) => present
+                        .filter(|one| one.active > 0)
+                        .map(|one| Destination::new(one.address, 0)),
+                    (_, Availability::Down) => None,
+                    _ => Some(Destination::new(view.address, weight(view.address).into())),
+                }
+            })
             .collect(),
     }
 }
@@ -303,7 +317,6 @@ fn describe(change: &Change) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_lb::Reason;
 
     fn view(address: &str, availability: Availability, weight: u16, backup: bool) -> BackendView {
         BackendView {
@@ -331,7 +344,7 @@ mod tests {
             view("10.0.0.4:6443", Availability::Up, 0, false),
             view("10.0.0.5:6443", Availability::Up, 100, true),
         ];
-        let want = wanted(&service, &backends);
+        let want = wanted(&service, &backends, &[]);
         let list: Vec<(String, u32)> = want
             .destinations
             .iter()
@@ -352,7 +365,46 @@ mod tests {
         let service: IpvsService =
             serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
                 .expect("service");
-        let want = wanted(&service, &[view("10.0.0.3:6443", Availability::LastResort, 100, false)]);
+        let want = wanted(
+            &service,
+            &[view("10.0.0.3:6443", Availability::LastResort, 100, false)],
+            &[],
+        );
         assert_eq!(want.destinations[0].weight, 100);
     }
 }
+
+    #[test]
+    fn one_that_refuses_stays_while_it_has_connections() {
+        let service: IpvsService =
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
+                .expect("service");
+        let backends = [BackendView {
+            reason: Reason::Refused,
+            ..view("10.0.0.1:6443", Availability::Down, 100, false)
+        }];
+        let mut present = [Destination::new(backends[0].address, 100)];
+        assert_eq!(wanted(&service, &backends, &present).destinations, []);
+        present[0].active = 1;
+        let kept = wanted(&service, &backends, &present).destinations;
+        assert_eq!(kept, [Destination::new(backends[0].address, 0)]);
+    }
+
+    #[test]
+    fn what_was_not_asked_yet_stays_as_it_is() {
+        let service: IpvsService =
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
+                .expect("service");
+        let unchecked = |address| BackendView {
+            reason: Reason::Unchecked,
+            ..view(address, Availability::Down, 100, false)
+        };
+        let backends = [
+            unchecked("10.0.0.1:6443"),
+            unchecked("10.0.0.2:6443"),
+            view("10.0.0.3:6443", Availability::Down, 100, false),
+        ];
+        let present =
+            ["10.0.0.1:6443", "10.0.0.3:6443"].map(|text| Destination::new(text.parse().expect("address"), 7));
+        assert_eq!(wanted(&service, &backends, &present).destinations, present[..1]);
+    }
