@@ -8,7 +8,7 @@ mod connections;
 mod diff;
 mod nft;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -74,6 +74,9 @@ pub struct Ipvs {
     rules: nft::Rules,
     services: Vec<IpvsService>,
     backends: HashMap<String, Vec<BackendView>>,
+    /// By virtual address and backend: whom it had when it was taken out of the table. The kernel forgets their connections
+    /// then, but they do not know until they send something.
+    abandoned: HashMap<(SocketAddr, SocketAddr), HashSet<SocketAddr>>,
 }
 
 /// Whether this kernel has IPVS (asking loads its module where that is possible); `Err` is the reason, to be said
@@ -97,6 +100,7 @@ impl Ipvs {
             rules: nft::Rules::default(),
             services: Vec::new(),
             backends: HashMap::new(),
+            abandoned: HashMap::new(),
         })
     }
 
@@ -146,14 +150,19 @@ impl Ipvs {
     }
 
     /// Frees local clients of a backend that is dead: their sockets are destroyed. Returns how many.
-    /// Whom they are connected to is known from the kernel's table of connections, which keeps them when the backend is
-    /// deleted.
+    /// Whom they are connected to is known from the kernel's table of connections, and from what was there when the backend
+    /// was taken out.
     pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
         let Some(service) = self.services.iter().find(|one| one.name == service) else {
             return Ok(0);
         };
-        let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default();
-        let sources = connections::clients(&table, service.virtual_address, backend);
+        let table = connection_table();
+        let mut sources = connections::clients(&table, service.virtual_address, backend);
+        if let Some(abandoned) = self.abandoned.get(&(service.virtual_address, backend)) {
+            // A port may have a new connection by now.
+            let elsewhere = connections::elsewhere(&table, service.virtual_address, backend);
+            sources.extend(abandoned.difference(&elsewhere));
+        }
         if sources.is_empty() {
             return Ok(0);
         }
@@ -230,6 +239,14 @@ impl Ipvs {
 
     fn apply(&mut self, change: &Change) -> Result<(), Error> {
         let family = self.family;
+        match change {
+            Change::AddDestination(at, one) => drop(self.abandoned.remove(&(*at, one.address))),
+            Change::DeleteDestination(at, one) => {
+                let clients = connections::clients(&connection_table(), *at, one.address);
+                self.abandoned.insert((*at, one.address), clients);
+            }
+            _ => {}
+        }
         let message = match change {
             Change::AddService(service) => codec::service(family, Command::NewService, service),
             Change::EditService(service) => codec::service(family, Command::SetService, service),
@@ -287,6 +304,11 @@ fn scheduler(scheduler: Scheduler) -> &'static str {
         Scheduler::Sh => "sh",
         Scheduler::Mh => "mh",
     }
+}
+
+/// IPVS connections of the calling thread's namespace.
+fn connection_table() -> String {
+    std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default()
 }
 
 fn settings(report: &mut Report) {
