@@ -13,7 +13,7 @@ use quorate_lb::{AgentConfig, BackendView, Reason};
 
 use crate::bpf::{self, Balancer};
 use crate::core::KernelSet;
-use crate::ipvs::Ipvs;
+use crate::ipvs::{self, Ipvs};
 use crate::sockdiag::{self, Victims};
 
 /// Half of the second within which a foreign deletion is healed.
@@ -21,10 +21,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A connect that had chosen a backend when it was taken out is on its way for much less than this.
 const SECOND_SWEEP: Duration = Duration::from_millis(100);
-/// With nothing to serve there is nothing to look after.
-const WAIT_IDLE: Duration = Duration::from_secs(3600);
+/// With nothing to serve there is nothing to look after but what an earlier agent left: one that is being relieved may
+/// heal what was taken away until it has ended.
+const WAIT_IDLE: Duration = Duration::from_secs(60);
 
-/// The sets to give to the core. Each does nothing until a service of its kind is configured.
+/// The sets to give to the core. Without a service of its kind one does nothing, but IPVS takes away what an earlier agent
+/// left.
 pub fn all(config: &AgentConfig) -> Vec<(SetKind, Box<dyn KernelSet>)> {
     let ipvs = Worker::start("ipvs", Virtual::default(), config);
     let ebpf = Worker::start("ebpf", Connect::default(), config);
@@ -35,7 +37,7 @@ pub fn all(config: &AgentConfig) -> Vec<(SetKind, Box<dyn KernelSet>)> {
 pub fn check(config: &AgentConfig) -> Vec<String> {
     let mut reasons = Vec::new();
     if !config.ipvs.is_empty() {
-        reasons.extend(crate::ipvs::supported().err().map(|error| error.to_string()));
+        reasons.extend(ipvs::supported().err().map(|error| error.to_string()));
     }
     if !config.ebpf.is_empty() {
         reasons.extend(bpf::supported().err().map(|error| error.to_string()));
@@ -83,11 +85,12 @@ impl Worker {
         let work = move || {
             let mut last_errors = Vec::new();
             let mut again: Vec<(String, SocketAddr)> = Vec::new();
+            let mut idle_wait = Duration::ZERO;
             loop {
                 let wait = match (again.is_empty(), served.is_idle()) {
                     (false, _) => SECOND_SWEEP,
                     (true, false) => LOOK_AGAIN,
-                    (true, true) => WAIT_IDLE,
+                    (true, true) => std::mem::replace(&mut idle_wait, WAIT_IDLE),
                 };
                 let mut next = match inbox.recv_timeout(wait) {
                     Ok(message) => Some(message),
@@ -221,10 +224,17 @@ impl Served for Virtual {
     }
 
     fn reconcile(&mut self) -> (Vec<String>, Vec<String>) {
+        if self.services.is_empty() {
+            let removed = match self.ipvs.take() {
+                Some(mut ipvs) => Ok(ipvs.remove()),
+                None => ipvs::remove_left_over(),
+            };
+            return match removed {
+                Ok(report) => (report.changes, report.errors),
+                Err(error) => (Vec::new(), vec![error.to_string()]),
+            };
+        }
         if self.ipvs.is_none() {
-            if self.services.is_empty() {
-                return Default::default();
-            }
             match Ipvs::open() {
                 Ok(mut ipvs) => {
                     ipvs.configure(&self.services);

@@ -7,6 +7,7 @@ mod codec;
 mod connections;
 mod diff;
 mod nft;
+mod settings;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -18,18 +19,11 @@ use quorate_lb::{Availability, BackendView, Reason};
 use address::Addresses;
 use codec::{Command, Destination, Service};
 use diff::{Change, Wanted};
+use settings::Before;
 
 use crate::bpf::preferred;
 use crate::netlink::{Netlink, Protocol, generic};
 use crate::sockdiag::{self, Victims};
-
-/// Kernel settings IPVS needs here, with their reasons.
-const SETTINGS: [(&str, &str); 2] = [
-    // Otherwise packets to a destination that was deleted vanish, and its clients wait for their time-outs.
-    ("expire_nodest_conn", "1"),
-    // Otherwise netfilter does not see IPVS connections and cannot masquerade them.
-    ("conntrack", "1"),
-];
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +59,15 @@ pub struct Report {
     pub errors: Vec<String>,
 }
 
+impl Report {
+    fn take(&mut self, outcome: Result<Vec<String>, Error>) {
+        match outcome {
+            Ok(changes) => self.changes.extend(changes),
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+}
+
 /// The virtual servers of this machine.
 #[derive(Debug)]
 pub struct Ipvs {
@@ -72,11 +75,26 @@ pub struct Ipvs {
     family: u16,
     addresses: Addresses,
     rules: nft::Rules,
+    /// Known once there is something to serve.
+    before: Option<Before>,
     services: Vec<IpvsService>,
     backends: HashMap<String, Vec<BackendView>>,
     /// By virtual address and backend: whom it had when it was taken out of the table. The kernel forgets their connections
     /// then, but they do not know until they send something.
     abandoned: HashMap<(SocketAddr, SocketAddr), HashSet<SocketAddr>>,
+}
+
+/// Takes away what an earlier process left for services that nobody has configured any more. Where there is nothing, the
+/// kernel's IPVS is not even asked for.
+///
+/// # Errors
+/// The kernel could not be asked; what could not be removed is in the report.
+pub fn remove_left_over() -> Result<Report, Error> {
+    if Addresses::open()?.any()? {
+        Ok(Ipvs::open()?.remove())
+    } else {
+        Ok(Report::default())
+    }
 }
 
 /// Whether this kernel has IPVS (asking loads its module where that is possible); `Err` is the reason, to be said
@@ -98,6 +116,7 @@ impl Ipvs {
             family,
             addresses: Addresses::open()?,
             rules: nft::Rules::default(),
+            before: None,
             services: Vec::new(),
             backends: HashMap::new(),
             abandoned: HashMap::new(),
@@ -117,7 +136,8 @@ impl Ipvs {
         self.backends.insert(service.to_owned(), backends.to_vec());
     }
 
-    /// Makes the kernel's state as wanted. To be called after each change and at least once a second.
+    /// Makes the kernel's state as wanted. To be called after each change and at least once a second. Without any service
+    /// nothing of ours is left.
     pub fn reconcile(&mut self) -> Report {
         let mut report = Report::default();
         let addresses: Vec<IpAddr> = self
@@ -132,19 +152,17 @@ impl Ipvs {
             .map(|service| service.virtual_address.ip())
             .collect();
         if !self.services.is_empty() {
-            settings(&mut report);
+            self.prepare(&mut report);
         }
         // The table before the address: whoever can reach the address finds the service behind it.
         let stale = self.addresses.ours().unwrap_or_default();
         self.reconcile_table(&stale, &mut report);
-        match self.rules.ensure(&masqueraded, &addresses) {
-            Ok(true) => report.changes.push("wrote masquerading rules".to_owned()),
-            Ok(false) => {}
-            Err(error) => report.errors.push(error.to_string()),
-        }
-        match self.addresses.ensure(&addresses) {
-            Ok(changes) => report.changes.extend(changes),
-            Err(error) => report.errors.push(error.to_string()),
+        let rules = self.rules.ensure(&masqueraded, &addresses);
+        report.take(rules.map(|written| said(written, "wrote masquerading rules")));
+        let note = self.before.as_ref().map(Before::note).unwrap_or_default();
+        report.take(self.addresses.ensure(&addresses, &note).map_err(Error::from));
+        if self.services.is_empty() {
+            self.leave(&mut report);
         }
         report
     }
@@ -177,14 +195,40 @@ impl Ipvs {
         }
     }
 
-    /// Removes everything of ours: services, addresses, the interface, the rules. Kernel settings stay.
+    /// Removes everything of ours, an earlier process's included: services, addresses, the interface, the rules. Kernel
+    /// settings become what they were, unless others use IPVS.
     pub fn remove(&mut self) -> Report {
         self.services.clear();
         self.backends.clear();
-        let report = self.reconcile();
+        self.reconcile()
+    }
+
+    fn prepare(&mut self, report: &mut Report) {
+        if self.before.is_none() {
+            match self.addresses.noted() {
+                Ok(noted) => self.before = Some(noted.map_or_else(Before::found, |note| Before::from_note(&note))),
+                // Not to be changed before it is known what they were.
+                Err(error) => return report.errors.push(error.to_string()),
+            }
+        }
+        settings::ensure(report);
+    }
+
+    fn leave(&mut self, report: &mut Report) {
         nft::Rules::remove_leftovers();
-        self.addresses.remove_interface();
-        report
+        let before = match self.before.take() {
+            Some(before) => Ok(before),
+            None => self
+                .addresses
+                .noted()
+                .map(|note| Before::from_note(&note.unwrap_or_default())),
+        };
+        match before {
+            Ok(before) => before.put_back(report),
+            Err(error) => return report.errors.push(error.to_string()),
+        }
+        let removed = self.addresses.remove_interface().map_err(Error::from);
+        report.take(removed.map(|removed| said(removed, "removed the interface")));
     }
 
     fn reconcile_table(&mut self, stale: &[IpAddr], report: &mut Report) {
@@ -311,18 +355,8 @@ fn connection_table() -> String {
     std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default()
 }
 
-fn settings(report: &mut Report) {
-    for (name, wanted) in SETTINGS {
-        let path = format!("/proc/sys/net/ipv4/vs/{name}");
-        let current = std::fs::read_to_string(&path).unwrap_or_default();
-        if current.trim() == wanted {
-            continue;
-        }
-        match std::fs::write(&path, wanted) {
-            Ok(()) => report.changes.push(format!("set net.ipv4.vs.{name} = {wanted}")),
-            Err(source) => report.errors.push(Error::Setting { path, source }.to_string()),
-        }
-    }
+fn said(done: bool, what: &str) -> Vec<String> {
+    if done { vec![what.to_owned()] } else { Vec::new() }
 }
 
 fn describe(change: &Change) -> String {
@@ -394,7 +428,6 @@ mod tests {
         );
         assert_eq!(want.destinations[0].weight, 100);
     }
-}
 
     #[test]
     fn one_that_refuses_stays_while_it_has_connections() {
@@ -430,3 +463,4 @@ mod tests {
             ["10.0.0.1:6443", "10.0.0.3:6443"].map(|text| Destination::new(text.parse().expect("address"), 7));
         assert_eq!(wanted(&service, &backends, &present).destinations, present[..1]);
     }
+}
