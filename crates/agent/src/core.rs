@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use quorate_lb::config::{Frontend as FrontendConfig, ProxyProtocol, SetKind};
 use quorate_lb::vrrp::Routers;
-use quorate_lb::{Action, AgentConfig, Availability, BackendView, Balancer, DialOutcome, Event, Input, Reason};
+use quorate_lb::{Action, AgentConfig, Availability, BackendView, Balancer, DialOutcome, Event, Input};
 
 use crate::health::{Job, Method, Prober};
 use crate::proxy::{Fault, Listening, Options, Proxy, Report, Set, Sink};
@@ -260,10 +260,6 @@ impl Core {
 
     fn backends(&mut self, name: &str, kind: SetKind, backends: &[BackendView]) {
         if kind != SetKind::Proxy {
-            // At a start nothing is known yet: what an earlier agent left in the kernel goes on serving.
-            if !backends.is_empty() && backends.iter().all(|b| b.reason == Reason::Unchecked) {
-                return;
-            }
             for (k, set) in &mut self.kernel_sets {
                 if *k == kind {
                     set.backends(name, backends);

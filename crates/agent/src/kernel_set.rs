@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate_lb::config::{EbpfService, SetKind};
-use quorate_lb::{AgentConfig, BackendView};
+use quorate_lb::{AgentConfig, BackendView, Reason};
 
 use crate::bpf::{self, Balancer};
 use crate::core::KernelSet;
@@ -24,8 +24,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A connect that had chosen a backend when it was taken out is on its way for much less than this.
 const SECOND_SWEEP: Duration = Duration::from_millis(100);
-/// With nothing to serve there is nothing to look after.
-const WAIT_IDLE: Duration = Duration::from_secs(3600);
+/// With nothing to serve there is nothing to look after but what an earlier agent left: one that is being relieved may
+/// heal what was taken away until it has ended.
+const WAIT_IDLE: Duration = Duration::from_secs(60);
 
 /// The sets to give to the core. Without a service of its kind each only takes away what an earlier agent with the same
 /// state folder left.
@@ -39,7 +40,7 @@ pub fn all(config: &AgentConfig) -> Vec<(SetKind, Box<dyn KernelSet>)> {
 pub fn check(config: &AgentConfig) -> Vec<String> {
     let mut reasons = Vec::new();
     if !config.ipvs.is_empty() {
-        reasons.extend(crate::ipvs::supported().err().map(|error| error.to_string()));
+        reasons.extend(ipvs::supported().err().map(|error| error.to_string()));
     }
     if !config.ebpf.is_empty() {
         reasons.extend(bpf::supported().err().map(|error| error.to_string()));
@@ -87,11 +88,12 @@ impl Worker {
         let work = move || {
             let mut last_errors = Vec::new();
             let mut again: Vec<(String, SocketAddr)> = Vec::new();
+            let mut idle_wait = Duration::ZERO;
             loop {
                 let wait = match (again.is_empty(), served.is_idle()) {
                     (false, _) => SECOND_SWEEP,
                     (true, false) => LOOK_AGAIN,
-                    (true, true) => WAIT_IDLE,
+                    (true, true) => std::mem::replace(&mut idle_wait, WAIT_IDLE),
                 };
                 let mut next = match inbox.recv_timeout(wait) {
                     Ok(message) => Some(message),
@@ -307,7 +309,11 @@ impl Served for Connect {
     }
 
     fn backends(&mut self, name: &str, backends: &[BackendView]) {
-        self.known.insert(name.to_owned(), backends.to_vec());
+        // An agent that has just started has not asked everybody yet: what an earlier one left goes on serving.
+        let undecided = backends.iter().any(|view| view.reason == Reason::Unchecked);
+        if !undecided || !bpf::preferred(backends).is_empty() {
+            self.known.insert(name.to_owned(), backends.to_vec());
+        }
     }
 
     fn reset(&mut self, _: &str, backend: SocketAddr) -> Result<usize, String> {

@@ -563,6 +563,20 @@ fn heals() {
         set.stop();
     }
     assert!(answers("m2"), "the last good set outlives the agent");
+
+    // A new one has not asked anybody yet.
+    let unchecked = |number| BackendView {
+        reason: Reason::Unchecked,
+        ..view(number, Availability::Down)
+    };
+    let mut sets = host.enter(|| kernel_set::all(&config));
+    let (_, ebpf) = sets.iter_mut().find(|(kind, _)| *kind == SetKind::Ebpf).expect("a set");
+    ebpf.backends("api", &[unchecked(1), unchecked(2)]);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(answers("m2"), "servers that nobody has asked count as dead");
+    for (_, set) in &mut sets {
+        set.stop();
+    }
 }
 
 /// The process itself, as on a worker: killed, started again, upgraded, ended, its leavings removed; host and Pod connect

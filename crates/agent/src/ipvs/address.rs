@@ -31,12 +31,21 @@ impl Addresses {
 
     /// Whether there is an address that carries the mark, or the interface of our own.
     pub(super) fn are_left(&mut self) -> Result<bool, Error> {
-        let links = self.0.links()?;
-        Ok(links.iter().any(|link| link.name == INTERFACE) || !self.ours()?.is_empty())
+        Ok(self.own()?.is_some() || !self.ours()?.is_empty())
     }
 
-    /// Adds what is missing, removes what is no longer wanted; returns what was changed.
-    pub(super) fn ensure(&mut self, wanted: &[IpAddr]) -> Result<Vec<String>, Error> {
+    /// What was noted with the interface of our own when it was added, also by an earlier process; `None` where the machine
+    /// has no such interface.
+    pub(super) fn noted(&mut self) -> Result<Option<String>, Error> {
+        if self.own()?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.0.alias(INTERFACE)?.unwrap_or_default()))
+    }
+
+    /// Adds what is missing, removes what is no longer wanted; returns what was changed. `note` is kept with the interface,
+    /// should it have to be added.
+    pub(super) fn ensure(&mut self, wanted: &[IpAddr], note: &str) -> Result<Vec<String>, Error> {
         let mut changes = Vec::new();
         let present = self.0.addresses()?;
         for found in present
@@ -53,7 +62,7 @@ impl Addresses {
         if missing.is_empty() {
             return Ok(changes);
         }
-        let link = self.interface()?;
+        let link = self.interface(note)?;
         for address in missing {
             self.0.add_virtual_server(&link, *address)?;
             changes.push(format!("adding address {address} to {}", link.name));
@@ -61,23 +70,32 @@ impl Addresses {
         Ok(changes)
     }
 
-    /// Removes the interface of our own, if there is one.
-    pub(super) fn remove_interface(&mut self) {
-        if let Ok(link) = self.0.link(INTERFACE) {
-            // Held by nobody else, so the only failure is that it is gone already.
-            let _ = self.0.delete_link(link.index);
+    /// Removes the interface of our own; `false` if there is none.
+    pub(super) fn remove_interface(&mut self) -> Result<bool, Error> {
+        let Some(link) = self.own()? else { return Ok(false) };
+        match self.0.delete_link(link.index) {
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
+            result => result.map(|()| true),
         }
     }
 
-    fn interface(&mut self) -> Result<Link, Error> {
-        if let Ok(link) = self.0.link(INTERFACE) {
+    fn interface(&mut self, note: &str) -> Result<Link, Error> {
+        if let Some(link) = self.own()? {
             return Ok(link);
         }
         match self.0.add_dummy(INTERFACE) {
-            Ok(()) => self.0.link(INTERFACE),
+            Ok(()) => {
+                let link = self.0.link(INTERFACE)?;
+                self.0.set_alias(&link, note)?;
+                Ok(link)
+            }
             // No such kind of interface, or no right to load its module.
             Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EPERM)) => self.0.link(LOOPBACK),
             Err(error) => Err(error),
         }
+    }
+
+    fn own(&mut self) -> Result<Option<Link>, Error> {
+        Ok(self.0.links()?.into_iter().find(|link| link.name == INTERFACE))
     }
 }

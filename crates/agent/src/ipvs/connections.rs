@@ -14,6 +14,16 @@ pub(super) fn clients(table: &str, service: SocketAddr, backend: SocketAddr) -> 
         .collect()
 }
 
+/// The clients of `service` that are connected to any other backend than `backend`.
+pub(super) fn elsewhere(table: &str, service: SocketAddr, backend: SocketAddr) -> HashSet<SocketAddr> {
+    table
+        .lines()
+        .filter_map(read)
+        .filter(|(_, to, at)| *to == service && *at != backend)
+        .map(|(from, ..)| from)
+        .collect()
+}
+
 /// Client, virtual address and backend of one line of the table.
 fn read(line: &str) -> Option<(SocketAddr, SocketAddr, SocketAddr)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -56,5 +66,7 @@ garbage
         let found = clients(TABLE, address("[fd00::9]:443"), address("[fd00::1]:6443"));
         assert_eq!(found, HashSet::from([address("[fd00::9]:40003")]));
         assert!(clients(TABLE, address("10.9.9.8:6443"), address("10.0.0.1:6443")).is_empty());
+        let others = elsewhere(TABLE, address("10.9.9.9:6443"), address("10.0.0.1:6443"));
+        assert_eq!(others, HashSet::from([address("10.9.9.9:40001")]));
     }
 }

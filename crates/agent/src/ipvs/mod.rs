@@ -7,30 +7,24 @@ mod codec;
 mod connections;
 mod diff;
 mod nft;
+mod settings;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use quorate_lb::config::{IpvsService, Scheduler};
-use quorate_lb::{Availability, BackendView};
+use quorate_lb::{Availability, BackendView, Reason};
 
 use address::Addresses;
 pub(crate) use address::INTERFACE;
 use codec::{Command, Destination, Service};
 use diff::{Change, Wanted};
+use settings::Before;
 
 use crate::bpf::preferred;
 use crate::netlink::{Netlink, Protocol, generic};
 use crate::sockdiag::{self, Victims};
-
-/// Kernel settings IPVS needs here, with their reasons.
-const SETTINGS: [(&str, &str); 2] = [
-    // Otherwise packets to a destination that was deleted vanish, and its clients wait for their time-outs.
-    ("expire_nodest_conn", "1"),
-    // Otherwise netfilter does not see IPVS connections and cannot masquerade them.
-    ("conntrack", "1"),
-];
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +60,15 @@ pub struct Report {
     pub errors: Vec<String>,
 }
 
+impl Report {
+    fn take(&mut self, outcome: Result<Vec<String>, Error>) {
+        match outcome {
+            Ok(changes) => self.changes.extend(changes),
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+}
+
 /// The virtual servers of this machine.
 #[derive(Debug)]
 pub struct Ipvs {
@@ -73,8 +76,13 @@ pub struct Ipvs {
     family: u16,
     addresses: Addresses,
     rules: nft::Rules,
+    /// Known once there is something to serve.
+    before: Option<Before>,
     services: Vec<IpvsService>,
     backends: HashMap<String, Vec<BackendView>>,
+    /// By virtual address and backend: whom it had when it was taken out of the table. The kernel forgets their connections
+    /// then, but they do not know until they send something.
+    abandoned: HashMap<(SocketAddr, SocketAddr), HashSet<SocketAddr>>,
 }
 
 /// Whether this kernel has IPVS (asking loads its module where that is possible); `Err` is the reason, to be said
@@ -101,8 +109,10 @@ impl Ipvs {
             family,
             addresses: Addresses::open()?,
             rules: nft::Rules::default(),
+            before: None,
             services: Vec::new(),
             backends: HashMap::new(),
+            abandoned: HashMap::new(),
         })
     }
 
@@ -119,7 +129,8 @@ impl Ipvs {
         self.backends.insert(service.to_owned(), backends.to_vec());
     }
 
-    /// Makes the kernel's state as wanted. To be called after each change and at least once a second.
+    /// Makes the kernel's state as wanted. To be called after each change and at least once a second. Without any service
+    /// nothing of ours is left.
     pub fn reconcile(&mut self) -> Report {
         let mut report = Report::default();
         let addresses: Vec<IpAddr> = self
@@ -134,7 +145,7 @@ impl Ipvs {
             .map(|service| service.virtual_address.ip())
             .collect();
         if !self.services.is_empty() {
-            settings(&mut report);
+            self.prepare(&mut report);
         }
         // The table before the address: whoever can reach the address finds the service behind it.
         let stale = self.addresses.ours().unwrap_or_default();
@@ -145,27 +156,30 @@ impl Ipvs {
             // What could not be deleted keeps its address, by which it is known as ours.
             kept.extend(stale.iter().filter(|one| !addresses.contains(one)));
         }
-        match self.rules.ensure(&masqueraded, &addresses) {
-            Ok(true) => report.changes.push("wrote masquerading rules".to_owned()),
-            Ok(false) => {}
-            Err(error) => report.errors.push(error.to_string()),
-        }
-        match self.addresses.ensure(&kept) {
-            Ok(changes) => report.changes.extend(changes),
-            Err(error) => report.errors.push(error.to_string()),
+        let rules = self.rules.ensure(&masqueraded, &addresses);
+        report.take(rules.map(|written| said(written, "wrote masquerading rules")));
+        let note = self.before.as_ref().map(Before::note).unwrap_or_default();
+        report.take(self.addresses.ensure(&kept, &note).map_err(Error::from));
+        if self.services.is_empty() {
+            self.leave(&mut report);
         }
         report
     }
 
     /// Frees local clients of a backend that is dead: their sockets are destroyed. Returns how many.
-    /// Whom they are connected to is known from the kernel's table of connections, which keeps them when the backend is
-    /// deleted.
+    /// Whom they are connected to is known from the kernel's table of connections, and from what was there when the backend
+    /// was taken out.
     pub fn free_clients(&self, service: &str, backend: SocketAddr) -> Result<usize, Error> {
         let Some(service) = self.services.iter().find(|one| one.name == service) else {
             return Ok(0);
         };
-        let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default();
-        let sources = connections::clients(&table, service.virtual_address, backend);
+        let table = connection_table();
+        let mut sources = connections::clients(&table, service.virtual_address, backend);
+        if let Some(abandoned) = self.abandoned.get(&(service.virtual_address, backend)) {
+            // A port may have a new connection by now.
+            let elsewhere = connections::elsewhere(&table, service.virtual_address, backend);
+            sources.extend(abandoned.difference(&elsewhere));
+        }
         if sources.is_empty() {
             return Ok(0);
         }
@@ -180,16 +194,43 @@ impl Ipvs {
         }
     }
 
-    /// Removes everything of ours: services, addresses, the interface, the rules. Kernel settings stay.
+    /// Removes everything of ours, an earlier process's included: services, addresses, the interface, the rules. Kernel
+    /// settings become what they were, unless others use IPVS.
     pub fn remove(&mut self) -> Report {
         self.services.clear();
         self.backends.clear();
-        let report = self.reconcile();
-        nft::Rules::remove_leftovers();
-        if report.errors.is_empty() {
-            self.addresses.remove_interface();
+        self.reconcile()
+    }
+
+    fn prepare(&mut self, report: &mut Report) {
+        if self.before.is_none() {
+            match self.addresses.noted() {
+                Ok(noted) => self.before = Some(noted.map_or_else(Before::found, |note| Before::from_note(&note))),
+                // Not to be changed before it is known what they were.
+                Err(error) => return report.errors.push(error.to_string()),
+            }
         }
-        report
+        settings::ensure(report);
+    }
+
+    fn leave(&mut self, report: &mut Report) {
+        nft::Rules::remove_leftovers();
+        if !report.errors.is_empty() {
+            return; // to be tried again, known by its interface
+        }
+        let before = match self.before.take() {
+            Some(before) => Ok(before),
+            None => self
+                .addresses
+                .noted()
+                .map(|note| Before::from_note(&note.unwrap_or_default())),
+        };
+        match before {
+            Ok(before) => before.put_back(report),
+            Err(error) => return report.errors.push(error.to_string()),
+        }
+        let removed = self.addresses.remove_interface().map_err(Error::from);
+        report.take(removed.map(|removed| said(removed, "removed the interface")));
     }
 
     fn reconcile_table(&mut self, stale: &[IpAddr], report: &mut Report) {
@@ -200,7 +241,11 @@ impl Ipvs {
         let (services, backends) = (&self.services, &self.backends);
         let wanted: Vec<Wanted> = services
             .iter()
-            .filter_map(|service| Some(wanted(service, backends.get(&service.name)?)))
+            .filter_map(|service| {
+                let present = found.iter().find(|(one, _)| one.address == service.virtual_address);
+                let present = present.map_or(&[][..], |(_, destinations)| destinations);
+                Some(wanted(service, backends.get(&service.name)?, present))
+            })
             .collect();
         // A service on an address that carries our mark is ours, unless it is configured and only its set is unknown.
         let ours = |address: SocketAddr| {
@@ -240,6 +285,14 @@ impl Ipvs {
 
     fn apply(&mut self, change: &Change) -> Result<(), Error> {
         let family = self.family;
+        match change {
+            Change::AddDestination(at, one) => drop(self.abandoned.remove(&(*at, one.address))),
+            Change::DeleteDestination(at, one) => {
+                let clients = connections::clients(&connection_table(), *at, one.address);
+                self.abandoned.insert((*at, one.address), clients);
+            }
+            _ => {}
+        }
         let message = match change {
             Change::AddService(service) => codec::service(family, Command::NewService, service),
             Change::EditService(service) => codec::service(family, Command::SetService, service),
@@ -253,8 +306,9 @@ impl Ipvs {
 }
 
 /// A backend that is down has no entry: its connections are reset at their next packet. One that only takes no new
-/// connections (drained, not ready, a backup not needed) stays with weight 0, and its connections go on.
-fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
+/// connections (drained, not ready, a backup not needed, one that refuses and may be finishing work) stays with weight 0, and
+/// its connections go on. One that was not asked yet stays as it is, since an earlier agent has put it there, or has not.
+fn wanted(service: &IpvsService, backends: &[BackendView], present: &[Destination]) -> Wanted {
     let chosen = preferred(backends);
     let weight = |address: SocketAddr| {
         chosen
@@ -272,8 +326,17 @@ fn wanted(service: &IpvsService, backends: &[BackendView]) -> Wanted {
         destinations: backends
             .iter()
             .filter(fits)
-            .filter(|view| view.availability != Availability::Down)
-            .map(|view| Destination::new(view.address, weight(view.address).into()))
+            .filter_map(|view| {
+                let present = present.iter().find(|one| one.address == view.address);
+                match (view.reason, view.availability) {
+                    (Reason::Unchecked, _) => present.cloned(),
+                    (Reason::Refused, _) => present
+                        .filter(|one| one.active > 0)
+                        .map(|one| Destination::new(one.address, 0)),
+                    (_, Availability::Down) => None,
+                    _ => Some(Destination::new(view.address, weight(view.address).into())),
+                }
+            })
             .collect(),
     }
 }
@@ -289,18 +352,13 @@ fn scheduler(scheduler: Scheduler) -> &'static str {
     }
 }
 
-fn settings(report: &mut Report) {
-    for (name, wanted) in SETTINGS {
-        let path = format!("/proc/sys/net/ipv4/vs/{name}");
-        let current = std::fs::read_to_string(&path).unwrap_or_default();
-        if current.trim() == wanted {
-            continue;
-        }
-        match std::fs::write(&path, wanted) {
-            Ok(()) => report.changes.push(format!("set net.ipv4.vs.{name} = {wanted}")),
-            Err(source) => report.errors.push(Error::Setting { path, source }.to_string()),
-        }
-    }
+/// IPVS connections of the calling thread's namespace.
+fn connection_table() -> String {
+    std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap_or_default()
+}
+
+fn said(done: bool, what: &str) -> Vec<String> {
+    if done { vec![what.to_owned()] } else { Vec::new() }
 }
 
 fn describe(change: &Change) -> String {
@@ -317,7 +375,6 @@ fn describe(change: &Change) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_lb::Reason;
 
     fn view(address: &str, availability: Availability, weight: u16, backup: bool) -> BackendView {
         BackendView {
@@ -345,7 +402,7 @@ mod tests {
             view("10.0.0.4:6443", Availability::Up, 0, false),
             view("10.0.0.5:6443", Availability::Up, 100, true),
         ];
-        let want = wanted(&service, &backends);
+        let want = wanted(&service, &backends, &[]);
         let list: Vec<(String, u32)> = want
             .destinations
             .iter()
@@ -366,7 +423,46 @@ mod tests {
         let service: IpvsService =
             serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
                 .expect("service");
-        let want = wanted(&service, &[view("10.0.0.3:6443", Availability::LastResort, 100, false)]);
+        let want = wanted(
+            &service,
+            &[view("10.0.0.3:6443", Availability::LastResort, 100, false)],
+            &[],
+        );
         assert_eq!(want.destinations[0].weight, 100);
+    }
+
+    #[test]
+    fn one_that_refuses_stays_while_it_has_connections() {
+        let service: IpvsService =
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
+                .expect("service");
+        let backends = [BackendView {
+            reason: Reason::Refused,
+            ..view("10.0.0.1:6443", Availability::Down, 100, false)
+        }];
+        let mut present = [Destination::new(backends[0].address, 100)];
+        assert_eq!(wanted(&service, &backends, &present).destinations, []);
+        present[0].active = 1;
+        let kept = wanted(&service, &backends, &present).destinations;
+        assert_eq!(kept, [Destination::new(backends[0].address, 0)]);
+    }
+
+    #[test]
+    fn what_was_not_asked_yet_stays_as_it_is() {
+        let service: IpvsService =
+            serde_json::from_value(serde_json::json!({"name": "api", "virtual": "10.9.9.9:6443", "backends": []}))
+                .expect("service");
+        let unchecked = |address| BackendView {
+            reason: Reason::Unchecked,
+            ..view(address, Availability::Down, 100, false)
+        };
+        let backends = [
+            unchecked("10.0.0.1:6443"),
+            unchecked("10.0.0.2:6443"),
+            view("10.0.0.3:6443", Availability::Down, 100, false),
+        ];
+        let present =
+            ["10.0.0.1:6443", "10.0.0.3:6443"].map(|text| Destination::new(text.parse().expect("address"), 7));
+        assert_eq!(wanted(&service, &backends, &present).destinations, present[..1]);
     }
 }

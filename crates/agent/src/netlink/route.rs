@@ -52,6 +52,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_INFO_KIND: u16 = 1;
 const IFF_NOARP: u32 = 0x80;
 const IFF_UP: u32 = 0x1;
@@ -217,6 +218,27 @@ impl Routes {
             .attr_str(IFLA_IFNAME, name)
             .nested(IFLA_LINKINFO, |info| info.attr_str(IFLA_INFO_KIND, "dummy"));
         self.0.request(&format!("adding interface {name}"), message)
+    }
+
+    /// The free text that is kept with an interface (`ip link` prints it as `alias`); `None` if there is none, or no such
+    /// interface.
+    pub(crate) fn alias(&mut self, name: &str) -> Result<Option<String>, Error> {
+        let request = || MessageBuilder::new(RTM_GETLINK, 0).fixed(&[0; 16]);
+        let aliases = self
+            .0
+            .dump("listing links", request, |message| read_alias(message, name))?;
+        Ok(aliases.into_iter().next())
+    }
+
+    /// Keeps a free text with an interface, at most 255 bytes.
+    pub(crate) fn set_alias(&mut self, link: &Link, text: &str) -> Result<(), Error> {
+        let mut header = [0; 16];
+        header[4..8].copy_from_slice(&link.index.to_ne_bytes());
+        let message = MessageBuilder::new(RTM_NEWLINK, 0)
+            .fixed(&header)
+            .attr_str(IFLA_IFALIAS, text);
+        self.0
+            .request(&format!("setting the alias of interface {}", link.name), message)
     }
 
     /// Removes an interface.
@@ -393,6 +415,19 @@ fn read_link(message: &Message<'_>) -> Option<Link> {
     Some(link)
 }
 
+/// The alias, if this message is about the interface of that name.
+fn read_alias(message: &Message<'_>, name: &str) -> Option<String> {
+    let (mut is_it, mut alias) = (false, None);
+    for (kind, data) in codec::attributes(message.payload.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => is_it = codec::string(data) == name,
+            IFLA_IFALIAS => alias = Some(codec::string(data)),
+            _ => {}
+        }
+    }
+    alias.filter(|_| is_it)
+}
+
 fn read_address(message: &Message<'_>) -> Option<Address> {
     let &[family, prefix, ..] = message.payload else {
         return None;
@@ -463,6 +498,18 @@ mod tests {
                 (7, address, prefix, true)
             );
         }
+    }
+
+    #[test]
+    fn an_alias_is_read_of_its_own_interface_only() {
+        let bytes = MessageBuilder::new(RTM_NEWLINK, 0)
+            .fixed(&[0; 16])
+            .attr_str(IFLA_IFNAME, "quorate-ipvs")
+            .attr_str(IFLA_IFALIAS, "some words")
+            .finish(1);
+        let message = codec::messages(&bytes).next().expect("one message");
+        assert_eq!(read_alias(&message, "quorate-ipvs").as_deref(), Some("some words"));
+        assert_eq!(read_alias(&message, "quorate"), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
     reason = "a test program with a main of its own"
 )]
 
+#[path = "../netns/mod.rs"]
 mod netns;
 
 use std::collections::VecDeque;
@@ -74,7 +75,7 @@ fn in_a_virtual_machine() {
     let cache = home.join(".cache/quorate/vm");
     let directory = Directory(std::env::temp_dir().join(format!("qt-agent-vm-{}", std::process::id())));
     let work = &directory.0;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ipvs_vm.sh");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ipvs_vm/make.sh");
     let program = std::env::current_exe().expect("program");
     let made = Command::new("sh")
         .arg(script)

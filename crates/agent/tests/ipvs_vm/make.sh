@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes what the IPVS test boots: a stock Debian kernel and an initramfs with this test program in it.
-# usage: ipvs_vm.sh CACHE_DIRECTORY TEST_PROGRAM OUTPUT_DIRECTORY
+# usage: make.sh CACHE_DIRECTORY TEST_PROGRAM OUTPUT_DIRECTORY
 # The kernel package is downloaded once (apt-get download) and unpacked into the cache, never installed.
 # Exit code 77: something needed is missing; the last line says what.
 set -eu
