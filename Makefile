@@ -42,7 +42,7 @@ test-fast:
 
 ## The whole program against real machines and real Kubernetes.
 test-lab: $(BIN) bundle
-	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-agent --test apiservers
+	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-agent --test apiservers --test ipvs_vm
 	QUORATE=$(abspath $(BIN)) cargo test --locked -p quorate-tests -- --nocapture --test-threads=1
 
 ## Every design's example file, from bare machines to all checks green, its own proof, and back: some minutes each. Then

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Makes what the IPVS test boots: a stock Debian kernel and an initramfs with this test program in it.
-# usage: make.sh CACHE_DIRECTORY TEST_PROGRAM OUTPUT_DIRECTORY
+# Makes what the IPVS test boots: a stock Debian kernel and an initramfs with this test program in it, and the whole program
+# where there is one.
+# usage: make.sh CACHE_DIRECTORY TEST_PROGRAM OUTPUT_DIRECTORY [QUORATE]
 # The kernel package is downloaded once (apt-get download) and unpacked into the cache, never installed.
 # Exit code 77: something needed is missing; the last line says what.
 set -eu
-cache=$1 program=$2 out=$3
+cache=$1 program=$2 out=$3 quorate=${4:-}
 
 missing() { echo "$*"; exit 77; }
 for tool in apt-get dpkg depmod busybox ipvsadm nft ip gzip ldd; do
@@ -33,7 +34,7 @@ mkdir -p "$root"/bin "$root"/sbin "$root"/usr/bin "$root"/usr/sbin "$root"/proc 
 # Modules: what IPVS, address translation, namespaces and socket listing need, with all they depend on.
 [ -s "$modules/modules.dep" ] || depmod -b "$cache/kernel" "$version"
 for name in crc32c_generic ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh nf_conntrack nf_tables nft_ct nft_masq nft_nat \
-    nft_chain_nat veth bridge dummy tcp_diag inet_diag nfnetlink; do
+    nft_chain_nat nft_reject nft_reject_ipv4 veth bridge dummy tcp_diag inet_diag nfnetlink; do
     line=$(grep "/$name.ko:" "$modules/modules.dep") || missing "the kernel has no module $name"
     for file in $(echo "$line" | tr -d :); do
         mkdir -p "$root/lib/modules/$version/${file%/*}"
@@ -61,6 +62,7 @@ with_libraries "$(command -v ip)" /usr/sbin/ip
 with_libraries "$(command -v nft)" /usr/sbin/nft
 with_libraries "$(command -v ipvsadm)" /usr/sbin/ipvsadm
 with_libraries "$program" /test
+[ -z "$quorate" ] || with_libraries "$quorate" /quorate
 
 cat > "$root/init" <<'INIT'
 #!/bin/sh
@@ -70,8 +72,9 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
-for module in crc32c_generic veth bridge ip_vs tcp_diag nft_masq nft_chain_nat nft_ct; do modprobe $module; done
+for module in crc32c_generic veth bridge ip_vs tcp_diag nft_masq nft_chain_nat nft_ct nft_reject_ipv4; do modprobe $module; done
 echo "--- $(cat /proc/version)"
+[ ! -x /quorate ] || export QUORATE=/quorate
 QT_ROLE=guest /test
 echo "--- guest exit code $?"
 poweroff -f
