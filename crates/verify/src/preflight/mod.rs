@@ -35,6 +35,7 @@ mod unmeasured;
 mod vip;
 mod vip_taken;
 mod vrid;
+mod vrrp;
 
 use std::net::IpAddr;
 
@@ -69,7 +70,7 @@ const OF_A_MACHINE: [fn(&Input<'_>, &Machine, &HostFacts, &mut List); 19] = [
 ];
 
 /// Of all machines together.
-const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 12] = [
+const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 13] = [
     duplicates::check,   // machine-id, product UUID, hostname
     clock::check,        // clocks agree
     architecture::check, // one architecture
@@ -78,6 +79,7 @@ const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 12] = [
     vip::check,          // the VIP lies in its holders' subnet
     vip_taken::check,    // nobody answers for the VIP
     vrid::check,         // nobody advertises its VRID
+    vrrp::check,         // its holders hear each other
     routes::check,       // ranges hide nothing that is reached already
     reach::check,        // the firewall matrix, port by port
     path_mtu::check,     // whole packets pass
