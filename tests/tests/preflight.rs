@@ -42,6 +42,11 @@ fn faults_between_machines_are_found_and_nothing_is_changed() {
         "m4",
         &["sh", "-c", "'nft add table inet t; nft add chain inet t c \"{ type filter hook input priority 0; }\"; nft add rule inet t c udp dport 8472 drop; nft add rule inet t c tcp dport 10250 reject with tcp reset; ip link set eth0 mtu 1300'"],
     );
+    // The usual filter: answers come in, and VRRP is not named.
+    lab.ssh(
+        "m2",
+        &["sh", "-c", "'nft add table inet t; nft add chain inet t c \"{ type filter hook input priority 0; }\"; nft add rule inet t c ct state established,related accept; nft add rule inet t c meta l4proto 112 drop'"],
+    );
     let (code, found) = check(&lab);
     assert_eq!(code, Some(3));
     let has = |what: &str, detail: &str| found.iter().any(|line| line.contains(what) && line.contains(detail));
@@ -53,7 +58,8 @@ fn faults_between_machines_are_found_and_nothing_is_changed() {
     );
     assert!(has("reach", "udp 8472 (Pod network (vxlan)): no answer"), "{found:#?}");
     assert!(has("path-mtu", "packets of 1500 bytes do not arrive"), "{found:#?}");
-    assert_eq!(found.len(), 4, "{found:#?}");
+    assert!(has("vrrp", "VRRP does not arrive from m1 m3"), "{found:#?}");
+    assert_eq!(found.len(), 5, "{found:#?}");
 
     let apply = lab.cluster("apply", &["--yes"]);
     assert_eq!(

@@ -9,7 +9,7 @@
 mod netns;
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use netns::relay::Badness;
 use netns::{Lab, Machine, Process, full, measured, signal_pid, skipped, until};
 use quorate_agent::admin::{Inheritance, Request, request};
-use quorate_agent::arp::{Announcer, listen_vrrp, vip_in_use};
+use quorate_agent::arp::{Announcer, listen_vrrp, send_vrrp, vip_in_use};
 use quorate_agent::netlink::route::Routes;
 use quorate_agent::vrrp_io::{Options, Outgoing};
 use quorate_agent::{replay, run, supervise, vrrp_io};
@@ -52,6 +52,10 @@ fn main() {
         (
             "strangers_on_the_link_are_noticed",
             strangers_on_the_link_are_noticed as fn(),
+        ),
+        (
+            "a_filter_that_keeps_vrrp_out_is_found_though_both_sides_send",
+            a_filter_that_keeps_vrrp_out_is_found_though_both_sides_send as fn(),
         ),
         (
             "local_clients_are_freed_when_another_machine_takes_the_vip",
@@ -577,6 +581,64 @@ fn a_vip_removed_by_someone_else_comes_back() {
         until(Duration::from_secs(1), || machine.has(VIP4)),
         "VIP was not added again"
     );
+}
+
+/// The usual filter lets answers in; what a machine sends itself must not make an answer of what the other one sends.
+fn a_filter_that_keeps_vrrp_out_is_found_though_both_sides_send() {
+    if skipped(&["ip", "nft"]) {
+        return;
+    }
+    let lab = Lab::new("trial", 2);
+    let (open, closed) = (&lab.machines[0], &lab.machines[1]);
+    let rules = "add table inet f; add chain inet f in { type filter hook input priority 0; }; \
+                 add rule inet f in ct state established,related accept; add rule inet f in meta l4proto 112 drop";
+    closed.must("nft", &[rules]);
+    let payload = [0; 24];
+    let listen = |machine: &Machine, v6: bool| -> UdpSocket {
+        let (domain, address) = match v6 {
+            true => (socket2::Domain::IPV6, machine.v6()),
+            false => (socket2::Domain::IPV4, machine.v4()),
+        };
+        machine.enter(|| {
+            let raw = socket2::Socket::new(domain, socket2::Type::RAW, Some(112.into())).expect("raw socket");
+            raw.bind(&SocketAddr::new(address, 0).into()).expect("bind");
+            raw.set_read_timeout(Some(Duration::from_millis(200)))
+                .expect("time-out");
+            raw.into()
+        })
+    };
+    let heard = |socket: &UdpSocket| socket.recv_from(&mut [0; 256]).ok().map(|(_, from)| from.ip());
+    let send = |from: &Machine, to: &Machine| {
+        let packets = [(from.v4(), to.v4()), (from.v6(), to.v6())];
+        let sent = from.enter(|| send_vrrp("eth0", &packets, &payload)).expect("sending");
+        assert_eq!(sent, [true, true]);
+    };
+    let sockets = [
+        listen(open, false),
+        listen(open, true),
+        listen(closed, false),
+        listen(closed, true),
+    ];
+    send(closed, open);
+    send(open, closed);
+    let found = sockets.each_ref().map(heard);
+    assert_eq!(found, [Some(closed.v4()), Some(closed.v6()), None, None]);
+    // It is the filter: without it they come.
+    closed.must("nft", &["flush ruleset"]);
+    send(open, closed);
+    let found = sockets.each_ref().map(heard);
+    assert_eq!(found[2..], [Some(open.v4()), Some(open.v6())]);
+    // No router is seen in them, and who is not there is said.
+    let seen = std::thread::scope(|scope| {
+        let listening = scope.spawn(|| closed.enter(|| listen_vrrp("eth0", Duration::from_millis(500))));
+        std::thread::sleep(Duration::from_millis(100));
+        send(open, closed);
+        listening.join().expect("listening")
+    });
+    assert_eq!(seen.expect("listening"), []);
+    let nobody = [(open.v4(), "10.231.0.77".parse().expect("address"))];
+    let sent = open.enter(|| send_vrrp("eth0", &nobody, &payload)).expect("sending");
+    assert_eq!(sent, [false]);
 }
 
 /// A holder's own clients have the VIP as their source address too: nobody would ever answer them again.

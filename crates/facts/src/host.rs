@@ -47,7 +47,8 @@ pub struct HostFacts {
     pub firewall: FirewallFacts,
     pub network: NetworkFacts,
     pub listening: Vec<Listener>,
-    /// By name: `ip_vs`, `nf_tables`, `vxlan`, `overlay`, `br_netfilter`, `dummy`, `bpf`, `inet_diag_destroy`, …
+    /// By name: `ip_vs`, `nf_tables`, `vxlan`, `overlay`, `br_netfilter`, `dummy`, `bpf`, `inet_diag_destroy`, …; and each
+    /// option of the kernel's configuration asked for, such as `CONFIG_MEMCG` (`Unknown` where it cannot be read).
     pub kernel_features: BTreeMap<String, Feature>,
     pub mounts: Vec<MountFacts>,
     /// `nameserver` lines of `/etc/resolv.conf`.
@@ -127,6 +128,10 @@ pub struct SystemdFacts {
     pub version: u32,
     /// `running`, `degraded`, `starting`, …
     pub state: String,
+    /// Every unit is started with `HTTPS_PROXY`. Its value may hold a password.
+    pub https_proxy: bool,
+    /// `NO_PROXY` of the same environment.
+    pub no_proxy: Option<String>,
 }
 
 /// How `quorate remote` came to run as root, or did not.
@@ -148,6 +153,8 @@ pub struct SecurityFacts {
 pub struct FirewallFacts {
     /// Path of `nft`.
     pub nft: Option<String>,
+    /// As `nft --version` says, e.g. `1.0.6`.
+    pub nft_version: Option<String>,
     /// Path of `iptables`.
     pub iptables: Option<String>,
     /// `nf_tables` or `legacy`, as `iptables --version` says.

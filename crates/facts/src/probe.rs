@@ -88,6 +88,15 @@ pub struct Echoed {
     pub echoes: Vec<Echo>,
 }
 
+/// VRRP from one holder of a VIP to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Advertised {
+    pub from: String,
+    pub to: String,
+    /// It got through whatever filters packets on the way.
+    pub heard: bool,
+}
+
 /// A machine's clock against the operator's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ClockOffset {
@@ -105,6 +114,7 @@ pub struct Measured {
     pub disks: BTreeMap<String, DiskLatency>,
     pub clocks: BTreeMap<String, ClockOffset>,
     pub links: BTreeMap<String, LinkSeen>,
+    pub vrrp: Vec<Advertised>,
     /// Names as the machine's own resolver answers; `None`: not in time.
     pub names: BTreeMap<String, BTreeMap<String, Option<Vec<IpAddr>>>>,
     /// Machine and what could not be measured there, with the reason.

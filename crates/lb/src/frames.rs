@@ -1,8 +1,8 @@
 //! Ethernet frames around a VIP: gratuitous ARP, unsolicited neighbour advertisement, ARP probe, neighbour
-//! solicitation, and reading those of others.
+//! solicitation, and reading those of others; and a bare datagram to a neighbour.
 //!
 //! Sources: RFC 826, RFC 5227 (probe, announcement), RFC 4861 §4.4 and §7.2.6 (neighbour advertisement), RFC 4862 §5.4.2
-//! (solicitation).
+//! (solicitation), RFC 791 and RFC 8200 (datagram).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,9 +12,14 @@ pub type Mac = [u8; 6];
 
 const BROADCAST: Mac = [0xff; 6];
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const ICMPV6: u8 = 58;
+/// Internetwork control, as VRRP is marked.
+const TRAFFIC_CLASS: u8 = 0xc0;
+/// As VRRP wants it: nobody forwarded it.
+const HOP_LIMIT: u8 = 255;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
@@ -45,6 +50,47 @@ pub fn probe(mac: Mac, address: IpAddr) -> Vec<u8> {
         IpAddr::V4(ip) => arp(Operation::Request, mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip),
         IpAddr::V6(ip) => neighbour_solicitation(mac, ip),
     }
+}
+
+/// An unfragmented IP datagram of `protocol` from `mac` to `to`; `None`: addresses of two families, or a payload that is
+/// too long for one frame.
+pub fn datagram(
+    mac: Mac,
+    to: Mac,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    payload: &[u8],
+) -> Option<Vec<u8>> {
+    let length = u16::try_from(payload.len()).ok().filter(|length| *length <= 1_400)?;
+    let mut f = Vec::with_capacity(54 + payload.len());
+    f.extend(to);
+    f.extend(mac);
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = vec![0x45, TRAFFIC_CLASS];
+            header.extend((20 + length).to_be_bytes());
+            // No identification; may not be fragmented.
+            header.extend([0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0]);
+            header.extend(source.octets());
+            header.extend(destination.octets());
+            let sum = Sum::new().bytes(&header).checksum();
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            f.extend(ETHERTYPE_IPV4);
+            f.extend(header);
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            f.extend(ETHERTYPE_IPV6);
+            f.extend([0x60 | TRAFFIC_CLASS >> 4, (TRAFFIC_CLASS & 0xf) << 4, 0, 0]);
+            f.extend(length.to_be_bytes());
+            f.extend([protocol, HOP_LIMIT]);
+            f.extend(source.octets());
+            f.extend(destination.octets());
+        }
+        _ => return None,
+    }
+    f.extend(payload);
+    Some(f)
 }
 
 /// Reads a frame from its Ethernet header on; None when it claims no address or is malformed.
@@ -208,6 +254,37 @@ mod tests {
             bad[at] ^= 1;
             assert_eq!(parse_claim(&bad), None, "octet {at}");
         }
+    }
+
+    #[test]
+    fn an_independent_decoder_reads_a_datagram() {
+        use etherparse::{NetSlice, SlicedPacket};
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let to = [2, 0, 0, 0, 0, 8];
+        let frame = datagram(MAC, to, ip("10.0.0.1"), ip("10.0.0.2"), 112, b"payload").unwrap();
+        let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(NetSlice::Ipv4(v4)) = packet.net else {
+            panic!("not IPv4")
+        };
+        let header = v4.header();
+        assert_eq!((header.ttl(), header.protocol().0), (255, 112));
+        assert_eq!((header.source(), header.destination()), ([10, 0, 0, 1], [10, 0, 0, 2]));
+        assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+        assert_eq!(v4.payload().payload, b"payload");
+        let frame = datagram(MAC, to, ip("fd00::1"), ip("fd00::2"), 112, b"payload").unwrap();
+        let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(NetSlice::Ipv6(v6)) = packet.net else {
+            panic!("not IPv6")
+        };
+        assert_eq!((v6.header().hop_limit(), v6.header().next_header().0), (255, 112));
+        assert_eq!(v6.header().traffic_class(), 0xc0);
+        assert_eq!(v6.payload().payload, b"payload");
+        assert_eq!((&frame[..6], &frame[6..12]), (&to[..], &MAC[..]));
+        assert_eq!(datagram(MAC, to, ip("10.0.0.1"), ip("fd00::2"), 112, b""), None);
+        assert_eq!(
+            datagram(MAC, to, ip("10.0.0.1"), ip("10.0.0.2"), 112, &[0; 2_000]),
+            None
+        );
     }
 
     #[test]

@@ -33,6 +33,20 @@ pub enum Probe {
         addresses: Vec<IpAddr>,
         for_ms: u64,
     },
+    /// Listens for VRRP (IP protocol 112) on these addresses of its own until [`Probe::VrrpHeard`]. [`Probed::Done`].
+    VrrpListen { addresses: Vec<IpAddr> },
+    /// From and to: sends each neighbour on the interface's link packets of protocol 112 that no router heeds.
+    /// [`Probed::Sent`] in the order asked.
+    VrrpSend {
+        interface: String,
+        packets: Vec<(IpAddr, IpAddr)>,
+    },
+    /// Whether [`Probe::VrrpSend`]'s packets came, from and to, since listening began; waits for those that did not for so
+    /// long, and ends the listening. [`Probed::Heard`] in the order asked.
+    VrrpHeard {
+        packets: Vec<(IpAddr, IpAddr)>,
+        for_ms: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +58,10 @@ pub enum Probed {
     /// Nanoseconds since 1970.
     Clock(u64),
     Link(LinkSeen),
+    Done,
+    /// `false`: nobody on the link answered for the address, so nothing was sent.
+    Sent(Vec<bool>),
+    Heard(Vec<bool>),
 }
 
 impl Probe {
@@ -55,6 +73,9 @@ impl Probe {
             Self::Disk { path, .. } => format!("measure the disk below {path}"),
             Self::Clock => "read the clock".into(),
             Self::Link { interface, .. } => format!("listen on the link of {interface}"),
+            Self::VrrpListen { addresses } => format!("listen for VRRP on {} addresses", addresses.len()),
+            Self::VrrpSend { packets, .. } => format!("send VRRP to {} machines", packets.len()),
+            Self::VrrpHeard { packets, .. } => format!("tell whose VRRP came, of {}", packets.len()),
         }
     }
 }

@@ -18,7 +18,7 @@ pub use crate::probe::{Probe, Probed};
 
 /// Raised with every incompatible change of these types. Both sides are the same binary, so a mismatch means that
 /// something else answered.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Content that must not appear in logs: it prints as its length.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -211,6 +211,8 @@ pub struct GatherQuery {
     pub sysctls: Vec<String>,
     /// Kernel features beyond the usual ones, by module name.
     pub modules: Vec<String>,
+    /// Options of its configuration, such as `CONFIG_MEMCG`; they are told among its features.
+    pub options: Vec<String>,
     pub users: Vec<String>,
     /// Programs to look for.
     pub programs: Vec<String>,

@@ -9,6 +9,7 @@ mod json;
 pub mod lint;
 pub mod model;
 mod names;
+pub mod needs;
 pub mod paths;
 mod profile;
 pub mod queries;

@@ -72,15 +72,31 @@ impl Profile {
 /// Without CAP_SYS_RESOURCE a unit may not go above the hard limit it inherits; container managers commonly give this much.
 const UNPRIVILEGED_FILES: u64 = 16_384;
 
-/// KEP-3866: kube-proxy's nftables mode needs Linux 5.13 and the `nft` program.
+/// KEP-3866: kube-proxy's nftables mode needs Linux 5.13 and the `nft` program. So does flannel's.
 fn nftables_usable(host: &HostFacts) -> bool {
-    let tables = !matches!(host.kernel_features.get("nf_tables"), Some(Feature::Absent));
-    tables && host.firewall.nft.is_some() && kernel_at_least(&host.kernel, 5, 13)
+    nftables_kernel(host) && host.firewall.nft.is_some() && nft_is_recent(host)
 }
 
-pub(crate) fn kernel_at_least(release: &str, major: u32, minor: u32) -> bool {
-    let mut parts = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+pub(crate) fn nftables_kernel(host: &HostFacts) -> bool {
+    let tables = !matches!(host.kernel_features.get("nf_tables"), Some(Feature::Absent));
+    tables && kernel_at_least(&host.kernel, 5, 13)
+}
+
+/// Both go through sigs.k8s.io/knftables, which refuses an `nft` before 1.0.1.
+pub(crate) fn nft_is_recent(host: &HostFacts) -> bool {
+    let version = host.firewall.nft_version.as_deref();
+    version.is_none_or(|version| numbers(version) >= [1, 0, 1])
+}
+
+/// `release`: as `uname -r` says.
+pub fn kernel_at_least(release: &str, major: u32, minor: u32) -> bool {
+    numbers(release) >= [major, minor, 0]
+}
+
+/// The first three of a version; what is missing counts as 0.
+fn numbers(version: &str) -> [u32; 3] {
+    let mut parts = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    std::array::from_fn(|_| parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -98,6 +114,25 @@ mod tests {
             ("10.0", true),
         ] {
             assert_eq!(kernel_at_least(release, 5, 13), at_least, "{release}");
+        }
+    }
+
+    #[test]
+    fn an_nft_that_kube_proxy_refuses_is_not_planned_for() {
+        let mut host = HostFacts {
+            kernel: "5.15.0-91-generic".into(),
+            ..HostFacts::default()
+        };
+        host.firewall.nft = Some("/usr/sbin/nft".into());
+        for (version, mode) in [
+            (None, "nftables"),
+            (Some("0.9.3"), "iptables"),
+            (Some("1.0.0"), "iptables"),
+            (Some("1.0.1"), "nftables"),
+            (Some("1.1"), "nftables"),
+        ] {
+            host.firewall.nft_version = version.map(str::to_owned);
+            assert_eq!(Profile::of(&host, ProxyMode::Auto).proxy_mode, mode, "{version:?}");
         }
     }
 }

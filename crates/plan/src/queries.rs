@@ -8,7 +8,7 @@ use quorate_pki::inventory::{Inventory, Place};
 use quorate_spec::{Bootstrap, Machine, Spec};
 
 use crate::components::{agent, coredns, haproxy, keepalived, kube_proxy, kubeadm, objects, probe};
-use crate::paths;
+use crate::{needs, paths};
 
 /// What to look at on one machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,9 @@ pub struct MachineQuery {
     pub sysctls: Vec<String>,
     pub users: Vec<String>,
     pub modules: Vec<String>,
+    /// Options of the kernel's configuration.
+    pub options: Vec<String>,
+    pub programs: Vec<String>,
 }
 
 /// Other distributions of Kubernetes, and another runtime.
@@ -38,6 +41,12 @@ pub const FOREIGN_UNITS: [&str; 7] = [
     "k0scontroller.service",
     "k0sworker.service",
     "crio.service",
+];
+
+/// Settings that upstream's packages of kubeadm give `kubelet.service`, whosever unit that is.
+pub const KUBELET_PACKAGE: [&str; 2] = [
+    "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+    kubeadm::KUBELET_DROP_IN,
 ];
 
 /// Values as they were before the first apply, for `reset`.
@@ -102,6 +111,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     ] {
         texts.insert(format!("{}/{file}", paths::KUBERNETES));
     }
+    paths_.extend(KUBELET_PACKAGE.map(str::to_owned));
     for file in ["encryption.yaml", "bootstrap-kubelet.conf"] {
         paths_.insert(format!("{}/{file}", paths::KUBERNETES));
     }
@@ -147,6 +157,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     let mut sysctls: Vec<String> = [
         "net.ipv4.ip_forward",
         "net.ipv6.conf.all.forwarding",
+        "net.ipv6.conf.all.disable_ipv6",
         "net.bridge.bridge-nf-call-iptables",
         "net.bridge.bridge-nf-call-ip6tables",
     ]
@@ -158,7 +169,7 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
     sysctls.extend(spec.host.sysctls.keys().cloned());
     MachineQuery {
         paths: paths_.into_iter().collect(),
-        roots: vec![paths::CNI_CONF.into()],
+        roots: vec![paths::CNI_CONF.into(), paths::STATIC_PODS.into()],
         texts: texts.into_iter().collect(),
         keys: keys.into_iter().collect(),
         kubeconfigs,
@@ -170,17 +181,13 @@ pub fn machine(spec: &Spec, machine: &Machine, inventory: &Inventory) -> Machine
             .collect(),
         sysctls,
         users: vec!["etcd".into()],
-        modules: [
-            "ip_vs",
-            "ip_vs_rr",
-            "ip_vs_sh",
-            "nf_conntrack",
-            "vxlan",
-            "overlay",
-            "br_netfilter",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+        modules: needs::IPVS
+            .iter()
+            .chain(&["vxlan", "overlay", "br_netfilter"])
+            .map(|module| (*module).to_owned())
+            .collect(),
+        options: needs::every_option(),
+        programs: needs::PROGRAMS.map(str::to_owned).to_vec(),
     }
 }
 

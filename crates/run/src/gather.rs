@@ -27,17 +27,6 @@ const MACHINE_TIMEOUT: Duration = Duration::from_secs(30);
 const IMAGES_TIMEOUT_MS: u64 = 5_000;
 /// Requests to one API server at a time: as many idle connections as `machine` keeps.
 const ASKERS: usize = 4;
-/// Programs whose absence preflight reports.
-const PROGRAMS: [&str; 8] = [
-    "nft",
-    "iptables",
-    "conntrack",
-    "ip",
-    "mount",
-    "systemctl",
-    "haproxy",
-    "keepalived",
-];
 
 pub(crate) async fn gather(
     spec: &Arc<Spec>,
@@ -130,7 +119,8 @@ async fn host(query: MachineQuery, connection: &MachineRef) -> Result<HostFacts,
             sysctls: query.sysctls,
             modules: query.modules,
             users: query.users,
-            programs: PROGRAMS.map(str::to_owned).to_vec(),
+            options: query.options,
+            programs: query.programs,
         })
         .await
 }

@@ -87,7 +87,7 @@ pub(crate) struct KubernetesFile {
     /// The cluster's DNS domain.
     #[schemars(extend("default" = "cluster.local"))]
     pub(crate) domain: Option<String>,
-    /// kube-proxy's mode. `auto`: nftables on kernels from 5.13, else iptables.
+    /// kube-proxy's mode. `auto`: nftables on kernels from 5.13 with an nft from 1.0.1, else iptables.
     #[schemars(extend("default" = "auto"))]
     pub(crate) proxy_mode: Option<ProxyModeFile>,
     /// Settings of kube-apiserver.
@@ -555,7 +555,7 @@ words! {
         "kubeadm" Kubeadm => Bootstrap::Kubeadm,
     }
     ProxyModeFile -> ProxyMode {
-        /// nftables on kernels from 5.13, else iptables.
+        /// nftables where kernel and nft are new enough, else iptables.
         "auto" Auto => ProxyMode::Auto,
         /// nftables.
         "nftables" Nftables => ProxyMode::Nftables,

@@ -28,6 +28,7 @@ async fn healthy_machines_raise_nothing() {
         ("path-mtu", "1500 bytes pass whole"),
         ("vip-in-use", "nobody answers"),
         ("vrid", "nobody advertises"),
+        ("vrrp", "heard from m1 m2"),
         ("clock-skew", "within"),
         ("latency", "at most 0.2 ms"),
         ("fsync", "p99"),
@@ -43,7 +44,7 @@ async fn healthy_machines_raise_nothing() {
 #[tokio::test]
 async fn every_fault_between_machines_is_found_with_its_hint() {
     type Break = fn(&Lab);
-    let cases: [(&str, Break); 15] = [
+    let cases: [(&str, Break); 18] = [
         ("overlay-blocked", |lab| {
             for other in ["m1", "m2", "m3", "m5"] {
                 lab.deaf(other, "10.77.0.14", Some(8472));
@@ -72,6 +73,15 @@ async fn every_fault_between_machines_is_found_with_its_hint() {
         ("vip-on-a-worker", |lab| lab.owner("02:00:00:00:00:04")),
         ("vrid-taken", |lab| lab.router(51, "10.77.0.250")),
         ("keepalived-left-on-a-machine", |lab| lab.router(51, "10.77.0.12")),
+        ("vrrp-dropped-by-a-holder", |lab| {
+            for other in ["10.77.0.11", "10.77.0.13"] {
+                lab.machines["m2"].state().unheard.insert(other.parse().unwrap());
+            }
+        }),
+        ("vrrp-dropped-one-way", |lab| {
+            lab.machines["m1"].state().unheard.insert("10.77.0.13".parse().unwrap());
+        }),
+        ("holder-on-another-link", |lab| lab.deaf("m3", "10.77.0.11", None)),
         ("name-server-silent", |lab| {
             lab.machines["m4"].on_exec(|_, _| {
                 Some(ExecOutput {
@@ -127,6 +137,42 @@ async fn another_vrid_on_the_link_is_no_fault_and_our_own_holder_is_none() {
 }
 
 #[tokio::test]
+async fn vrrp_is_tried_between_bare_holders_alone() {
+    let tried = |lab: &Lab| -> Vec<String> {
+        let asked = |name: &String| {
+            lab.machines[name]
+                .state()
+                .journal
+                .iter()
+                .any(|line| line.contains("VRRP"))
+        };
+        lab.machines.keys().filter(|name| asked(name)).cloned().collect()
+    };
+    let lab = Lab::new(5);
+    lab.report().await;
+    assert_eq!(tried(&lab), ["m1", "m2", "m3"], "workers hold no VIP");
+    // An agent runs on m1.
+    let mut lab = Lab::new(5);
+    lab.deploy_on("m1");
+    lab.machines["m2"].state().unheard.insert("10.77.0.13".parse().unwrap());
+    let text = said(&lab.report().await);
+    assert_eq!(tried(&lab), ["m2", "m3"]);
+    assert!(text.contains("FAIL vrrp m2: VRRP does not arrive from m3"), "{text}");
+    // Nobody is left to hear.
+    let mut lab = Lab::new(5);
+    lab.deploy_on("m1");
+    lab.deploy_on("m2");
+    lab.report().await;
+    assert_eq!(tried(&lab), Vec::<String>::new());
+    // A firewall that apply opens.
+    let mut lab = Lab::new(5);
+    lab.change("m2", |host| host.firewall.ufw_active = true);
+    lab.machines["m2"].state().unheard.insert("10.77.0.13".parse().unwrap());
+    let text = said(&lab.report().await);
+    assert!(text.contains("warn vrrp m2: closed by its firewall"), "{text}");
+}
+
+#[tokio::test]
 async fn nothing_is_listened_on_where_the_cluster_runs() {
     let mut lab = Lab::new(5);
     assert!(worth_measuring(&lab.facts));
@@ -137,7 +183,7 @@ async fn nothing_is_listened_on_where_the_cluster_runs() {
     for (name, machine) in &lab.machines {
         let asked = machine.state().journal.join("\n");
         assert!(
-            !asked.contains("listen on 1") && !asked.contains("ports"),
+            !asked.contains("listen on 1") && !asked.contains("ports") && !asked.contains("VRRP"),
             "{name}: {asked}"
         );
     }
@@ -256,14 +302,18 @@ impl Lab {
     fn deploy(&mut self) {
         let names: Vec<String> = self.machines.keys().cloned().collect();
         for name in names {
-            self.change(&name, |host| {
-                let folder = FileFacts {
-                    kind: FileKind::Directory,
-                    ..FileFacts::absent()
-                };
-                host.files.insert("/opt/quorate/bin".into(), folder);
-            });
+            self.deploy_on(&name);
         }
+    }
+
+    fn deploy_on(&mut self, machine: &str) {
+        self.change(machine, |host| {
+            let folder = FileFacts {
+                kind: FileKind::Directory,
+                ..FileFacts::absent()
+            };
+            host.files.insert("/opt/quorate/bin".into(), folder);
+        });
     }
 
     /// What `from` sends to the address (to one port of it) gets no answer.

@@ -22,7 +22,7 @@ fn said(report: &Report) -> Vec<String> {
 #[test]
 fn every_awkward_machine_is_found() {
     type Change = fn(&mut HostFacts);
-    let cases: [(&str, Change); 37] = [
+    let cases: [(&str, Change); 55] = [
         ("no-root", |host| host.privilege.uid = 1000),
         ("no-systemd", |host| host.systemd = None),
         ("address-elsewhere", |host| host.network.addresses.clear()),
@@ -68,6 +68,72 @@ fn every_awkward_machine_is_found() {
         ("no-packet-filter-tools", |host| {
             host.firewall.nft = None;
             host.firewall.iptables = None;
+        }),
+        ("old-kernel-and-no-iptables", |host| {
+            host.kernel = "5.10.0-28-amd64".into()
+        }),
+        ("nft-older-than-kube-proxy-takes", |host| {
+            host.firewall.nft_version = Some("0.9.3".into())
+        }),
+        ("no-mount", |host| {
+            host.programs.insert("mount".into(), None);
+            host.programs.insert("losetup".into(), None);
+        }),
+        ("no-useradd-for-etcd", |host| {
+            host.users.insert("etcd".into(), None);
+            host.programs.insert("useradd".into(), None);
+        }),
+        ("no-modprobe-for-a-module", |host| {
+            host.kernel_features.insert("overlay".into(), Feature::Loadable);
+            host.programs.insert("modprobe".into(), None);
+        }),
+        ("swap-and-no-swapoff", |host| {
+            host.swaps.push(SwapFacts::default());
+            host.programs.insert("swapoff".into(), None);
+        }),
+        ("kernel-before-any-tested", |host| {
+            host.kernel = "4.18.0-553.el8_10.x86_64".into();
+            host.firewall.iptables = Some("/usr/sbin/iptables".into());
+            host.cgroup.version = CgroupVersion::V1;
+            let more = ["cpuacct", "devices", "freezer"].map(str::to_owned);
+            host.cgroup.controllers.extend(more);
+            host.container = Some("lxc".into());
+        }),
+        ("kernel-too-old-for-cgroup-v2", |host| {
+            host.kernel = "5.7.0-1-amd64".into();
+            host.firewall.iptables = Some("/usr/sbin/iptables".into());
+        }),
+        ("no-memory-cgroup-in-the-kernel", |host| {
+            host.kernel_features.insert("CONFIG_MEMCG".into(), Feature::Absent);
+        }),
+        ("no-cgroup-bpf", |host| {
+            host.kernel_features.insert("CONFIG_CGROUP_BPF".into(), Feature::Absent);
+        }),
+        ("no-numgen", |host| {
+            host.kernel_features.insert("CONFIG_NFT_NUMGEN".into(), Feature::Absent);
+        }),
+        ("no-limits-of-cpu-time", |host| {
+            host.kernel_features
+                .insert("CONFIG_CFS_BANDWIDTH".into(), Feature::Absent);
+        }),
+        ("no-br-netfilter", |host| {
+            host.kernel_features.insert("br_netfilter".into(), Feature::Absent);
+        }),
+        ("cgroup-v1", |host| {
+            host.cgroup.version = CgroupVersion::V1;
+            let more = ["cpuacct", "devices", "freezer"].map(str::to_owned);
+            host.cgroup.controllers.extend(more);
+        }),
+        ("cgroup-v1-without-some", |host| host.cgroup.version = CgroupVersion::V1),
+        ("foreign-static-pod", |host| {
+            file(host, "/etc/kubernetes/manifests/etcd.yaml");
+            file(host, "/etc/kubernetes/manifests/.etcd.yaml.swp");
+        }),
+        ("foreign-kubelet-identity", |host| {
+            file(host, "/etc/kubernetes/kubelet.conf")
+        }),
+        ("kubeadm-s-package", |host| {
+            file(host, "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf")
         }),
         ("no-memory-cgroup", |host| {
             host.cgroup.controllers.retain(|controller| controller != "memory")
@@ -451,6 +517,178 @@ fn what_access_and_balancer_want_of_a_machine_is_found_missing() {
     assert_eq!(failed("access: proxy"), Vec::<String>::new());
 }
 
+#[test]
+fn kernels_and_containers_that_tell_little_are_not_held_against_them() {
+    let (spec, mut facts) = healthy();
+    let host = found(&mut facts, "m1");
+    // No configuration to be read, IP_VS absent and not asked for, cgroup v1 as the container's host has it.
+    for option in ["CONFIG_MEMCG", "CONFIG_NFT_NUMGEN", "CONFIG_SECCOMP"] {
+        host.kernel_features.insert(option.into(), Feature::Unknown);
+    }
+    host.kernel_features.insert("ip_vs".into(), Feature::Absent);
+    host.kernel_features.insert("br_netfilter".into(), Feature::Unknown);
+    host.container = Some("systemd-nspawn".into());
+    host.cgroup.version = CgroupVersion::V1;
+    let more = ["cpuacct", "devices", "freezer"].map(str::to_owned);
+    host.cgroup.controllers.extend(more);
+    // One of two names of an option is enough, and as a module it is there.
+    let host = found(&mut facts, "m2");
+    host.kernel = "5.10.0-28-amd64".into();
+    host.firewall.iptables = Some("/usr/sbin/iptables".into());
+    host.kernel_features
+        .insert("CONFIG_IP_NF_TARGET_REDIRECT".into(), Feature::Absent);
+    host.kernel_features
+        .insert("CONFIG_NETFILTER_XT_TARGET_REDIRECT".into(), Feature::Loadable);
+    // For other modes than its own.
+    host.kernel_features.insert("CONFIG_NFT_NUMGEN".into(), Feature::Absent);
+    assert_eq!(said(&preflight(&spec, &facts)), Vec::<String>::new());
+}
+
+#[test]
+fn a_mode_of_kube_proxy_that_a_machine_cannot_do_is_found() {
+    let failed = |option: &str, change: fn(&mut HostFacts)| -> Vec<String> {
+        let (_, mut facts) = healthy();
+        change(found(&mut facts, "m4"));
+        let report = preflight(&spec(option), &facts);
+        report
+            .failed()
+            .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+            .collect()
+    };
+    let nftables = "kubernetes: {proxyMode: nftables}";
+    let old: fn(&mut HostFacts) = |host| {
+        host.kernel = "5.10.0-28-amd64".into();
+        host.firewall.iptables = Some("/usr/sbin/iptables".into());
+    };
+    assert_eq!(
+        failed(nftables, old),
+        ["proxy-mode m4: `nftables` cannot work: the kernel 5.10.0-28-amd64 is older than 5.13"]
+    );
+    let old_nft: fn(&mut HostFacts) = |host| {
+        host.firewall.nft_version = Some("1.0.0".into());
+        host.firewall.iptables = Some("/usr/sbin/iptables".into());
+    };
+    assert_eq!(
+        failed(nftables, old_nft),
+        ["proxy-mode m4: `nftables` cannot work: nft 1.0.0 is older than 1.0.1"]
+    );
+    // It falls back by itself, or brings its own.
+    assert_eq!(failed("kubernetes: {proxyMode: auto}", old_nft), Vec::<String>::new());
+    let kubeadm = "kubernetes: {bootstrap: kubeadm, proxyMode: nftables}";
+    assert_eq!(failed(kubeadm, old_nft), Vec::<String>::new());
+    let bare: fn(&mut HostFacts) = |host| {
+        for module in ["ip_vs", "ip_vs_rr"] {
+            host.kernel_features.insert(module.into(), Feature::Absent);
+        }
+        for program in ["iptables-restore", "ipset"] {
+            host.programs.insert(program.into(), None);
+        }
+        host.firewall.iptables = Some("/usr/sbin/iptables".into());
+    };
+    let found = failed("kubernetes: {proxyMode: ipvs}", bare);
+    let of_m4: Vec<&String> = found.iter().filter(|line| line.contains(" m4")).collect();
+    assert_eq!(
+        of_m4,
+        [
+            "programs m4: without iptables-restore (kube-proxy), ipset (kube-proxy)",
+            "proxy-mode m4: `ipvs` cannot work: the kernel 6.1.0-18-amd64 lacks ip_vs, ip_vs_rr",
+        ]
+    );
+    // The agent's own rules, where nothing else wants nft.
+    let no_nft: fn(&mut HostFacts) = |host| {
+        host.firewall.nft = None;
+        host.firewall.iptables = Some("/usr/sbin/iptables".into());
+    };
+    assert_eq!(failed("access: proxy", no_nft), Vec::<String>::new());
+    assert_eq!(
+        failed("access: ipvs", no_nft),
+        ["programs m4: without nft (`access: ipvs`)"]
+    );
+}
+
+#[test]
+fn a_cluster_with_ipv6_finds_machines_without() {
+    let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nspec:\n  \
+                network: {pods: [10.244.0.0/16, fd00:244::/48], services: [10.96.0.0/16, fd00:96::/112]}\n  machines:\n    \
+                - {name: m1, address: 10.77.0.11, addresses: [fd77::11], roles: [control-plane]}\n    \
+                - {name: m2, address: 10.77.0.12, addresses: [fd77::12], roles: [worker]}\n";
+    let spec = quorate_spec::load(text, "cluster.yaml")
+        .unwrap_or_else(|findings| panic!("{}", quorate_spec::render(&findings, text, false)))
+        .0;
+    let mut facts = facts_of(&spec);
+    for machine in &spec.machines {
+        let host = found(&mut facts, &machine.name);
+        host.network.addresses.push(AddressFacts {
+            interface: "eth0".into(),
+            address: machine.addresses[0],
+            prefix: 64,
+        });
+        host.sysctls
+            .insert("net.ipv6.conf.all.forwarding".into(), Some("0".into()));
+        host.sysctls
+            .insert("net.ipv6.conf.all.disable_ipv6".into(), Some("0".into()));
+    }
+    let ipv6 = |facts: &Facts| -> Vec<String> {
+        let report = preflight(&spec, facts);
+        let checks = report.checks.iter().filter(|check| check.name == "ipv6");
+        checks
+            .map(|check| format!("{} {} {}", check.target, check.ok, check.detail))
+            .collect()
+    };
+    assert_eq!(ipv6(&facts), ["m1 true on", "m2 true on"]);
+    found(&mut facts, "m1")
+        .sysctls
+        .insert("net.ipv6.conf.all.forwarding".into(), None);
+    let off = Some("1".to_owned());
+    found(&mut facts, "m2")
+        .sysctls
+        .insert("net.ipv6.conf.all.disable_ipv6".into(), off);
+    assert_eq!(
+        ipv6(&facts),
+        [
+            "m1 false the kernel has none",
+            "m2 false turned off by net.ipv6.conf.all.disable_ipv6",
+        ]
+    );
+    // Where nothing of the cluster's is IPv6, nobody asks.
+    let (spec, mut facts) = healthy();
+    found(&mut facts, "m1")
+        .sysctls
+        .insert("net.ipv6.conf.all.forwarding".into(), None);
+    assert_eq!(said(&preflight(&spec, &facts)), Vec::<String>::new());
+}
+
+#[test]
+fn a_proxy_that_would_take_the_cluster_s_own_requests_is_told() {
+    let (spec, mut facts) = healthy();
+    let mut warned = |no_proxy: Option<&str>| -> Vec<String> {
+        let systemd = found(&mut facts, "m1").systemd.as_mut().unwrap();
+        systemd.https_proxy = true;
+        systemd.no_proxy = no_proxy.map(str::to_owned);
+        said(&preflight(&spec, &facts))
+    };
+    assert_eq!(
+        warned(None),
+        [
+            "http-proxy m1: units are started with HTTPS_PROXY, and NO_PROXY lacks 10.77.0.11 10.77.0.12 10.77.0.13 and 4 more"
+        ]
+    );
+    assert_eq!(
+        warned(Some("localhost,10.77.0.0/24,.internal")),
+        ["http-proxy m1: units are started with HTTPS_PROXY, and NO_PROXY lacks 10.96.0.1"]
+    );
+    assert_eq!(warned(Some("10.77.0.0/24, 10.96.0.1")), Vec::<String>::new());
+    assert_eq!(warned(Some("*")), Vec::<String>::new());
+}
+
+fn file(host: &mut HostFacts, path: &str) {
+    let found = FileFacts {
+        kind: FileKind::File,
+        ..FileFacts::absent()
+    };
+    host.files.insert(path.into(), found);
+}
+
 fn healthy() -> (Spec, Facts) {
     let spec = spec("access: endpoint");
     let facts = facts_of(&spec);
@@ -500,6 +738,7 @@ fn host(name: &str, address: std::net::IpAddr, now: i64) -> HostFacts {
         systemd: Some(SystemdFacts {
             version: 252,
             state: "running".into(),
+            ..SystemdFacts::default()
         }),
         ..HostFacts::default()
     };

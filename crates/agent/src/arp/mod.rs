@@ -1,7 +1,8 @@
 //! Sending and watching address announcements on the link: ARP (RFC 826, RFC 5227) and neighbour discovery (RFC 4861).
 //!
 //! [`Announcer`] sends the frames that `lb` built, [`Watcher`] tells when somebody else claims one of our VIPs,
-//! [`vip_in_use`] and [`listen_vrrp`] are the questions to ask the link before a VIP or a VRID is chosen.
+//! [`vip_in_use`] and [`listen_vrrp`] are the questions to ask the link before a VIP or a VRID is chosen, [`send_vrrp`] what
+//! holders of a VIP send each other to see whether it passes.
 
 mod filter;
 mod probe;
@@ -11,7 +12,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-pub use probe::{Owner, SeenRouter, listen_vrrp, vip_in_use};
+pub use probe::{Owner, SeenRouter, listen_vrrp, send_vrrp, vip_in_use};
 use sys::PacketSocket;
 
 const ETHERTYPE_ARP: u16 = 0x0806;

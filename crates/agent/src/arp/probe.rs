@@ -14,6 +14,13 @@ const EVERY_ETHERTYPE: u16 = 0x0003;
 const VRRP_GROUPS: [[u8; 6]; 2] = [[0x01, 0x00, 0x5e, 0, 0, 0x12], [0x33, 0x33, 0, 0, 0, 0x12]];
 /// Probes sent during the time allowed: one may be lost (RFC 5227 §2.1.1 sends three).
 const PROBES: u32 = 3;
+/// IP protocol number.
+const VRRP: u8 = quorate_lb::vrrp::PROTOCOL;
+/// A neighbour answers within a millisecond, a busy one later.
+const NEIGHBOUR: Duration = Duration::from_millis(600);
+/// One may be lost.
+const TIMES: u32 = 3;
+const BETWEEN: Duration = Duration::from_millis(20);
 
 /// Who answered for an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +113,49 @@ pub fn listen_vrrp(interface: &str, duration: Duration) -> Result<Vec<SeenRouter
     Ok(seen.into_iter().collect())
 }
 
+/// Sends datagrams of VRRP's protocol, with TTL 255, from an address of this host to a neighbour on `interface`, some times
+/// each. `false`: nobody answered for the address. Blocks the calling thread. Needs CAP_NET_RAW.
+///
+/// They go out below this host's packet filter. Had its connection tracking seen them, it would take what the other side
+/// sends for their answer and let it in, and a filter that keeps VRRP out would not be found.
+pub fn send_vrrp(interface: &str, packets: &[(IpAddr, IpAddr)], payload: &[u8]) -> Result<Vec<bool>, Error> {
+    let link = Routes::open()?.link(interface)?;
+    let own = link.mac.ok_or_else(|| Error::NotEthernet {
+        interface: interface.to_owned(),
+    })?;
+    let failed = |operation| {
+        move |source| Error::Socket {
+            interface: interface.to_owned(),
+            operation,
+            source,
+        }
+    };
+    let owners: Vec<Result<Option<Owner>, Error>> = std::thread::scope(|scope| {
+        let asked: Vec<_> = packets
+            .iter()
+            .map(|(_, to)| scope.spawn(|| vip_in_use(interface, *to, NEIGHBOUR)))
+            .collect();
+        asked.into_iter().map(|one| one.join().unwrap_or(Ok(None))).collect()
+    });
+    let mut frames = Vec::new();
+    let mut sent = Vec::new();
+    for ((from, to), owner) in packets.iter().zip(owners) {
+        let owner = owner?;
+        frames.extend(owner.and_then(|owner| quorate_lb::frames::datagram(own, owner.mac, *from, *to, VRRP, payload)));
+        sent.push(owner.is_some());
+    }
+    let announcer = Announcer::open().map_err(failed("opening a packet socket"))?;
+    for round in 0..TIMES {
+        if round > 0 {
+            std::thread::sleep(BETWEEN);
+        }
+        for frame in &frames {
+            announcer.send(link.index, frame).map_err(failed("sending VRRP"))?;
+        }
+    }
+    Ok(sent)
+}
+
 fn read_router(frame: &[u8]) -> Option<SeenRouter> {
     let packet = frame.get(14..)?;
     let (source, vrrp): (IpAddr, &[u8]) = match packet.first()? >> 4 {
@@ -125,6 +175,10 @@ fn read_router(frame: &[u8]) -> Option<SeenRouter> {
     let &[first, vrid, priority, ..] = vrrp else {
         return None;
     };
+    // Nobody's: what [`send_vrrp`] sends.
+    if !matches!(first >> 4, 2 | 3) {
+        return None;
+    }
     Some(SeenRouter {
         vrid,
         version: first >> 4,
@@ -149,5 +203,7 @@ mod tests {
             (7, 3, 100, "10.0.0.1".parse().expect("ip"))
         );
         assert_eq!(read_router(&v4[..30]), None);
+        v4[34] = 0;
+        assert_eq!(read_router(&v4), None, "no version of VRRP");
     }
 }

@@ -389,6 +389,9 @@ impl FakeState {
             .iter()
             .map(|name| (name.clone(), self.users.get(name).cloned()))
             .collect();
+        for name in &query.options {
+            facts.kernel_features.entry(name.clone()).or_insert(Feature::Present);
+        }
         for name in &query.programs {
             facts
                 .programs
@@ -697,6 +700,7 @@ pub(super) fn debian(name: &str) -> HostFacts {
         systemd: Some(SystemdFacts {
             version: 252,
             state: "running".into(),
+            ..SystemdFacts::default()
         }),
         capabilities: ["CAP_BPF", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"]
             .map(str::to_owned)

@@ -74,6 +74,8 @@ pub struct FakeState {
     pub disk: DiskLatency,
     /// Hosts that answer nothing to this one, and ports of others that do not.
     pub silent: BTreeSet<(IpAddr, Option<u16>)>,
+    /// Hosts whose VRRP is dropped on the way to it.
+    pub unheard: BTreeSet<IpAddr>,
     /// Largest packet that leaves it; 0: no limit.
     pub path_mtu: u16,
     /// What there is to be seen on its link.

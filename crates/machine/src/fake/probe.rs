@@ -1,5 +1,7 @@
 //! What a fake machine finds when it tries things out: all is well, but for what the test set up.
 
+use std::net::IpAddr;
+
 use quorate_facts::{Echo, Listening, Reach};
 
 use super::FakeState;
@@ -49,6 +51,15 @@ impl FakeState {
             Probe::Disk { .. } => Probed::Disk(self.disk),
             Probe::Clock => Probed::Clock(self.now_unix * 1_000_000_000),
             Probe::Link { .. } => Probed::Link(self.link.clone()),
+            Probe::VrrpListen { .. } => Probed::Done,
+            Probe::VrrpSend { packets, .. } => {
+                let there = |(_, to): &(_, IpAddr)| !self.silent.contains(&(*to, None));
+                Probed::Sent(packets.iter().map(there).collect())
+            }
+            Probe::VrrpHeard { packets, .. } => {
+                let came = |(from, _): &(IpAddr, _)| !self.unheard.contains(from);
+                Probed::Heard(packets.iter().map(came).collect())
+            }
         }
     }
 }

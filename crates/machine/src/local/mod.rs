@@ -19,7 +19,7 @@ mod wait;
 
 use std::{path::PathBuf, sync::Arc};
 
-pub use probe::{LinkProber, set_link_prober};
+pub use probe::{LinkTools, VrrpSender, set_link_tools};
 
 use crate::{
     error::{ErrorKind, MachineError, RemoteError},

@@ -199,6 +199,12 @@ pub(crate) fn programs(spec: &Spec, machine: &Machine) -> Vec<&'static str> {
     std::iter::once("haproxy").chain(vrrp).collect()
 }
 
+/// Whether the agent has rules of its own beside IPVS, which it loads by `nft`.
+pub(crate) fn masquerades(spec: &Spec, machine: &Machine) -> bool {
+    let (by_agent, _) = shares(spec, machine);
+    by_agent.is_some_and(|config| !config.ipvs.is_empty())
+}
+
 pub(crate) fn render(config: &AgentConfig) -> String {
     yaml::render(&serde_json::to_value(config).unwrap_or_default())
 }

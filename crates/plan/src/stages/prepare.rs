@@ -12,7 +12,7 @@ use quorate_spec::{Machine, Spec, Swap};
 use crate::model::*;
 use crate::stages::Planned;
 use crate::want::{Context, Draft, Wanted};
-use crate::{paths, queries};
+use crate::{needs, paths, queries};
 
 /// Kernel modules a node needs; those of the chosen options are added.
 const MODULES: [&str; 2] = ["overlay", "br_netfilter"];
@@ -49,7 +49,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             continue;
         };
         directories(&mut wanted);
-        let modules = modules(&wanted);
+        let modules = modules(context.spec, machine, wanted.profile().proxy_mode);
         let values = sysctls(&wanted);
         let before = remember(&wanted, &values);
         if !modules.is_empty() {
@@ -220,17 +220,16 @@ fn directories(wanted: &mut Wanted<'_>) {
     }
 }
 
-fn modules(wanted: &Wanted<'_>) -> Vec<String> {
-    if !wanted.machine.is_node() {
+/// Kernel modules that are loaded on a machine.
+pub(crate) fn modules(spec: &Spec, machine: &Machine, proxy_mode: &str) -> Vec<String> {
+    if !machine.is_node() {
         return Vec::new();
     }
     let mut modules: Vec<&str> = MODULES.to_vec();
-    let ipvs = matches!(wanted.context.spec.access, quorate_spec::Access::Ipvs { .. })
-        || wanted.profile().proxy_mode == "ipvs";
-    if ipvs {
-        modules.extend(["ip_vs", "ip_vs_rr", "ip_vs_sh", "nf_conntrack"]);
+    if matches!(spec.access, quorate_spec::Access::Ipvs { .. }) || proxy_mode == "ipvs" {
+        modules.extend(needs::IPVS);
     }
-    if matches!(wanted.context.spec.network.cni, quorate_spec::Cni::Flannel(_)) {
+    if matches!(spec.network.cni, quorate_spec::Cni::Flannel(_)) {
         modules.push("vxlan");
     }
     modules.into_iter().map(str::to_owned).collect()

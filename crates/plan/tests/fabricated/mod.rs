@@ -37,6 +37,7 @@ pub(crate) fn host(machine: &quorate_spec::Machine) -> HostFacts {
         systemd: Some(SystemdFacts {
             version: 252,
             state: "running".into(),
+            ..SystemdFacts::default()
         }),
         oom_score_adj_writable: true,
         conntrack_writable: true,

@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use quorate_agent::arp;
 use quorate_facts::{LinkSeen, Router};
+use quorate_machine::local::LinkTools;
 
 /// Serves requests on standard input and output until the other side hangs up.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RemoteArgs {}
 
 pub(crate) async fn run(RemoteArgs {}: RemoteArgs) -> anyhow::Result<ExitCode> {
-    quorate_machine::local::set_link_prober(ask_link);
+    quorate_machine::local::set_link_tools(LinkTools {
+        ask: ask_link,
+        send_vrrp,
+    });
     quorate_machine::remote::serve_stdio().await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -44,4 +48,8 @@ fn ask_link(interface: &str, addresses: &[IpAddr], duration: Duration) -> Result
         }
         Ok(seen)
     })
+}
+
+fn send_vrrp(interface: &str, packets: &[(IpAddr, IpAddr)], payload: &[u8]) -> Result<Vec<bool>, String> {
+    arp::send_vrrp(interface, packets, payload).map_err(|error| error.to_string())
 }

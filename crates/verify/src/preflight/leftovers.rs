@@ -1,8 +1,8 @@
 //! Nothing of another Kubernetes, which apply would fight with.
 
-use quorate_facts::HostFacts;
+use quorate_facts::{FileKind, HostFacts};
 use quorate_plan::{paths, queries};
-use quorate_spec::{Cni, Machine};
+use quorate_spec::{Bootstrap, Cni, Machine};
 
 use super::{Input, List, deployed};
 
@@ -28,15 +28,21 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
     if !deployed(host) {
         let exists = |path: &str| host.files.get(path).is_some_and(|file| file.exists());
         let data = format!("{}/member", input.spec.etcd.data_dir);
-        for (path, what) in [(paths::PKI, paths::PKI), (data.as_str(), "data of an etcd")] {
-            if exists(path) {
-                found.push(if path == what {
-                    path.to_owned()
-                } else {
-                    format!("{path} ({what})")
-                });
-            }
+        let kubelet = ["kubelet.conf", "bootstrap-kubelet.conf"].map(|name| format!("{}/{name}", paths::KUBERNETES));
+        found.extend(
+            [paths::PKI, &kubelet[0], &kubelet[1]]
+                .into_iter()
+                .filter(|path| exists(path))
+                .map(str::to_owned),
+        );
+        if exists(&data) {
+            found.push(format!("{data} (data of an etcd)"));
         }
+        found.extend(manifests(host).map(|path| format!("{path}, which our kubelet would run")));
+        found.extend(
+            settings_of_packages(input, host)
+                .map(|path| format!("{path}, which changes our kubelet's unit: remove the package kubeadm")),
+        );
         let runs = |unit: &&&str| {
             host.units
                 .get(**unit)
@@ -71,6 +77,26 @@ pub(super) fn check(input: &Input<'_>, machine: &Machine, host: &HostFacts, list
         text,
         "remove the other cluster first (`kubeadm reset`, `k3s-uninstall.sh`, …) and reboot",
     );
+}
+
+/// Static Pods of somebody else's.
+fn manifests(host: &HostFacts) -> impl Iterator<Item = &str> {
+    let files = host.files.iter().filter(|(_, file)| file.kind == FileKind::File);
+    let within = |path: &&str| {
+        let name = path
+            .strip_prefix(paths::STATIC_PODS)
+            .and_then(|name| name.strip_prefix('/'));
+        // As the kubelet: it passes hidden files over.
+        name.is_some_and(|name| !name.contains('/') && !name.starts_with('.'))
+    };
+    files.map(|(path, _)| path.as_str()).filter(within)
+}
+
+/// Where kubeadm deploys, a file of ours with the same name takes the place of theirs.
+fn settings_of_packages<'a>(input: &Input<'_>, host: &'a HostFacts) -> impl Iterator<Item = &'a str> {
+    let ours = input.spec.kubernetes.bootstrap == Bootstrap::Kubeadm;
+    let there = move |path: &&str| !ours && host.files.get(*path).is_some_and(|file| file.exists());
+    queries::KUBELET_PACKAGE.into_iter().filter(there)
 }
 
 /// Pod networks that sort before ours: containerd takes the first configuration of the folder.

@@ -14,7 +14,7 @@ use quorate_run::Fleet;
 use quorate_spec::{Machine, Spec};
 use tokio::time::timeout;
 
-use super::deployed;
+use super::{Input, deployed, vrrp};
 
 /// Long enough to dial; ended at once when that is done.
 const LISTEN_MS: u64 = 4_000;
@@ -58,9 +58,15 @@ pub async fn measure(spec: &Spec, fleet: &Fleet, facts: &Facts) -> Measured {
         let targets = dials(&machines, &ports, &open);
         join_all(machines.iter().map(|of| dial(of, &targets))).await
     };
-    let (dialled, alone) = tokio::join!(
+    let input = Input {
+        spec,
+        facts,
+        measured: None,
+    };
+    let (dialled, alone, advertised) = tokio::join!(
         listening,
-        join_all(machines.iter().map(|of| on_its_own(spec, of, &machines)))
+        join_all(machines.iter().map(|of| on_its_own(spec, of, &machines))),
+        vrrp::measure(&input, &machines)
     );
     join_all(
         machines
@@ -77,7 +83,7 @@ pub async fn measure(spec: &Spec, fleet: &Fleet, facts: &Facts) -> Measured {
             }),
     )
     .await;
-    let mut measured = Measured::default();
+    let mut measured = advertised;
     for (found, problems) in dialled {
         measured.dialled.extend(found);
         measured.problems.extend(problems);
@@ -409,20 +415,17 @@ async fn link(
     connection: &MachineRef,
 ) -> Result<Option<Probed>, String> {
     let mut addresses = Vec::new();
-    let mut interface = machine.interface.clone();
     if let Some(endpoint) = &spec.endpoint
         && spec.vip_holders().iter().any(|holder| holder.name == machine.name)
     {
         addresses.push(endpoint.vip);
-        interface = interface.or_else(|| endpoint.interface.clone());
     }
     if let Some(vip) = &spec.etcd.vip
         && spec.etcd_members().iter().any(|member| member.name == machine.name)
     {
         addresses.push(vip.address);
     }
-    let near = || host.network.interface_of(machine.address).map(str::to_owned);
-    let Some(interface) = interface.or_else(near).filter(|_| !addresses.is_empty()) else {
+    let Some(interface) = vip_interface(spec, machine, host).filter(|_| !addresses.is_empty()) else {
         return Ok(None);
     };
     let probe = Probe::Link {
@@ -431,6 +434,15 @@ async fn link(
         for_ms: VRRP_MS,
     };
     ask(connection, probe).await.map(Some)
+}
+
+/// The one that carries VIPs on this holder.
+pub(super) fn vip_interface(spec: &Spec, machine: &Machine, host: &HostFacts) -> Option<String> {
+    let endpoint = spec.endpoint.as_ref();
+    let holder = || spec.vip_holders().iter().any(|holder| holder.name == machine.name);
+    let near = || host.network.interface_of(machine.address).map(str::to_owned);
+    let named = || endpoint.filter(|_| holder())?.interface.clone();
+    machine.interface.clone().or_else(named).or_else(near)
 }
 
 /// As the machine's own resolver answers; a name without an address is there with none.
@@ -455,7 +467,7 @@ async fn names(spec: &Spec, connection: &MachineRef) -> BTreeMap<String, Option<
     join_all(answers).await.into_iter().flatten().collect()
 }
 
-async fn ask(connection: &MachineRef, probe: Probe) -> Result<Probed, String> {
+pub(super) async fn ask(connection: &MachineRef, probe: Probe) -> Result<Probed, String> {
     match timeout(EACH, connection.probe(probe)).await {
         Ok(Ok(probed)) => Ok(probed),
         Ok(Err(error)) => Err(error.to_string()),

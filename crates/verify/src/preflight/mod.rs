@@ -10,15 +10,18 @@ mod clock;
 mod duplicates;
 mod firewall;
 mod fsync;
+mod http_proxy;
 mod images;
+mod ipv6;
 mod kernel;
 mod latency;
 mod leftovers;
 mod measure;
 mod names;
-mod packet_filter;
 mod path_mtu;
 mod ports;
+mod programs;
+mod proxy_mode;
 mod reach;
 mod reachable;
 mod root;
@@ -32,6 +35,7 @@ mod unmeasured;
 mod vip;
 mod vip_taken;
 mod vrid;
+mod vrrp;
 
 use std::net::IpAddr;
 
@@ -43,27 +47,30 @@ pub use measure::{measure, worth_measuring};
 use crate::{Check, Finding, Report};
 
 /// Of one machine that was reached.
-const OF_A_MACHINE: [fn(&Input<'_>, &Machine, &HostFacts, &mut List); 16] = [
-    root::check,          // commands run as root
-    systemd::check,       // booted by systemd
-    address::check,       // has the address the file gives it
-    size::check,          // CPUs, memory, disk for its roles
-    ports::check,         // nobody else listens on our ports
-    leftovers::check,     // no other Kubernetes
-    kernel::check,        // overlay, nf_tables
-    packet_filter::check, // nft or iptables
-    cgroups::check,       // cpu, memory, pids
-    balancing::check,     // what access and balancer want of kernel and distribution
-    swap::check,          // off, or will be
-    time_sync::check,     // a service keeps the clock
-    security::check,      // SELinux, AppArmor
-    firewall::check,      // can be opened as the file says
-    names::check,         // name servers, localhost, the endpoint's name
-    fsync::check,         // etcd's disk is fast enough
+const OF_A_MACHINE: [fn(&Input<'_>, &Machine, &HostFacts, &mut List); 19] = [
+    root::check,       // commands run as root
+    systemd::check,    // booted by systemd
+    address::check,    // has the address the file gives it
+    size::check,       // CPUs, memory, disk for its roles
+    ports::check,      // nobody else listens on our ports
+    leftovers::check,  // no other Kubernetes
+    kernel::check,     // its age, overlay, nf_tables, what containers need
+    cgroups::check,    // cpu, memory, pids
+    programs::check,   // nft, mount, …: what the distribution brings
+    proxy_mode::check, // kube-proxy's mode against kernel and nft
+    balancing::check,  // what access and balancer want of kernel and distribution
+    ipv6::check,       // is on where it is wanted
+    swap::check,       // off, or will be
+    time_sync::check,  // a service keeps the clock
+    security::check,   // SELinux, AppArmor
+    firewall::check,   // can be opened as the file says
+    http_proxy::check, // takes none of the cluster's requests
+    names::check,      // name servers, localhost, the endpoint's name
+    fsync::check,      // etcd's disk is fast enough
 ];
 
 /// Of all machines together.
-const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 12] = [
+const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 13] = [
     duplicates::check,   // machine-id, product UUID, hostname
     clock::check,        // clocks agree
     architecture::check, // one architecture
@@ -72,6 +79,7 @@ const OF_THE_CLUSTER: [fn(&Input<'_>, &mut List); 12] = [
     vip::check,          // the VIP lies in its holders' subnet
     vip_taken::check,    // nobody answers for the VIP
     vrid::check,         // nobody advertises its VRID
+    vrrp::check,         // its holders hear each other
     routes::check,       // ranges hide nothing that is reached already
     reach::check,        // the firewall matrix, port by port
     path_mtu::check,     // whole packets pass

@@ -59,7 +59,7 @@ pub(super) fn check(input: &Input<'_>, list: &mut List) {
 }
 
 /// A firewall runs there that apply opens, and has not yet.
-fn to_be_opened(input: &Input<'_>, target: &str) -> bool {
+pub(super) fn to_be_opened(input: &Input<'_>, target: &str) -> bool {
     input.spec.host.firewall != Firewall::Explain
         && input
             .facts

@@ -27,7 +27,8 @@ const FEATURES: [(&str, &str); 13] = [
     ("wireguard", "CONFIG_WIREGUARD"),
 ];
 
-pub(super) fn features(more: &[String]) -> BTreeMap<String, Feature> {
+/// `more`: further modules. `options`: of the configuration, by their whole names.
+pub(super) fn features(more: &[String], options: &[String]) -> BTreeMap<String, Feature> {
     let config = config();
     let mut features: BTreeMap<String, Feature> = FEATURES
         .iter()
@@ -41,7 +42,20 @@ pub(super) fn features(more: &[String]) -> BTreeMap<String, Feature> {
     for name in more {
         features.entry(name.clone()).or_insert_with(|| feature(name, None));
     }
+    for name in options {
+        features.insert(name.clone(), option(config.as_deref(), name));
+    }
     features
+}
+
+/// One that no module's name stands for. As a module it counts as there: distributions' packages hold what they configure.
+fn option(config: Option<&str>, name: &str) -> Feature {
+    match config.map(|config| state(config, name)) {
+        Some('y') => Feature::Present,
+        Some('m') => Feature::Loadable,
+        Some(_) => Feature::Absent,
+        None => Feature::Unknown,
+    }
 }
 
 /// `configured`: what the kernel's configuration says (`y`, `m` or `n`), if it is known.
@@ -66,14 +80,22 @@ fn modules_dir_exists() -> bool {
     Path::new("/lib/modules").join(release).join("modules.dep").exists()
 }
 
-/// The running kernel's own configuration, or the one its package left in /boot.
+/// The running kernel's own configuration, or the one its package left: in /boot, or where images without a /boot have it.
 fn config() -> Option<String> {
     if let Ok(file) = File::open("/proc/config.gz") {
         let mut config = String::new();
         return GzDecoder::new(file).read_to_string(&mut config).ok().map(|_| config);
     }
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    Some(text(&format!("/boot/config-{release}"))).filter(|config| !config.is_empty())
+    [
+        format!("/boot/config-{release}"),
+        format!("/usr/lib/modules/{release}/config"),
+        format!("/usr/lib/kernel/config-{release}"),
+        format!("/usr/lib/ostree-boot/config-{release}"),
+    ]
+    .iter()
+    .map(|path| text(path))
+    .find(|config| !config.is_empty())
 }
 
 fn state(config: &str, option: &str) -> char {
@@ -101,6 +123,9 @@ mod tests {
         .iter()
         .collect();
         assert_eq!(states, "mynyn");
+        let found = ["CONFIG_IP_VS", "CONFIG_IP_VS_RR", "CONFIG_DUMMY"].map(|name| option(Some(config), name));
+        assert_eq!(found, [Feature::Loadable, Feature::Present, Feature::Absent]);
+        assert_eq!(option(None, "CONFIG_IP_VS"), Feature::Unknown);
         assert_eq!(feature("no_such_module", Some('n')), Feature::Absent);
         assert_eq!(
             feature("proc", None),

@@ -40,16 +40,17 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
         .cloned()
         .chain(TIME_SERVICES.into_iter().chain([FIREWALLD]).map(str::to_owned))
         .collect();
-    let (host, files, units, manager, tables, iptables) = join!(
+    let (host, files, units, manager, tables, nft, iptables) = join!(
         blocking(move || Ok(of_host(&own, &asked))),
         blocking(move || files::walk(&files, &walked)),
         units::status(&watched),
         tool(
-            &["systemctl", "show", "--property=Version,SystemState"],
+            &["systemctl", "show", "--property=Version,SystemState,Environment"],
             b"",
             TOOL_TIMEOUT_MS
         ),
         tool(&["nft", "list", "chains"], b"", TOOL_TIMEOUT_MS),
+        tool(&["nft", "--version"], b"", TOOL_TIMEOUT_MS),
         tool(&["iptables", "--version"], b"", TOOL_TIMEOUT_MS),
     );
     let (mut facts, found) = (host?, files?);
@@ -81,6 +82,7 @@ pub(super) async fn gather(session: Arc<Session>, query: GatherQuery) -> Result<
         Err(error) if facts.firewall.nft.is_some() => facts.problems.push(format!("nftables: {error}")),
         Err(_) => {}
     }
+    facts.firewall.nft_version = nft.ok().and_then(|text| nft_version(&text));
     facts.firewall.iptables_backend = iptables.ok().map(|text| {
         if text.contains("nf_tables") {
             "nf_tables"
@@ -103,7 +105,7 @@ fn of_host(session: &Session, query: &GatherQuery) -> HostFacts {
         Err(error) => facts.problems.push(format!("addresses and routes: {error}")),
     }
     facts.listening = procfs::listening();
-    facts.kernel_features = kernel::features(&query.modules);
+    facts.kernel_features = kernel::features(&query.modules, &query.options);
     facts.firewall.nft = program("nft");
     facts.firewall.iptables = program("iptables");
     facts.firewall.ufw_active = procfs::text("/etc/ufw/ufw.conf")
@@ -175,14 +177,36 @@ fn systemd(shown: &str) -> SystemdFacts {
         .skip_while(|c| !c.is_ascii_digit())
         .take_while(char::is_ascii_digit)
         .collect();
+    let environment = properties.get("Environment").copied().unwrap_or_default();
+    let variables: Vec<(&str, &str)> = environment
+        .split_whitespace()
+        .filter_map(|word| word.trim_matches('"').split_once('='))
+        .filter(|(_, value)| !value.is_empty())
+        .collect();
     SystemdFacts {
         version: digits.parse().unwrap_or(0),
         state: properties.get("SystemState").copied().unwrap_or_default().to_owned(),
+        https_proxy: variables
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("HTTPS_PROXY")),
+        no_proxy: variables
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case("NO_PROXY"))
+            .map(|(_, value)| (*value).to_owned()),
     }
+}
+
+/// Of `nftables v1.0.6 (Lester Gooch #5)`.
+fn nft_version(printed: &str) -> Option<String> {
+    let word = printed.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    word.starts_with(|first: char| first.is_ascii_digit())
+        .then(|| word.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use quorate_facts::Feature;
+
     use super::*;
     use crate::{LocalMachine, Machine};
 
@@ -205,6 +229,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_proxy_is_told_without_its_password() {
+        let found = systemd(
+            "Version=252\nEnvironment=LANG=C HTTPS_PROXY=http://user:secret@proxy:3128 no_proxy=10.0.0.0/8,.local \"X=a b\" http_proxy=\n",
+        );
+        assert!(found.https_proxy);
+        assert_eq!(found.no_proxy.as_deref(), Some("10.0.0.0/8,.local"));
+        assert!(!format!("{found:?}").contains("secret"));
+        assert!(!systemd("Version=252\nEnvironment=LANG=C https_proxy=\n").https_proxy);
+    }
+
+    #[test]
+    fn versions_of_nft() {
+        assert_eq!(
+            nft_version("nftables v1.0.6 (Lester Gooch #5)\n").as_deref(),
+            Some("1.0.6")
+        );
+        assert_eq!(nft_version("nft: very new\n"), None);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn facts_of_this_host() {
         let dir = tempfile::tempdir().unwrap();
@@ -220,6 +264,7 @@ mod tests {
             text_roots: vec![path("")],
             certificates: vec![path("")],
             sysctls: vec!["kernel.ostype".into(), "no.such".into()],
+            options: vec!["CONFIG_PROC_FS".into(), "CONFIG_NO_SUCH".into()],
             users: vec!["root".into(), "no-such-user".into()],
             programs: vec!["sh".into(), "no-such-program".into()],
             ..GatherQuery::default()
@@ -240,6 +285,16 @@ mod tests {
         assert!(facts.certificates[&path("bad.crt")].error.is_some());
         assert_eq!(facts.sysctls["kernel.ostype"].as_deref(), Some("Linux"));
         assert_eq!(facts.sysctls["no.such"], None);
+        // Where the configuration cannot be read, nothing is held against the kernel.
+        let found = (
+            facts.kernel_features["CONFIG_PROC_FS"],
+            facts.kernel_features["CONFIG_NO_SUCH"],
+        );
+        let (known, unknown) = (
+            (Feature::Present, Feature::Absent),
+            (Feature::Unknown, Feature::Unknown),
+        );
+        assert!(found == known || found == unknown, "{found:?}");
         assert_eq!(facts.users["root"].as_ref().unwrap().uid, 0);
         assert!(
             facts.users["no-such-user"].is_none()

@@ -5,6 +5,7 @@ mod disk;
 mod dont_fragment;
 mod echo;
 mod ports;
+mod vrrp;
 
 use std::{
     net::IpAddr,
@@ -22,15 +23,30 @@ use crate::{
 
 pub(super) use ports::Listeners;
 
-/// Asks a link; blocks for the duration. Errors are for people.
-pub type LinkProber = fn(&str, &[IpAddr], Duration) -> Result<LinkSeen, String>;
+/// What is done on a link, by its interface's name. Both block; errors are for people.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkTools {
+    /// Who answers for these addresses and which routers are heard, for the duration.
+    pub ask: fn(&str, &[IpAddr], Duration) -> Result<LinkSeen, String>,
+    /// Sends each (from, to) packets of IP protocol 112 with this payload. `false`: nobody answered for the address.
+    pub send_vrrp: VrrpSender,
+}
 
-/// Whoever knows ARP and VRRP; set by the program, so that this crate need not.
-static LINK_PROBER: OnceLock<LinkProber> = OnceLock::new();
+pub type VrrpSender = fn(&str, &[(IpAddr, IpAddr)], &[u8]) -> Result<Vec<bool>, String>;
 
-/// Says how links are asked. The first call counts.
-pub fn set_link_prober(prober: LinkProber) {
-    let _ = LINK_PROBER.set(prober);
+/// Of whoever knows ARP and VRRP; set by the program, so that this crate need not.
+static LINK_TOOLS: OnceLock<LinkTools> = OnceLock::new();
+
+/// The first call counts.
+pub fn set_link_tools(tools: LinkTools) {
+    let _ = LINK_TOOLS.set(tools);
+}
+
+fn link_tools() -> Result<LinkTools, RemoteError> {
+    LINK_TOOLS
+        .get()
+        .copied()
+        .ok_or_else(|| RemoteError::failed("this program cannot ask a link"))
 }
 
 pub(super) async fn carry_out(listeners: &Listeners, probe: Probe) -> Result<Probed, RemoteError> {
@@ -53,13 +69,23 @@ pub(super) async fn carry_out(listeners: &Listeners, probe: Probe) -> Result<Pro
             addresses,
             for_ms,
         } => {
-            let prober = LINK_PROBER
-                .get()
-                .copied()
-                .ok_or_else(|| RemoteError::failed("this program cannot ask a link"))?;
-            let asked =
-                move || prober(&interface, &addresses, Duration::from_millis(for_ms)).map_err(RemoteError::failed);
+            let ask = link_tools()?.ask;
+            let asked = move || ask(&interface, &addresses, Duration::from_millis(for_ms)).map_err(RemoteError::failed);
             Probed::Link(blocking(asked).await?)
+        }
+        Probe::VrrpListen { addresses } => {
+            listeners.vrrp.listen(&addresses)?;
+            Probed::Done
+        }
+        Probe::VrrpSend { interface, packets } => {
+            let send = link_tools()?.send_vrrp;
+            let sent = move || send(&interface, &packets, vrrp::PAYLOAD).map_err(RemoteError::failed);
+            Probed::Sent(blocking(sent).await?)
+        }
+        Probe::VrrpHeard { packets, for_ms } => {
+            let ears = listeners.vrrp.take();
+            let heard = move || vrrp::heard(&ears, &packets, Duration::from_millis(for_ms));
+            Probed::Heard(blocking(heard).await?)
         }
     })
 }

@@ -16,6 +16,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::vrrp;
+
 /// What an echo begins with; other datagrams are not answered.
 const MARK: &[u8] = b"quorate-probe";
 /// A datagram may be lost on a healthy network.
@@ -25,7 +27,10 @@ const AT_ONCE: usize = 64;
 
 /// Listeners of this session. At most one set at a time.
 #[derive(Default)]
-pub(in crate::local) struct Listeners(Mutex<Vec<AbortHandle>>);
+pub(in crate::local) struct Listeners {
+    ports: Mutex<Vec<AbortHandle>>,
+    pub(super) vrrp: vrrp::Ears,
+}
 
 impl Listeners {
     /// Closes those there were and opens these. Ports in use are left alone: there is no bind that would disturb them.
@@ -40,7 +45,7 @@ impl Listeners {
             };
             found.push(match opened {
                 Ok(handle) => {
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+                    self.ports.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
                     Listening::Opened
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Listening::Taken,
@@ -51,7 +56,7 @@ impl Listeners {
     }
 
     fn close(&self) {
-        for handle in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for handle in self.ports.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             handle.abort();
         }
     }
