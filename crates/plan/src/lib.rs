@@ -28,7 +28,7 @@ use quorate_pki::inventory::{self, EtcdRun, Host, Inputs, Inventory};
 use quorate_spec::{Bootstrap, Spec};
 
 pub use components::probe::PORT as PROBE_PORT;
-pub use diff::file_diff;
+pub use diff::{Change, ChangeKind, changes, file_diff};
 pub use model::*;
 pub use names::host_port;
 pub use reset::{SWAP_MARK, reset};
@@ -40,11 +40,12 @@ use crate::want::Context;
 
 /// What leads from what was found to what is wanted. A healthy cluster yields an empty plan.
 pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
-    let context = Context {
+    let mut context = Context {
         spec,
         facts,
         inventory: certificates(spec),
         profiles: profiles(spec, facts),
+        awaited: Vec::new(),
     };
     let mut plan = Plan {
         cluster: spec.name.clone(),
@@ -69,8 +70,13 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
     // Whether there is anything to do in the wave so far: if not, its next stage has nothing to begin with.
     let mut begun = false;
     for stage in stages::of(spec) {
-        let Planned { mut stage, notes } = stage(&context);
+        let Planned {
+            mut stage,
+            notes,
+            awaited,
+        } = stage(&context);
         plan.notes.extend(notes);
+        context.awaited.extend(awaited);
         begun &= stage.with_previous;
         if !stage.steps.is_empty() {
             stage.with_previous = begun;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::components::agent;
 use crate::model::*;
+use crate::stages::{HOSTNAME_SET, HOSTS};
 use crate::{paths, queries};
 
 /// Folders whose whole content is Quorate's or the cluster's, in the order of removal.
@@ -122,6 +123,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
                     argv,
                     stdin: None,
                     timeout_ms: 10_000,
+                    exit_shows: Some("the next step stops the units, and systemd answers when they have ended".into()),
                 },
             );
         }
@@ -194,21 +196,20 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             reload_units: vec![],
         },
     );
-    if let Some(block) = host
-        .files
-        .get("/etc/hosts")
+    let hosts = host.files.get(HOSTS);
+    if hosts
         .and_then(|file| file.text.as_deref())
-        .and_then(|text| crate::stages::block_of(text, "quorate"))
+        .is_some_and(|text| crate::stages::block_of(text, "quorate").is_some())
     {
         push(
             "hosts",
             "remove the block in /etc/hosts",
             vec!["the block is Quorate's".into()],
             Action::Block {
-                path: "/etc/hosts".into(),
+                path: HOSTS.into(),
                 marker: "quorate".into(),
                 content: String::new(),
-                before: Some(block),
+                before: Before::of(hosts),
             },
         );
     }
@@ -265,6 +266,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
                 argv: vec!["hostnamectl".into(), "set-hostname".into(), name.into()],
                 stdin: None,
                 timeout_ms: 10_000,
+                exit_shows: Some(HOSTNAME_SET.into()),
             },
         );
     }

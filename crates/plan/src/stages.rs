@@ -18,20 +18,29 @@ mod token;
 pub(crate) use control_plane::{ControlPlane, api_server_files, control_plane_flags, etcd_servers, join_nets, level};
 pub(crate) use kubeadm::config_map;
 pub(crate) use nodes::node_path;
-pub(crate) use prepare::{AT_LEAST, SET_BY_PROGRAMS, SET_IN_NAMESPACE, block_of, modules, own_settings};
+pub(crate) use prepare::{
+    AT_LEAST, HOSTNAME_SET, HOSTS, SET_BY_PROGRAMS, SET_IN_NAMESPACE, block_of, modules, own_settings, with_block,
+};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;
 
 use quorate_spec::{Bootstrap, Spec};
 
-use crate::model::{Note, Stage};
+use crate::model::{Note, Stage, Wait};
 use crate::want::Context;
 
-/// What a stage hands back: its steps, and what the reader should know.
+/// What a stage hands back: its steps, what the reader should know, and what `ready` has to await.
 pub(crate) struct Planned {
     pub(crate) stage: Stage,
     pub(crate) notes: Vec<Note>,
+    pub(crate) awaited: Vec<Awaited>,
+}
+
+/// Something that a stage changes in the cluster and that is ready only when all nodes are there.
+pub(crate) struct Awaited {
+    pub(crate) what: &'static str,
+    pub(crate) wait: Wait,
 }
 
 type StagePlanner = fn(&Context<'_>) -> Planned;
@@ -80,6 +89,7 @@ impl From<Stage> for Planned {
         Self {
             stage,
             notes: Vec::new(),
+            awaited: Vec::new(),
         }
     }
 }

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::model::*;
 use crate::paths;
 use crate::profile::Profile;
+use crate::stages::Awaited;
 
 /// A program answers when it has read its configuration; the first checks it makes then are below a second.
 const RELOAD_TIMEOUT_MS: u64 = 10_000;
@@ -23,6 +24,8 @@ pub(crate) struct Context<'a> {
     pub(crate) facts: &'a Facts,
     pub(crate) inventory: Inventory,
     pub(crate) profiles: BTreeMap<&'a str, Profile>,
+    /// Of the stages so far.
+    pub(crate) awaited: Vec<Awaited>,
 }
 
 impl<'a> Context<'a> {
@@ -331,13 +334,12 @@ impl<'a> Wanted<'a> {
             };
             return Some((reason, before));
         }
-        let before = match &found.text {
-            Some(text) if !content.is_secret() && !crate::secrets::holds_credentials(text) => {
-                Before::Text { text: text.clone() }
-            }
-            _ => Before::Hash {
+        let before = if content.is_secret() {
+            Before::Hash {
                 sha256: found.sha256.clone().unwrap_or_default(),
-            },
+            }
+        } else {
+            Before::of(Some(found))
         };
         Some((format!("{path} differs"), before))
     }
