@@ -93,6 +93,8 @@ pub enum Fault {
     Script {
         inject: &'static str,
         revert: &'static str,
+        /// It is still there after a restart of the machine.
+        lasting: bool,
     },
     /// The power goes and comes back.
     PowerCut,
@@ -126,8 +128,26 @@ pub struct Limits {
     pub watch_worst_ms: Option<u64>,
     /// Longest time in which no write was acknowledged, ms.
     pub write_outage_ms: Option<u64>,
+    /// How often the VIP may move, from the fault until all is well again.
+    pub vip: Moves,
+    /// Longest time in which two machines have it while the fault is there, ms.
+    pub vip_shared_ms: Option<u64>,
+    /// How often a lease of controller managers or schedulers may go to another process. One whose holder the fault ends must
+    /// do so in time ([`crate::holders::takeover`]).
+    pub leases: Moves,
     /// Seconds from the end of the fault until every check holds.
     pub recovery_s: u64,
+}
+
+/// How often something may pass from one holder to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moves {
+    Reported,
+    Never,
+    /// Never, unless its holder is one of the machines the fault is on.
+    WithItsHolder(u64),
+    AtMost(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -192,7 +212,45 @@ impl Limits {
             reused_outage_ms: None,
             watch_worst_ms: None,
             write_outage_ms: None,
+            vip: Moves::Reported,
+            vip_shared_ms: None,
+            leases: Moves::Reported,
             recovery_s,
+        }
+    }
+
+    pub(crate) const fn vip(self, moves: Moves, shared_ms: Option<u64>) -> Self {
+        Self {
+            vip: moves,
+            vip_shared_ms: shared_ms,
+            ..self
+        }
+    }
+
+    pub(crate) const fn leases(self, moves: Moves) -> Self {
+        Self { leases: moves, ..self }
+    }
+}
+
+impl std::fmt::Display for Moves {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Reported => f.write_str("reported"),
+            Self::Never => f.write_str("stays"),
+            Self::WithItsHolder(times) => write!(f, "{times}× with its holder"),
+            Self::AtMost(times) => write!(f, "{times}×"),
+        }
+    }
+}
+
+impl Moves {
+    /// `None`: as often as it may.
+    pub(crate) fn allowed(self, is_holder_broken: bool) -> Option<u64> {
+        match self {
+            Self::Reported => None,
+            Self::Never => Some(0),
+            Self::WithItsHolder(times) => Some(if is_holder_broken { times } else { 0 }),
+            Self::AtMost(times) => Some(times),
         }
     }
 }
@@ -202,7 +260,12 @@ impl Scenario {
     /// control plane or etcd member.
     pub fn takes_api_away(&self, spec: &Spec) -> bool {
         let fragile = spec.control_planes().len() == 1 || spec.quorum().tolerates == 0;
-        self.loses_quorum || (fragile && self.parts.iter().any(|part| part.target.is_vital(spec)))
+        self.loses_quorum || (fragile && self.is_on_vital(spec))
+    }
+
+    /// Whether a control plane or an etcd member is broken.
+    pub(crate) fn is_on_vital(&self, spec: &Spec) -> bool {
+        self.parts.iter().any(|part| part.target.is_vital(spec))
     }
 
     /// What must hold on this cluster.
@@ -234,7 +297,7 @@ impl Scenario {
 
 impl Target {
     /// A control plane or an etcd member.
-    fn is_vital(self, spec: &Spec) -> bool {
+    pub(crate) fn is_vital(self, spec: &Spec) -> bool {
         let on_balancers = Need::VipOnControlPlane.missing(spec, Around::default()).is_some();
         match self {
             Self::Worker => false,
@@ -314,7 +377,7 @@ mod tests {
     fn every_fault_can_be_taken_back() {
         for scenario in all() {
             for part in scenario.parts {
-                if let Fault::Script { inject, revert }
+                if let Fault::Script { inject, revert, .. }
                 | Fault::Applied {
                     inject,
                     otherwise: revert,

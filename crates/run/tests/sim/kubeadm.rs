@@ -262,6 +262,7 @@ impl World {
             peer: format!("https://{}:2380", address.unwrap_or_default()),
             name,
             learner,
+            started: true,
         }
     }
 
