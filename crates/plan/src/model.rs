@@ -68,8 +68,13 @@ impl Action {
             Self::SwapOff => "the kernel is asked what it still swaps to",
             Self::SwapOn { .. } => "swapon fails for what /etc/fstab names; other swap (zram) may be gone",
             Self::Images { .. } => "the runtime verifies digests; its name for a whole import comes last",
-            Self::Units { start, restart, .. } => {
-                if !(start.is_empty() && restart.is_empty()) {
+            Self::Units {
+                start,
+                restart,
+                reload_units,
+                ..
+            } => {
+                if !(start.is_empty() && restart.is_empty() && reload_units.is_empty()) {
                     // Started is not yet working.
                     return None;
                 }

@@ -75,6 +75,7 @@ fn units(start: &[&str], restart: &[&str], stop: &[&str]) -> Action {
         stop: names(stop),
         start: names(start),
         restart: names(restart),
+        reload_units: Vec::new(),
     }
 }
 

@@ -162,7 +162,7 @@ fn voters(live: &[EtcdMember]) -> BTreeSet<String> {
 
 /// Voters that do not answer.
 fn absent(context: &Context<'_>, live: &[EtcdMember]) -> BTreeSet<String> {
-    let silent = |found: &&EtcdMember| !found.learner && !(found.healthy && context.facts.reachable(&found.name));
+    let silent = |found: &&EtcdMember| !(found.learner || found.healthy && context.facts.reachable(&found.name));
     live.iter().filter(silent).map(|found| found.name.clone()).collect()
 }
 
@@ -212,6 +212,7 @@ fn forget(draft: &mut Draft<'_>, context: &Context<'_>, machine: &str, chain: Ve
         stop: vec!["etcd.service".into()],
         start: Vec::new(),
         restart: Vec::new(),
+        reload_units: Vec::new(),
     };
     let why = format!("{machine} is no member, and its etcd has the data of one");
     draft.push(step(&stop, "stop etcd", &why, action, chain));
@@ -223,6 +224,7 @@ fn forget(draft: &mut Draft<'_>, context: &Context<'_>, machine: &str, chain: Ve
             .to_vec(),
         stdin: None,
         timeout_ms: FORGET_TIMEOUT_MS,
+        exit_shows: Some("it ends when all is deleted, and with an error if something cannot be".into()),
     };
     let why = "a member that joins again starts without data";
     draft.push(step(&id, "empty etcd's data directory", why, action, vec![stop]));
