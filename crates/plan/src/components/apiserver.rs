@@ -38,7 +38,6 @@ impl ApiServer<'_> {
             .set("advertise-address", self.address.to_string())
             .set("secure-port", PORT.to_string())
             .set("allow-privileged", "true")
-            .set("apiserver-count", self.control_planes.to_string())
             .set("authorization-mode", "Node,RBAC")
             // Anonymous requests reach the three health paths only: the balancer's probes carry no identity.
             .set("authentication-config", etc("authentication.yaml"))

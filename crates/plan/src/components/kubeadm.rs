@@ -51,10 +51,9 @@ pub(crate) const KUBELET_DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/
 pub(crate) const INPUTS: &str = "quorate.dev/inputs";
 
 /// Flags kubeadm sets itself, to the values ours would have.
-const API_SERVER_OWN: [&str; 28] = [
+const API_SERVER_OWN: [&str; 27] = [
     "advertise-address",
     "allow-privileged",
-    "apiserver-count",
     "authorization-mode",
     "client-ca-file",
     "enable-admission-plugins",
