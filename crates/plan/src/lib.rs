@@ -39,11 +39,12 @@ use crate::want::Context;
 
 /// What leads from what was found to what is wanted. A healthy cluster yields an empty plan.
 pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
-    let context = Context {
+    let mut context = Context {
         spec,
         facts,
         inventory: certificates(spec),
         profiles: profiles(spec, facts),
+        awaited: Vec::new(),
     };
     let mut plan = Plan {
         cluster: spec.name.clone(),
@@ -68,8 +69,13 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Plan {
     // Whether there is anything to do in the wave so far: if not, its next stage has nothing to begin with.
     let mut begun = false;
     for stage in stages::of(spec) {
-        let Planned { mut stage, notes } = stage(&context);
+        let Planned {
+            mut stage,
+            notes,
+            awaited,
+        } = stage(&context);
         plan.notes.extend(notes);
+        context.awaited.extend(awaited);
         begun &= stage.with_previous;
         if !stage.steps.is_empty() {
             stage.with_previous = begun;

@@ -324,7 +324,8 @@ pub enum Condition {
         path: String,
         replicas: u32,
     },
-    /// The DaemonSet at `path` has a ready Pod on each of these nodes; nodes whose machine dropped out of the run do not count.
+    /// The DaemonSet at `path` has a ready Pod of its present template on each of these nodes; nodes whose machine dropped
+    /// out of the run do not count.
     DaemonSet {
         path: String,
         nodes: Vec<String>,

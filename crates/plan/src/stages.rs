@@ -25,15 +25,22 @@ pub use runtime::imported_name;
 
 use quorate_spec::{Bootstrap, Spec};
 
-use crate::model::{Note, Stage};
+use crate::model::{Note, Stage, Wait};
 use crate::want::Context;
 
-/// What a stage hands back: its steps, and what the reader should know.
+/// What a stage hands back: its steps, what the reader should know, and what `ready` has to await.
 pub(crate) struct Planned {
     pub(crate) stage: Stage,
     pub(crate) notes: Vec<Note>,
 }
 
+    pub(crate) awaited: Vec<Awaited>,
+}
+
+/// Something that a stage changes in the cluster and that is ready only when all nodes are there.
+pub(crate) struct Awaited {
+    pub(crate) what: &'static str,
+    pub(crate) wait: Wait,
 type StagePlanner = fn(&Context<'_>) -> Planned;
 
 /// In the order on the machines.
@@ -82,4 +89,5 @@ impl From<Stage> for Planned {
             notes: Vec::new(),
         }
     }
+            awaited: Vec::new(),
 }

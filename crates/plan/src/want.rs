@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::model::*;
 use crate::paths;
 use crate::profile::Profile;
+use crate::stages::Awaited;
 
 /// Everything the stages read.
 pub(crate) struct Context<'a> {
@@ -20,6 +21,8 @@ pub(crate) struct Context<'a> {
     pub(crate) facts: &'a Facts,
     pub(crate) inventory: Inventory,
     pub(crate) profiles: BTreeMap<&'a str, Profile>,
+    /// Of the stages so far.
+    pub(crate) awaited: Vec<Awaited>,
 }
 
 impl<'a> Context<'a> {

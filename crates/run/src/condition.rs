@@ -153,18 +153,7 @@ async fn look(run: &Run, machine: &MachineRef, condition: &Condition, left: Dura
         }
         Condition::DaemonSet { path, nodes } => {
             let wanted = nodes.iter().filter(|node| !run.is_lost(node)).count() as u64;
-            object(run, machine, path, |object| {
-                let ready = object
-                    .pointer("/status/numberReady")
-                    .and_then(Value::as_u64)
-                    .unwrap_or_default();
-                if ready >= wanted && is_current(object) {
-                    Ok(())
-                } else {
-                    Err(format!("it is ready on {ready} of {wanted}"))
-                }
-            })
-            .await
+            object(run, machine, path, |object| daemon_set_ready(object, wanted)).await
         }
         Condition::NodeReady { node } => object(run, machine, &format!("/api/v1/nodes/{node}"), node_ready).await,
         Condition::EtcdMember { name } => {
@@ -205,6 +194,20 @@ fn deployment_ready(object: &Value, replicas: u32) -> Result<(), String> {
     } else {
         let [all, updated, ready] = found;
         Err(format!("of {all} Pods {updated} are new and {ready} are ready"))
+    }
+}
+
+/// As `kubectl rollout status` has it: `numberReady` counts Pods of the former template, too.
+fn daemon_set_ready(object: &Value, wanted: u64) -> Result<(), String> {
+    if !is_current(object) {
+        return Err("its controller has not seen the change yet".into());
+    }
+    let count = |field: &str| object["status"][field].as_u64().unwrap_or_default();
+    let [updated, ready] = ["updatedNumberScheduled", "numberReady"].map(count);
+    if updated >= wanted && ready >= wanted {
+        Ok(())
+    } else {
+        Err(format!("of {wanted} Pods {updated} are new and {ready} are ready"))
     }
 }
 
@@ -253,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deployment_is_not_ready_by_pods_of_its_former_template() {
+    fn nothing_is_ready_by_pods_of_its_former_template() {
         let judge = |observed: u32, replicas: u32, updated: u32, ready: u32| {
             let status = json!({"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated, "readyReplicas": ready});
             deployment_ready(&json!({"metadata": {"generation": 2}, "status": status}), 2)
@@ -263,6 +266,15 @@ mod tests {
             [(1, 2, 2, 2), (2, 2, 1, 2), (2, 3, 2, 2), (2, 3, 2, 3), (2, 2, 2, 1)]
         {
             assert!(judge(observed, replicas, updated, ready).is_err());
+        }
+        let judge = |observed: u32, updated: u32, ready: u32| {
+            let status =
+                json!({"observedGeneration": observed, "updatedNumberScheduled": updated, "numberReady": ready});
+            daemon_set_ready(&json!({"metadata": {"generation": 2}, "status": status}), 2)
+        };
+        assert_eq!(judge(2, 2, 2), Ok(()));
+        for (observed, updated, ready) in [(1, 2, 2), (2, 1, 2), (2, 2, 1)] {
+            assert!(judge(observed, updated, ready).is_err());
         }
         // One without a status.
         assert!(deployment_ready(&json!({"metadata": {"generation": 1}}), 2).is_err());

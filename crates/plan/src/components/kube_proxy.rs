@@ -1,11 +1,11 @@
 //! kube-proxy with an explicit mode (kubeproxy.config.k8s.io/v1alpha1): as a unit, or as the DaemonSet of kubeadm's addon.
 
-use quorate_spec::{Access, Spec};
+use quorate_spec::{Access, Machine, Spec};
 use serde_json::{Value, json};
 
 use crate::components::objects::{cluster_role_binding, group, object, service_account_subject};
 use crate::components::unit::{Flags, Unit};
-use crate::model::ApiObject;
+use crate::model::{ApiObject, Condition, Wait};
 use crate::paths;
 use crate::profile::Profile;
 use crate::stages;
@@ -106,7 +106,21 @@ pub(crate) fn settings(spec: &Spec, shared: &Shared) -> Value {
     config
 }
 
+/// What waiting for the DaemonSet is called.
+pub(crate) const NAME: &str = "kube-proxy";
 pub(crate) const DAEMON_SET: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy";
+const READY_TIMEOUT_MS: u64 = 120_000;
+
+/// Services work on all of these nodes.
+pub(crate) fn ready(nodes: &[&Machine]) -> Wait {
+    Wait {
+        until: Condition::DaemonSet {
+            path: DAEMON_SET.into(),
+            nodes: nodes.iter().map(|machine| machine.name.clone()).collect(),
+        },
+        timeout_ms: READY_TIMEOUT_MS,
+    }
+}
 
 /// kubeadm's addon, name by name, so that `kubeadm upgrade` takes it for its own.
 pub(crate) fn objects(spec: &Spec, image: &str, shared: &Shared) -> Vec<ApiObject> {

@@ -3,7 +3,7 @@
 use crate::components::{coredns, probe};
 use crate::model::*;
 use crate::stages::runtime_image_reference as image_reference;
-use crate::stages::{Planned, kubeadm};
+use crate::stages::{Awaited, Planned, kubeadm};
 use crate::want::{Context, Draft};
 
 const READY_TIMEOUT_MS: u64 = 120_000;
@@ -17,10 +17,20 @@ struct Part {
 }
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
-    let mut draft = draft(context);
+    let mut draft = Draft::with_previous(context, "dns", "CoreDNS is asked for, and a probe on every node");
     let after = kubeadm::founded(context);
+    // Without a network no Pod is ever ready.
+    let awaitable = !matches!(context.spec.network.cni, quorate_spec::Cni::None);
+    let mut awaited = Vec::new();
     for part in parts(context) {
-        draft.objects(part.name, part.title, part.objects, Vec::new(), &after);
+        let changed = draft.objects(part.name, part.title, part.objects, Vec::new(), &after);
+        awaited.extend(changed.filter(|_| awaitable).map(|_| Awaited {
+            what: part.name,
+            wait: Wait {
+                until: part.ready,
+                timeout_ms: READY_TIMEOUT_MS,
+            },
+        }));
     }
     let mut notes = Vec::new();
     if context.image("/coredns").is_none() {
@@ -33,30 +43,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited,
     }
-}
-
-/// What this run changes, and what holds when it is ready. Without a network no Pod ever is.
-pub(crate) fn awaited(context: &Context<'_>) -> Vec<(&'static str, Wait)> {
-    if matches!(context.spec.network.cni, quorate_spec::Cni::None) {
-        return Vec::new();
-    }
-    let mut draft = draft(context);
-    parts(context)
-        .into_iter()
-        .filter_map(|part| {
-            draft.objects(part.name, part.title, part.objects, Vec::new(), &[])?;
-            let wait = Wait {
-                until: part.ready,
-                timeout_ms: READY_TIMEOUT_MS,
-            };
-            Some((part.name, wait))
-        })
-        .collect()
-}
-
-fn draft<'a>(context: &'a Context<'a>) -> Draft<'a> {
-    Draft::with_previous(context, "dns", "CoreDNS is asked for, and a probe on every node")
 }
 
 fn parts(context: &Context<'_>) -> Vec<Part> {

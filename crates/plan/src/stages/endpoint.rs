@@ -28,6 +28,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited: Vec::new(),
     }
 }
 
@@ -40,6 +41,7 @@ pub(crate) fn in_front_of_etcd(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited: Vec::new(),
     }
 }
 

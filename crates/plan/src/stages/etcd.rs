@@ -115,6 +115,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited: Vec::new(),
     }
 }
 

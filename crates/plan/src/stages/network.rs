@@ -27,6 +27,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         return Planned {
             stage: draft.stage,
             notes: vec![note],
+            awaited: Vec::new(),
         };
     };
     let rbac = draft.objects(

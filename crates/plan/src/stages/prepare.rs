@@ -194,6 +194,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
 }
 
 fn directories(wanted: &mut Wanted<'_>) {
+        awaited: Vec::new(),
     wanted.directory(paths::BIN, "root", 0o755);
     wanted.directory(paths::QUORATE, "root", 0o700);
     let spec = wanted.context.spec;

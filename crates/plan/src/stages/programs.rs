@@ -83,6 +83,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited: Vec::new(),
     }
 }
 

@@ -5,10 +5,8 @@ use quorate_spec::{Bootstrap, Machine};
 use crate::components::kube_proxy;
 use crate::model::*;
 use crate::paths;
-use crate::stages::{Planned, dns, kubeadm, nodes, token};
+use crate::stages::{Awaited, Planned, kubeadm, nodes, token};
 use crate::want::{Context, Draft};
-
-const PROXY_TIMEOUT_MS: u64 = 120_000;
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "ready", "kubelets serve, Services work, names resolve");
@@ -30,22 +28,18 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         .collect();
     if !holders.is_empty() {
         token::close(&mut draft, context, holders, spent, approved);
-        if by_kubeadm {
-            wait(
-                &mut draft,
-                "kube-proxy",
-                vec!["machines have joined".into()],
-                kube_proxy(&nodes),
-            );
+        if by_kubeadm && !context.awaited.iter().any(|awaited| awaited.what == kube_proxy::NAME) {
+            let why = "machines have joined".to_owned();
+            wait(&mut draft, kube_proxy::NAME, why, kube_proxy::ready(&nodes));
         }
     }
-    for (what, awaited) in dns::awaited(context) {
-        wait(&mut draft, what, vec![format!("{what} was changed")], awaited);
+    for Awaited { what, wait: until } in &context.awaited {
+        wait(&mut draft, what, format!("{what} was changed"), until.clone());
     }
     draft.stage.into()
 }
 
-fn wait(draft: &mut Draft<'_>, what: &str, why: Vec<String>, until: Wait) {
+fn wait(draft: &mut Draft<'_>, what: &str, why: String, until: Wait) {
     let Some(via) = draft.context.api_machine().map(str::to_owned) else {
         return;
     };
@@ -53,7 +47,7 @@ fn wait(draft: &mut Draft<'_>, what: &str, why: Vec<String>, until: Wait) {
         id: draft.id(&via, what),
         machine: via,
         title: format!("wait for {what}"),
-        why,
+        why: vec![why],
         action: Action::Await,
         needs: Vec::new(),
         done_when: vec![until],
@@ -63,17 +57,6 @@ fn wait(draft: &mut Draft<'_>, what: &str, why: Vec<String>, until: Wait) {
         attempts: 1,
         essential: true,
     });
-}
-
-/// Services work on every node.
-fn kube_proxy(nodes: &[&Machine]) -> Wait {
-    Wait {
-        until: Condition::DaemonSet {
-            path: kube_proxy::DAEMON_SET.into(),
-            nodes: nodes.iter().map(|machine| machine.name.clone()).collect(),
-        },
-        timeout_ms: PROXY_TIMEOUT_MS,
-    }
 }
 
 /// Serving certificates: only for the names and addresses the cluster file gives this machine. The step's id where it is the

@@ -715,13 +715,14 @@ impl World {
         for (path, object) in &mut state.objects {
             match object.get("kind").and_then(Value::as_str) {
                 // It needs no Pod network.
-                Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = json!({"numberReady": nodes}),
+        let pods = |count: usize| json!({"updatedNumberScheduled": count, "numberReady": count});
+                Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = pods(nodes),
                 Some("Deployment") if ready > 0 => {
                     let replicas = object["spec"]["replicas"].clone();
                     object["status"] =
                         json!({"replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas});
                 }
-                Some("DaemonSet") => object["status"] = json!({"numberReady": ready}),
+                Some("DaemonSet") => object["status"] = pods(ready),
                 Some("CertificateSigningRequest") => object["status"]["certificate"] = json!("signed"),
                 _ => {}
             }

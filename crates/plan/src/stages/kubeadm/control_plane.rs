@@ -9,7 +9,7 @@ use crate::components::kubeadm::Founding;
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
 use crate::names::members;
-use crate::stages::{Planned, agent_pod, api_server_files, control_plane, etcd as membership, token};
+use crate::stages::{Awaited, Planned, agent_pod, api_server_files, control_plane, etcd as membership, token};
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
 
@@ -42,6 +42,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     }
     let mut admitted = false;
     for (machine, state) in machines {
+    let mut awaited = Vec::new();
         let Some(mut wanted) = draft.machine(machine) else {
             continue;
         };
@@ -49,7 +50,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             files(&mut wanted, State::Founding);
             let ready = draft.add(wanted, &[]);
             chain = found(&mut draft, machine, ready);
-            apply(&mut draft, context, &chain);
+            awaited.extend(apply(&mut draft, context, &chain));
             continue;
         }
         files(&mut wanted, state);
@@ -72,12 +73,13 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         chain = join(&mut draft, context, machine, state, ready, chain);
     }
     if founder.is_none() && reachable {
-        apply(&mut draft, context, &[]);
+        awaited.extend(apply(&mut draft, context, &[]));
     }
     Planned {
         stage: draft.stage,
         notes,
     }
+        awaited,
 }
 
 /// The step after which there is an API, if this run founds the cluster.
@@ -511,8 +513,9 @@ fn renewed(context: &Context<'_>, machine: &Machine, pod: &str, inputs: &str) ->
     waits
 }
 
-/// Objects kubeadm leaves to us, and its own record of the cluster kept up to date.
-fn apply(draft: &mut Draft<'_>, context: &Context<'_>, after: &[String]) {
+/// Objects kubeadm leaves to us, and its own record of the cluster kept up to date. Returns what is to be awaited once all
+/// nodes are there.
+fn apply(draft: &mut Draft<'_>, context: &Context<'_>, after: &[String]) -> Option<Awaited> {
     let mut all = objects::kubeadm_rbac();
     all.extend(record(
         context,
@@ -527,18 +530,11 @@ fn apply(draft: &mut Draft<'_>, context: &Context<'_>, after: &[String]) {
         &kubeadm::kubelet_base(context.spec),
     ));
     draft.objects("rbac", "say who may do what", all, Vec::new(), after);
-    let everybody = context.reached(context.spec.nodes()).len() == context.spec.nodes().len();
+    let nodes = context.reached(context.spec.nodes());
+    let image = kubeadm::image(context, "/kube-proxy")?;
     // One configuration for all: not changed by what is known of some.
-    if let Some(image) = kubeadm::image(context, "/kube-proxy")
-        && (everybody || context.live(kube_proxy::DAEMON_SET).is_none())
-    {
-        draft.objects(
-            "kube-proxy",
-            "run kube-proxy on every node",
-            kube_proxy::objects(context.spec, image, &kube_proxy::Shared::of(context)),
-            Vec::new(),
-            after,
-        );
+    if nodes.len() < context.spec.nodes().len() && context.live(kube_proxy::DAEMON_SET).is_some() {
+        return None;
     }
 }
 
@@ -559,5 +555,16 @@ fn record(context: &Context<'_>, name: &str, key: &str, wanted: &Value) -> Optio
 }
 
 pub(crate) fn config_map(name: &str) -> String {
+    draft.objects(
+        kube_proxy::NAME,
+        "run kube-proxy on every node",
+        kube_proxy::objects(context.spec, image, &kube_proxy::Shared::of(context)),
+        Vec::new(),
+        after,
+    )?;
+    Some(Awaited {
+        what: kube_proxy::NAME,
+        wait: kube_proxy::ready(&nodes),
+    })
     format!("/api/v1/namespaces/kube-system/configmaps/{name}")
 }
