@@ -66,6 +66,11 @@ impl dyn Machine + '_ {
         ask!(self, Request::Read { path: path.into(), max_bytes }, Response::Content(content) => content.0)
     }
 
+    /// Names in a directory, sorted; none where there is no directory.
+    pub async fn list(&self, path: &str) -> Result<Vec<String>, MachineError> {
+        ask!(self, Request::List { path: path.into() }, Response::Names(names) => names)
+    }
+
     pub async fn write(&self, files: Vec<FileWrite>, run_id: &str) -> Result<Vec<Item>, MachineError> {
         self.items(Request::Write {
             files,

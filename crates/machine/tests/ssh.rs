@@ -83,16 +83,6 @@ async fn the_program_is_placed_once_and_answers_concurrently() {
     eprintln!("facts with all of /etc take {:?}", start.elapsed());
 }
 
-trait List {
-    async fn list(&self, path: &str) -> Result<Response, quorate_machine::MachineError>;
-}
-
-impl List for dyn Machine + '_ {
-    async fn list(&self, path: &str) -> Result<Response, quorate_machine::MachineError> {
-        self.call(Request::List { path: path.into() }).await
-    }
-}
-
 #[tokio::test]
 async fn host_keys_are_never_accepted_silently() {
     let Some(sshd) = Sshd::start() else { return };

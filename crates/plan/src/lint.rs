@@ -24,7 +24,7 @@ pub fn lint(plan: &Plan) -> Vec<Violation> {
         ("every-change-has-a-reason", has_reason),
         ("every-change-has-an-undo", has_undo),
         ("secrets-stay-private", secrets_stay_private),
-        ("units-are-awaited", units_are_awaited),
+        ("every-change-is-confirmed", is_confirmed),
     ];
     rules
         .into_iter()
@@ -233,15 +233,17 @@ fn holds_secret(content: &Content) -> bool {
     }
 }
 
-/// A started program that nobody waits for is a failure found too late.
-fn units_are_awaited(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
+/// A change that nobody sees through is a failure found too late.
+fn is_confirmed(plan: &Plan, _: &Order<'_>) -> Vec<(String, String)> {
     plan.steps()
-        .filter(|step| {
-            matches!(&step.action, Action::Units { start, restart, .. } if !(start.is_empty() && restart.is_empty()))
-                && step.done_when.is_empty()
-        })
+        .filter(|step| step.done_when.is_empty() && step.action.confirmed_by().is_none_or(str::is_empty))
         .filter(|step| !step.needs_promotion(plan))
-        .map(|step| (step.id.clone(), "starts units and waits for nothing".to_owned()))
+        .map(|step| {
+            (
+                step.id.clone(),
+                "waits for nothing, and says no other way to know that it had its effect".to_owned(),
+            )
+        })
         .collect()
 }
 

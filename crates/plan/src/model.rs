@@ -54,6 +54,41 @@ pub struct Step {
     pub essential: bool,
 }
 
+impl Action {
+    /// How the executor itself knows that acting had its effect. `None`: only conditions can tell, so the step has some.
+    pub fn confirmed_by(&self) -> Option<&str> {
+        Some(match self {
+            Self::Users { .. } | Self::RemoveUsers { .. } => "the machine looks the name up again",
+            Self::Directories { .. } | Self::Links { .. } => "the kernel answers for each with what it is now",
+            Self::Files { .. } | Self::Block { .. } => "synced to disk under another name, then renamed into place",
+            Self::Remove { .. } => "the kernel answers when the name is gone",
+            Self::Blobs { .. } => "what arrived is hashed before it gets its name",
+            Self::Sysctls { .. } => "the kernel is asked for the value again",
+            Self::Modules { .. } => "the kernel is asked whether it has the module",
+            Self::SwapOff => "the kernel is asked what it still swaps to",
+            Self::SwapOn { .. } => "swapon fails for what /etc/fstab names; other swap (zram) may be gone",
+            Self::Images { .. } => "the runtime verifies digests; its name for a whole import comes last",
+            Self::Units { start, restart, .. } => {
+                if !(start.is_empty() && restart.is_empty()) {
+                    // Started is not yet working.
+                    return None;
+                }
+                "systemd answers when the jobs are done"
+            }
+            Self::Run { exit_shows, .. } => return exit_shows.as_deref(),
+            Self::EtcdAddLearner { .. } | Self::EtcdRemove { .. } => "etcd answers when its members have agreed",
+            // A voter may still be one that lags behind or dies.
+            Self::EtcdPromote { .. } => return None,
+            Self::Apply { .. } => "the API server answers with what etcd has stored",
+            Self::Delete { .. } => "the API server is asked again until the object is gone",
+            Self::ApproveServing { .. } => "the kubelet's certificate is awaited, signed and on its machine",
+            Self::Await => return None,
+            Self::Clean { .. } => "its exit status says whether anything could not be removed",
+            Self::Forget { .. } => "the store is looked into again",
+        })
+    }
+}
+
 impl Step {
     /// The machine a step is for, which drops out with it. What is asked of the API for all of them is for none.
     pub fn concerns(&self) -> Option<&str> {
@@ -138,6 +173,8 @@ pub enum Action {
         timeout_ms: u64,
     },
     /// Membership of etcd, asked of the member on `machine`.
+        /// Why success by its exit status is all there is to await, where that is so; else the step has conditions.
+        exit_shows: Option<String>,
     EtcdAddLearner {
         name: String,
         peer_url: String,

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::components::agent;
 use crate::model::*;
+use crate::stages::HOSTNAME_SET;
 use crate::{paths, queries};
 
 /// Folders whose whole content is Quorate's or the cluster's, in the order of removal.
@@ -122,6 +123,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
                     argv,
                     stdin: None,
                     timeout_ms: 10_000,
+                    exit_shows: Some("the next step stops the units, and systemd answers when they have ended".into()),
                 },
             );
         }
@@ -262,6 +264,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             Action::Run {
                 argv: vec!["hostnamectl".into(), "set-hostname".into(), name.into()],
                 stdin: None,
+                exit_shows: Some(HOSTNAME_SET.into()),
                 timeout_ms: 10_000,
             },
         );

@@ -137,6 +137,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
             argv,
             stdin,
             timeout_ms,
+            ..
         } => {
             let mut issued = BTreeMap::new();
             let stdin = match stdin {
@@ -159,8 +160,7 @@ pub(crate) async fn act(run: &Run, machine: &MachineRef, step: &Step, attempt: u
         }
         Action::Delete { paths } => {
             for path in paths {
-                let path = reveal(run, path)?;
-                run.api(machine.name(), Ask::Delete { path: &path }).await?;
+                delete(run, machine, &reveal(run, path)?).await?;
             }
             Ok(())
         }
@@ -320,6 +320,15 @@ async fn apply(run: &Run, machine: &MachineRef, object: &ApiObject) -> Done {
     Ok(())
 }
 
+async fn delete(run: &Run, machine: &MachineRef, path: &str) -> Done {
+    run.api(machine.name(), Ask::Delete { path }).await?;
+    // Accepted is not yet gone: a finalizer may hold it.
+    match run.api(machine.name(), Ask::Get { path }).await? {
+        None => Ok(()),
+        Some(_) => Err(StepError::passing(format!("{path}: deleted, and still there"))),
+    }
+}
+
 async fn approve(run: &Run, machine: &MachineRef, node: &str, names: &[String], addresses: &[String]) -> Done {
     let host = kube::host(node, names, addresses);
     run.api(machine.name(), Ask::ApproveServing { node: &host }).await?;
@@ -442,7 +451,11 @@ async fn forget(machine: &MachineRef, directories: &[String]) -> Done {
     machine
         .exec(Exec::new(["rm", "-rf", "--one-file-system", &lock, STORE]).timeout_ms(CLEAN_TIMEOUT_MS))
         .await?;
-    Ok(())
+    let left = machine.list(STORE).await?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::passing(format!("{STORE} still holds {}", left.join(", "))))
 }
 
 fn owner(name: &str) -> Owner {

@@ -43,7 +43,13 @@ fn set_sysctl(name: String, value: &str) -> Item {
     }
     match path.ok_or_else(|| RemoteError::new(ErrorKind::Invalid, format!("{:?} cannot name a sysctl", item.name))) {
         Ok(path) => match fs::write(&path, value) {
-            Ok(()) => item.changed = true,
+            Ok(()) => {
+                item.changed = true;
+                // Some values are taken without a word and made into others. What cannot be read back is write-only.
+                item.error = read_sysctl(&item.name)
+                    .filter(|found| words(found) != words(value))
+                    .map(|found| RemoteError::failed(format!("{} = {value}: the kernel made it {found}", item.name)));
+            }
             Err(error) => item.error = Some(RemoteError::io(format_args!("{} = {value}", item.name), &error)),
         },
         Err(error) => item.error = Some(error),
@@ -90,6 +96,11 @@ pub(super) async fn modules(names: Vec<String>) -> Result<Vec<Item>, RemoteError
         };
         if !module_present(&item.name) {
             match tool(&["modprobe", "--", &item.name], b"", TOOL_TIMEOUT_MS).await {
+                // `install` lines of modprobe.d may do something else in its place.
+                Ok(_) if !module_present(&item.name) => {
+                    let message = format!("modprobe {} ended well, and the kernel has no such module", item.name);
+                    item.error = Some(RemoteError::failed(message).hint("grep -r install /etc/modprobe.d"));
+                }
                 Ok(_) => item.changed = true,
                 Err(error) => item.error = Some(error),
             }
@@ -191,9 +202,13 @@ pub(super) async fn swap(on: bool) -> Result<Item, RemoteError> {
     } else if !before.is_empty() {
         tool(&["swapoff", "--all"], b"", SWAP_TIMEOUT_MS).await?;
     }
+    let now = procfs::swaps();
+    if !on && !now.is_empty() {
+        return Err(RemoteError::failed("swapoff ended well, and the kernel still swaps"));
+    }
     Ok(Item {
         name: "swap".into(),
-        changed: procfs::swaps() != before,
+        changed: now != before,
         ..Item::default()
     })
 }
@@ -242,6 +257,10 @@ pub(super) async fn user(wanted: UserSpec) -> Result<Item, RemoteError> {
     } else if !output.ok() {
         return Err(failure(&argv, TOOL_TIMEOUT_MS, &output));
     }
+    if Owners::load().user(&wanted.name).is_none() {
+        let message = format!("useradd ended well, and /etc/passwd has no user {}", wanted.name);
+        return Err(RemoteError::failed(message));
+    }
     item.changed = true;
     Ok(item)
 }
@@ -257,6 +276,10 @@ pub(super) async fn user_remove(name: String) -> Result<Item, RemoteError> {
             return Err(RemoteError::new(ErrorKind::Invalid, "will not remove root"));
         }
         tool(&["userdel", "--", &item.name], b"", TOOL_TIMEOUT_MS).await?;
+        if Owners::load().user(&item.name).is_some() {
+            let message = format!("userdel ended well, and /etc/passwd still has {}", item.name);
+            return Err(RemoteError::failed(message));
+        }
         item.changed = true;
     }
     Ok(item)

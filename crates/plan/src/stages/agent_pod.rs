@@ -15,6 +15,7 @@ use crate::want::{Context, Draft, Wanted, sha256};
 
 /// A predecessor drains its connections first; on a busy machine kubelets take their time.
 const READY_TIMEOUT_MS: u64 = 120_000;
+const UNIT_TIMEOUT_MS: u64 = 30_000;
 
 /// Whether the machine's kubelet runs what its manifests say.
 pub(crate) fn has_joined(context: &Context<'_>, machine: &Machine) -> bool {
@@ -61,9 +62,11 @@ pub(crate) fn until_joined(
             argv: agent::until_joined(),
             stdin: None,
             timeout_ms: 10_000,
+            exit_shows: None,
         },
         needs: after.into_iter().collect(),
-        done_when: answers,
+        // Before there is an API there is no answer to await.
+        done_when: [vec![runs_until_joined()], answers].concat(),
         undo: Undo::Manual {
             hint: format!("systemctl stop {}", agent::UNTIL_JOINED),
         },
@@ -71,6 +74,16 @@ pub(crate) fn until_joined(
         essential: machine.is_control_plane(),
     });
     Some(id)
+}
+
+/// systemd-run does not wait for it to say that it is ready.
+fn runs_until_joined() -> Wait {
+    Wait {
+        until: Condition::UnitActive {
+            unit: agent::UNTIL_JOINED.into(),
+        },
+        timeout_ms: UNIT_TIMEOUT_MS,
+    }
 }
 
 /// On a machine that is joining: the Pod relieves the unit as soon as its kubelet runs.

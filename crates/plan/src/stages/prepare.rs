@@ -40,6 +40,8 @@ pub(crate) const SET_BY_PROGRAMS: [&str; 9] = [
 pub(crate) const SET_IN_NAMESPACE: &str = "net.ipv4.conf.all.route_localnet";
 const HOSTS_MARKER: &str = "quorate";
 
+/// Why nothing is awaited after `hostnamectl set-hostname`.
+pub(crate) const HOSTNAME_SET: &str = "hostnamed answers when the kernel has the name";
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "prepare", "machines are ready for the cluster's programs");
     let mut notes = Vec::new();
@@ -173,6 +175,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     stdin: None,
                     timeout_ms: 10_000,
                 },
+                    exit_shows: Some(HOSTNAME_SET.into()),
                 Undo::Manual {
                     hint: format!("hostnamectl set-hostname {}", host.hostname),
                 },

@@ -32,7 +32,7 @@ impl World {
             ["join", "--config", config] => self.join(machine, config),
             ["join", "--config", config, skip] if !skip.contains("etcd-join") => self.admit(machine, config),
             ["join", "--config", _, skip] if skip.contains("kubelet-wait-bootstrap") => self.servers(machine),
-            ["join", "--config", _, _] => self.kubelet_starts(machine),
+            ["join", "--config", _, _] => self.kubelet_starts(machine).map(|()| self.mark_control_plane(machine)),
             ["reset", "--config", _] => self.reset(machine),
             ["certs", "renew", conf, "--config", _] => {
                 machine.put_file(&format!("/etc/kubernetes/{conf}"), client_kubeconfig(0), 0o600);
@@ -94,7 +94,20 @@ impl World {
         for pod in PODS {
             self.pod(machine, pod)?;
         }
-        self.kubelet_starts(machine)
+        self.kubelet_starts(machine)?;
+        self.mark_control_plane(machine);
+        Ok(())
+    }
+
+    /// On the node that its kubelet has registered.
+    fn mark_control_plane(&self, machine: &FakeMachine) {
+        let name = quorate_machine::Machine::name(machine);
+        let mut state = self.state();
+        let node = state
+            .objects
+            .entry(format!("/api/v1/nodes/{name}"))
+            .or_insert_with(|| super::node(name));
+        node["metadata"]["labels"]["node-role.kubernetes.io/control-plane"] = json!("");
     }
 
     fn join(&self, machine: &FakeMachine, config: &str) -> Result<(), String> {

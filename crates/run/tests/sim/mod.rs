@@ -45,6 +45,8 @@ pub struct World {
     pub lazy: std::sync::atomic::AtomicBool,
     /// The next control plane to join dies after its etcd member was added.
     pub dies_in_join: std::sync::atomic::AtomicBool,
+    /// Finalizers keep what is deleted.
+    pub finalized: std::sync::atomic::AtomicBool,
     /// What API servers fail to read just now.
     pub unreadable: Mutex<Option<String>>,
     /// Words of every program that ran on a machine.
@@ -86,6 +88,7 @@ impl Sim {
             state: Mutex::default(),
             lazy: false.into(),
             dies_in_join: false.into(),
+            finalized: false.into(),
             unreadable: Mutex::default(),
             words: Mutex::default(),
         });
@@ -623,7 +626,7 @@ impl World {
         }
         let ready = active(machine, "flanneld.service");
         let mut state = self.state();
-        let node = state.objects.entry(node_path).or_insert_with(|| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}}));
+        let node = state.objects.entry(node_path).or_insert_with(|| self::node(&name));
         if node.pointer("/spec/taints").is_none()
             && let Some(spec) = self.spec.machine(&name)
         {
@@ -712,10 +715,10 @@ impl World {
             })
             .count();
         let nodes = state.objects.values().filter(|object| object["kind"] == "Node").count();
+        let pods = |count: usize| json!({"updatedNumberScheduled": count, "numberReady": count});
         for (path, object) in &mut state.objects {
             match object.get("kind").and_then(Value::as_str) {
                 // It needs no Pod network.
-        let pods = |count: usize| json!({"updatedNumberScheduled": count, "numberReady": count});
                 Some("DaemonSet") if path.ends_with("/kube-proxy") => object["status"] = pods(nodes),
                 Some("Deployment") if ready > 0 => {
                     let replicas = object["spec"]["replicas"].clone();
@@ -859,6 +862,7 @@ impl World {
                 state.objects.insert(path, body());
                 reply(200, body())
             }
+            "DELETE" if self.finalized.load(std::sync::atomic::Ordering::Relaxed) => reply(200, json!({})),
             "DELETE" => match state.objects.remove(path) {
                 Some(_) => reply(200, json!({"status": "Success"})),
                 None => reply(404, json!({"message": "not found"})),
@@ -990,6 +994,11 @@ fn set<const N: usize>(machine: &FakeMachine, sysctls: [(&str, &str); N]) {
 fn active(machine: &FakeMachine, unit: &str) -> bool {
     let state = machine.state();
     state.units.get(unit).is_some_and(|unit| unit.active)
+}
+
+/// As its kubelet registers it.
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}})
 }
 
 fn text(machine: &FakeMachine, path: &str) -> Option<String> {

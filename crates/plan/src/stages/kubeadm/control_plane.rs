@@ -4,18 +4,21 @@ use quorate_spec::{Bootstrap, EtcdTopology, Machine};
 use serde_json::{Value, json};
 
 use super::state::{self, State};
-use super::{forget_node, kubelet, renewal, reset, run, with_token};
+use super::{forget_node, is_gone, kubelet, renewal, reset, run, with_token};
 use crate::components::kubeadm::Founding;
 use crate::components::{kube_proxy, kubeadm, objects};
 use crate::model::*;
 use crate::names::members;
-use crate::stages::{Awaited, Planned, agent_pod, api_server_files, control_plane, etcd as membership, token};
+use crate::stages::{
+    Awaited, Planned, agent_pod, api_server_files, control_plane, etcd as membership, node_path, token,
+};
 use crate::want::{Context, Draft, Wanted, sha256};
 use crate::{json, yaml};
 
 /// A static Pod that is renewed ends in order first; on a busy machine that took more than a minute.
 const READY_TIMEOUT_MS: u64 = 240_000;
 const STAGE: &str = "control-plane";
+const SUPER_ADMIN: &str = "/etc/kubernetes/super-admin.conf";
 const REJOIN: &str = "a control plane leaves with `kubeadm reset`; take its machine out of the cluster file first";
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
@@ -41,8 +44,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         chain = membership::retire(&mut draft, context, &live.members, &members(context.spec), chain);
     }
     let mut admitted = false;
-    for (machine, state) in machines {
     let mut awaited = Vec::new();
+    for (machine, state) in machines {
         let Some(mut wanted) = draft.machine(machine) else {
             continue;
         };
@@ -78,8 +81,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
-    }
         awaited,
+    }
 }
 
 /// The step after which there is an API, if this run founds the cluster.
@@ -255,14 +258,13 @@ fn found(draft: &mut Draft<'_>, machine: &Machine, ready: Option<String>) -> Vec
         why: vec!["only kubeadm init needs it; nobody of system:masters stays on a machine".into()],
         // Not kept, unlike other files a run removes.
         action: Action::Run {
-            argv: ["/usr/bin/rm", "-f", "/etc/kubernetes/super-admin.conf"]
-                .map(str::to_owned)
-                .to_vec(),
+            argv: ["/usr/bin/rm", "-f", SUPER_ADMIN].map(str::to_owned).to_vec(),
             stdin: None,
             timeout_ms: 10_000,
+            exit_shows: None,
         },
         needs: vec![init],
-        done_when: Vec::new(),
+        done_when: vec![is_gone(SUPER_ADMIN)],
         undo: Undo::Nothing {
             because: "`kubeadm init phase kubeconfig super-admin` makes it again from the authority".into(),
         },
@@ -305,9 +307,12 @@ fn join(
     );
     let (needs, pod) = agent_pod::before_kubeadm(draft, &machine.name, chain);
     step.needs = needs;
-    if stacked {
-        step.done_when = vec![member(machine)];
-    }
+    step.done_when = vec![if stacked {
+        member(machine)
+    } else {
+        // kubeadm starts it, and only warns if it could not.
+        kubelet_runs()
+    }];
     draft.push(step);
     let started = draft.id(&machine.name, "servers");
     let mut step = run(
@@ -333,7 +338,7 @@ fn join(
         REJOIN,
     );
     step.needs = vec![asks];
-    step.done_when = pod;
+    step.done_when = [vec![marked(machine)], pod].concat();
     draft.push(step);
     through(draft, machine, kubeadm::JOINING, registered);
     // The next member may come; this machine's servers start meanwhile.
@@ -357,17 +362,33 @@ fn ask_again(id: String, machine: &Machine, needs: Vec<String>) -> Step {
             restart: vec!["kubelet.service".into()],
         },
         needs,
-        done_when: vec![Wait {
-            until: Condition::UnitActive {
-                unit: "kubelet.service".into(),
-            },
-            timeout_ms: READY_TIMEOUT_MS,
-        }],
+        done_when: vec![kubelet_runs()],
         undo: Undo::Nothing {
             because: "it runs as before".into(),
         },
         attempts: 2,
         essential: true,
+    }
+}
+
+fn kubelet_runs() -> Wait {
+    Wait {
+        until: Condition::UnitActive {
+            unit: "kubelet.service".into(),
+        },
+        timeout_ms: READY_TIMEOUT_MS,
+    }
+}
+
+/// kubeadm's phase `mark-control-plane` has labelled the node that the kubelet registered.
+fn marked(machine: &Machine) -> Wait {
+    Wait {
+        until: Condition::Object {
+            path: node_path(&machine.name),
+            pointer: "/metadata/labels/node-role.kubernetes.io~1control-plane".into(),
+            equals: json!(""),
+        },
+        timeout_ms: READY_TIMEOUT_MS,
     }
 }
 
@@ -536,6 +557,17 @@ fn apply(draft: &mut Draft<'_>, context: &Context<'_>, after: &[String]) -> Opti
     if nodes.len() < context.spec.nodes().len() && context.live(kube_proxy::DAEMON_SET).is_some() {
         return None;
     }
+    draft.objects(
+        kube_proxy::NAME,
+        "run kube-proxy on every node",
+        kube_proxy::objects(context.spec, image, &kube_proxy::Shared::of(context)),
+        Vec::new(),
+        after,
+    )?;
+    Some(Awaited {
+        what: kube_proxy::NAME,
+        wait: kube_proxy::ready(&nodes),
+    })
 }
 
 /// A ConfigMap that kubeadm wrote, with what we want in it. Before kubeadm has written it there is nothing to change.
@@ -555,16 +587,5 @@ fn record(context: &Context<'_>, name: &str, key: &str, wanted: &Value) -> Optio
 }
 
 pub(crate) fn config_map(name: &str) -> String {
-    draft.objects(
-        kube_proxy::NAME,
-        "run kube-proxy on every node",
-        kube_proxy::objects(context.spec, image, &kube_proxy::Shared::of(context)),
-        Vec::new(),
-        after,
-    )?;
-    Some(Awaited {
-        what: kube_proxy::NAME,
-        wait: kube_proxy::ready(&nodes),
-    })
     format!("/api/v1/namespaces/kube-system/configmaps/{name}")
 }

@@ -18,11 +18,13 @@ use quorate_spec::Machine;
 
 use crate::components::kubeadm;
 use crate::model::*;
+use crate::paths;
 use crate::want::{Context, Draft};
 
 /// Upstream gives up after four or five minutes by itself, and says why.
 const KUBEADM_TIMEOUT_MS: u64 = 330_000;
 const RESET_TIMEOUT_MS: u64 = 120_000;
+const GONE_TIMEOUT_MS: u64 = 10_000;
 
 /// Whether the machine is part of the cluster, with a kubelet that runs Pods.
 pub(crate) fn has_joined(context: &Context<'_>, machine: &Machine) -> bool {
@@ -45,6 +47,7 @@ pub(crate) fn run(id: String, machine: &str, title: String, why: Vec<String>, wo
             argv: kubeadm::command(words),
             stdin: None,
             timeout_ms: KUBEADM_TIMEOUT_MS,
+            exit_shows: None,
         },
         needs: Vec::new(),
         done_when: Vec::new(),
@@ -58,7 +61,7 @@ pub(crate) fn run(id: String, machine: &str, title: String, why: Vec<String>, wo
 /// last id returned is what the new join needs.
 pub(crate) fn reset(draft: &mut Draft<'_>, machine: &str, data: Option<&str>, mut needs: Vec<String>) -> Vec<String> {
     let essential = data.is_some();
-    let step = |id: String, title: &str, why: &str, argv: Vec<String>, needs: Vec<String>| Step {
+    let step = |id: String, title: &str, why: &str, argv: Vec<String>, gone: &[&str], needs: Vec<String>| Step {
         id,
         machine: machine.into(),
         title: title.into(),
@@ -67,9 +70,10 @@ pub(crate) fn reset(draft: &mut Draft<'_>, machine: &str, data: Option<&str>, mu
             argv,
             stdin: None,
             timeout_ms: RESET_TIMEOUT_MS,
+            exit_shows: None,
         },
         needs,
-        done_when: Vec::new(),
+        done_when: gone.iter().map(|path| is_gone(path)).collect(),
         undo: Undo::Nothing {
             because: "what a join left half-done serves nobody; the next one makes it anew".into(),
         },
@@ -82,6 +86,8 @@ pub(crate) fn reset(draft: &mut Draft<'_>, machine: &str, data: Option<&str>, mu
         "take back a join that did not end",
         "an earlier join ended before it was through",
         kubeadm::command(&["reset", "--config", kubeadm::RESET]),
+        // It only warns of folders that it could not empty.
+        &[paths::KUBELET_CLIENT, &state::kubelet_conf()],
         needs,
     ));
     needs = vec![id];
@@ -93,11 +99,20 @@ pub(crate) fn reset(draft: &mut Draft<'_>, machine: &str, data: Option<&str>, mu
             "empty etcd's data directory",
             "a member that joins again starts without data",
             argv.to_vec(),
+            &[&format!("{data}/member")],
             needs,
         ));
         needs = vec![id];
     }
     needs
+}
+
+/// What a program removes is gone when it has ended.
+pub(crate) fn is_gone(path: &str) -> Wait {
+    Wait {
+        until: Condition::Gone { path: path.into() },
+        timeout_ms: GONE_TIMEOUT_MS,
+    }
 }
 
 /// A Node object of a machine's former life: kubeadm refuses to join beside one that still looks Ready.

@@ -150,6 +150,7 @@ impl Settings {
                 argv: self.reload.iter().map(|word| (*word).to_owned()).collect(),
                 stdin: None,
                 timeout_ms: 60_000,
+                exit_shows: Some("it ends when the settings are read, and with an error if they cannot be".into()),
             },
             Undo::Nothing {
                 because: "the settings are taken back by themselves; the program reads them when it starts again"
