@@ -27,7 +27,7 @@ use quorate_pki::inventory::{self, EtcdRun, Host, Inputs, Inventory};
 use quorate_spec::{Bootstrap, Spec};
 
 pub use components::probe::PORT as PROBE_PORT;
-pub use diff::file_diff;
+pub use diff::{Change, ChangeKind, changes, file_diff};
 pub use model::*;
 pub use names::host_port;
 pub use reset::{SWAP_MARK, reset};

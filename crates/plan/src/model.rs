@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quorate_facts::SecretId;
+use quorate_facts::{FileFacts, SecretId};
 use quorate_pki::inventory::CertificateWanted;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -131,8 +131,10 @@ pub enum Action {
     Block {
         path: String,
         marker: String,
+        /// Empty: the block and its markers go.
         content: String,
-        before: Option<String>,
+        /// Of the whole file.
+        before: Before,
     },
     /// Content-addressed blobs that must be on the machine.
     Blobs {
@@ -171,10 +173,10 @@ pub enum Action {
         argv: Vec<String>,
         stdin: Option<Content>,
         timeout_ms: u64,
-    },
-    /// Membership of etcd, asked of the member on `machine`.
         /// Why success by its exit status is all there is to await, where that is so; else the step has conditions.
         exit_shows: Option<String>,
+    },
+    /// Membership of etcd, asked of the member on `machine`.
     EtcdAddLearner {
         name: String,
         peer_url: String,
@@ -319,6 +321,21 @@ pub enum Before {
         owner: String,
         mode: u32,
     },
+}
+
+impl Before {
+    /// Text that may be shown, else its hash.
+    pub(crate) fn of(found: Option<&FileFacts>) -> Self {
+        match found.filter(|found| found.exists()) {
+            None => Self::Absent,
+            Some(found) => match &found.text {
+                Some(text) if !crate::secrets::holds_credentials(text) => Self::Text { text: text.clone() },
+                _ => Self::Hash {
+                    sha256: found.sha256.clone().unwrap_or_default(),
+                },
+            },
+        }
+    }
 }
 
 /// A condition, and how long it may take.

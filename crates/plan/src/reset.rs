@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::components::agent;
 use crate::model::*;
-use crate::stages::HOSTNAME_SET;
+use crate::stages::{HOSTNAME_SET, HOSTS};
 use crate::{paths, queries};
 
 /// Folders whose whole content is Quorate's or the cluster's, in the order of removal.
@@ -194,21 +194,20 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             restart: vec![],
         },
     );
-    if let Some(block) = host
-        .files
-        .get("/etc/hosts")
+    let hosts = host.files.get(HOSTS);
+    if hosts
         .and_then(|file| file.text.as_deref())
-        .and_then(|text| crate::stages::block_of(text, "quorate"))
+        .is_some_and(|text| crate::stages::block_of(text, "quorate").is_some())
     {
         push(
             "hosts",
             "remove the block in /etc/hosts",
             vec!["the block is Quorate's".into()],
             Action::Block {
-                path: "/etc/hosts".into(),
+                path: HOSTS.into(),
                 marker: "quorate".into(),
                 content: String::new(),
-                before: Some(block),
+                before: Before::of(hosts),
             },
         );
     }
@@ -264,8 +263,8 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
             Action::Run {
                 argv: vec!["hostnamectl".into(), "set-hostname".into(), name.into()],
                 stdin: None,
-                exit_shows: Some(HOSTNAME_SET.into()),
                 timeout_ms: 10_000,
+                exit_shows: Some(HOSTNAME_SET.into()),
             },
         );
     }

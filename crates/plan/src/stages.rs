@@ -18,7 +18,9 @@ mod token;
 pub(crate) use control_plane::{ControlPlane, api_server_files, control_plane_flags, etcd_servers, join_nets, level};
 pub(crate) use kubeadm::config_map;
 pub(crate) use nodes::node_path;
-pub(crate) use prepare::{AT_LEAST, HOSTNAME_SET, SET_BY_PROGRAMS, SET_IN_NAMESPACE, block_of, own_settings};
+pub(crate) use prepare::{
+    AT_LEAST, HOSTNAME_SET, HOSTS, SET_BY_PROGRAMS, SET_IN_NAMESPACE, block_of, own_settings, with_block,
+};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;
@@ -32,8 +34,6 @@ use crate::want::Context;
 pub(crate) struct Planned {
     pub(crate) stage: Stage,
     pub(crate) notes: Vec<Note>,
-}
-
     pub(crate) awaited: Vec<Awaited>,
 }
 
@@ -41,6 +41,8 @@ pub(crate) struct Planned {
 pub(crate) struct Awaited {
     pub(crate) what: &'static str,
     pub(crate) wait: Wait,
+}
+
 type StagePlanner = fn(&Context<'_>) -> Planned;
 
 /// In the order on the machines.
@@ -87,7 +89,7 @@ impl From<Stage> for Planned {
         Self {
             stage,
             notes: Vec::new(),
+            awaited: Vec::new(),
         }
     }
-            awaited: Vec::new(),
 }

@@ -330,13 +330,12 @@ impl<'a> Wanted<'a> {
             };
             return Some((reason, before));
         }
-        let before = match &found.text {
-            Some(text) if !content.is_secret() && !crate::secrets::holds_credentials(text) => {
-                Before::Text { text: text.clone() }
-            }
-            _ => Before::Hash {
+        let before = if content.is_secret() {
+            Before::Hash {
                 sha256: found.sha256.clone().unwrap_or_default(),
-            },
+            }
+        } else {
+            Before::of(Some(found))
         };
         Some((format!("{path} differs"), before))
     }

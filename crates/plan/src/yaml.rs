@@ -10,9 +10,13 @@ pub(crate) fn parse(text: &str) -> Value {
 }
 
 pub(crate) fn render(value: &Value) -> String {
-    let mut text = String::from(HEADER);
+    format!("{HEADER}{}", plain(value))
+}
+
+/// Without the line that says who wrote it.
+pub(crate) fn plain(value: &Value) -> String {
     // A `Value` has string keys and finite numbers only, so serialising cannot fail.
-    text.push_str(&serde_saphyr::to_string(value).unwrap_or_default());
+    let mut text = serde_saphyr::to_string(value).unwrap_or_default();
     if !text.ends_with('\n') {
         text.push('\n');
     }

@@ -38,10 +38,11 @@ pub(crate) const SET_BY_PROGRAMS: [&str; 9] = [
 ];
 /// The same in a network namespace of its own (kube-proxy in iptables mode).
 pub(crate) const SET_IN_NAMESPACE: &str = "net.ipv4.conf.all.route_localnet";
+pub(crate) const HOSTS: &str = "/etc/hosts";
 const HOSTS_MARKER: &str = "quorate";
-
 /// Why nothing is awaited after `hostnamectl set-hostname`.
 pub(crate) const HOSTNAME_SET: &str = "hostnamed answers when the kernel has the name";
+
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(context, "prepare", "machines are ready for the cluster's programs");
     let mut notes = Vec::new();
@@ -147,7 +148,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         if context.spec.host.hosts {
             let found = host
                 .files
-                .get("/etc/hosts")
+                .get(HOSTS)
                 .and_then(|file| file.text.as_deref())
                 .unwrap_or_default();
             if block_of(found, HOSTS_MARKER).as_deref() != Some(hosts.as_str()) {
@@ -156,10 +157,10 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     "name the machines in /etc/hosts",
                     vec!["the managed block in /etc/hosts differs".into()],
                     Action::Block {
-                        path: "/etc/hosts".into(),
+                        path: HOSTS.into(),
                         marker: HOSTS_MARKER.into(),
                         content: hosts.clone(),
-                        before: block_of(found, HOSTS_MARKER),
+                        before: Before::of(host.files.get(HOSTS)),
                     },
                     Undo::Kept,
                 ));
@@ -174,8 +175,8 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                     argv: vec!["hostnamectl".into(), "set-hostname".into(), machine.name.clone()],
                     stdin: None,
                     timeout_ms: 10_000,
-                },
                     exit_shows: Some(HOSTNAME_SET.into()),
+                },
                 Undo::Manual {
                     hint: format!("hostnamectl set-hostname {}", host.hostname),
                 },
@@ -193,11 +194,11 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     Planned {
         stage: draft.stage,
         notes,
+        awaited: Vec::new(),
     }
 }
 
 fn directories(wanted: &mut Wanted<'_>) {
-        awaited: Vec::new(),
     wanted.directory(paths::BIN, "root", 0o755);
     wanted.directory(paths::QUORATE, "root", 0o700);
     let spec = wanted.context.spec;
@@ -358,6 +359,36 @@ pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("# BEGIN {marker}\n"))?;
     rest.split_once(&format!("# END {marker}"))
         .map(|(block, _)| block.to_owned())
+}
+
+/// The text with the block in it, in place of the one that is there or at the end; empty content takes block and markers
+/// away. As `machine` writes it (a test of crate run compares).
+pub(crate) fn with_block(text: &str, marker: &str, content: &str) -> String {
+    let (begin, end) = (format!("# BEGIN {marker}"), format!("# END {marker}"));
+    let (mut at, mut from, mut old) = (0, None, None);
+    for line in text.split_inclusive('\n') {
+        let bare = line.strip_suffix('\n').unwrap_or(line);
+        match from {
+            None if bare == begin => from = Some(at),
+            Some(from) if bare == end => {
+                old = Some(from..at + line.len());
+                break;
+            }
+            _ => {}
+        }
+        at += line.len();
+    }
+    let (before, after) = old.map_or((text, ""), |old| (&text[..old.start], &text[old.end..]));
+    let mut made = before.to_owned();
+    if !content.is_empty() {
+        if !made.is_empty() && !made.ends_with('\n') {
+            made.push('\n');
+        }
+        let line_end = if content.ends_with('\n') { "" } else { "\n" };
+        made.push_str(&format!("{begin}\n{content}{line_end}{end}\n"));
+    }
+    made.push_str(after);
+    made
 }
 
 /// Settings of the machine's own programs.

@@ -15,7 +15,7 @@ pub(crate) struct PlanArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Show every reason, and the content of new files too.
+    /// Show every reason, and the content of new files and objects too.
     #[arg(long)]
     full: bool,
     /// Print what fits into the ranges, and how large machines should be; no machine is needed.
@@ -49,10 +49,10 @@ pub(crate) async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     }
     let session = cluster::session(&loaded, &args.connect, Purpose::Plan).await?;
     let (_, plan) = cluster::plan(&session).await?;
+    let detail = if args.full { Detail::Full } else { Detail::Normal };
     if args.output == Form::Json {
-        crate::out!("{}", serde_json::to_string_pretty(&plan)?);
+        crate::out!("{}", serde_json::to_string_pretty(&show::json(&plan, detail)?)?);
     } else {
-        let detail = if args.full { Detail::Full } else { Detail::Normal };
         crate::out!("{}", show::plan(&plan, detail).trim_end());
         crate::err!("{}", show::notes(&plan.notes).trim_end());
     }

@@ -112,7 +112,7 @@ impl Settings {
                     path: (*path).into(),
                     marker: MARKER.into(),
                     content: wanted.clone().unwrap_or_default(),
-                    before: found,
+                    before: Before::of(host.files.get(*path)),
                 };
                 add(
                     &format!("block-{index}"),
