@@ -152,9 +152,9 @@ fn control_units(wanted: &mut Wanted<'_>) {
     ]
     .map(etc)
     .to_vec();
+    // Not `apiserver.crt`: a server reads its own certificate anew when the file changes.
     inputs.extend(
         [
-            "apiserver.crt",
             "ca.crt",
             "etcd/ca.crt",
             "front-proxy-ca.crt",
