@@ -161,8 +161,11 @@ fn voters(live: &[EtcdMember]) -> BTreeSet<String> {
 
 /// Voters that do not answer.
 fn absent(context: &Context<'_>, live: &[EtcdMember]) -> BTreeSet<String> {
-    let silent = |found: &&EtcdMember| !found.learner && !(found.healthy && context.facts.reachable(&found.name));
-    live.iter().filter(silent).map(|found| found.name.clone()).collect()
+    let answers = |name: &str| {
+        let found = live.iter().find(|found| found.name == name);
+        found.is_some_and(|found| found.healthy && context.facts.reachable(name))
+    };
+    voters(live).into_iter().filter(|name| !answers(name)).collect()
 }
 
 /// Whether a member may be away for as long as it restarts. Where all others are there it must be, quorum or not.
