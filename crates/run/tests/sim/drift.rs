@@ -96,7 +96,7 @@ impl Sim {
         if self.world.state().members.len() < 3 || !self.world.has_quorum_without(name) {
             return None;
         }
-        self.world.state().members.retain(|member| member.id != id);
+        self.world.state().remove(id);
         self.world.settle();
         Some("removed from etcd".into())
     }

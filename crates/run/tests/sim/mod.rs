@@ -57,6 +57,8 @@ pub struct World {
 #[derive(Clone, Default)]
 struct State {
     members: Vec<Member>,
+    /// Peer addresses of those that were removed: nobody talks to them any more.
+    removed: BTreeSet<String>,
     next_id: u64,
     objects: BTreeMap<String, Value>,
     images: BTreeMap<String, BTreeSet<String>>,
@@ -72,6 +74,17 @@ struct Member {
     learner: bool,
     /// It was there once: without data it starts no more.
     started: bool,
+}
+
+impl State {
+    fn remove(&mut self, id: u64) {
+        let (removed, left) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|member| member.id == id);
+        self.members = left;
+        let removed: Vec<Member> = removed;
+        self.removed.extend(removed.into_iter().map(|member| member.peer));
+    }
 }
 
 impl Sim {
@@ -600,7 +613,7 @@ impl World {
                     }
                 }
                 assert!(
-                    state.members.iter().any(|member| member.peer == own),
+                    state.members.iter().any(|member| member.peer == own) || state.removed.contains(&own),
                     "{name} starts a second cluster"
                 );
             }
@@ -863,7 +876,7 @@ impl World {
             }
             "/v3/cluster/member/remove" => {
                 let id: u64 = body["ID"].as_str()?.parse().ok()?;
-                state.members.retain(|member| member.id != id);
+                state.remove(id);
                 Some(reply(200, json!({"header": header})))
             }
             _ => refused("unknown"),
