@@ -129,7 +129,10 @@ impl Sim {
 fn ours(machine: &FakeMachine, is: impl Fn(&str, &FakeKind) -> bool) -> Vec<String> {
     let state = machine.state();
     let files = state.files.iter().filter(|(path, file)| {
-        !path.starts_with("/var/lib/quorate") && !path.starts_with("/var/lib/etcd") && is(path, &file.kind)
+        !path.starts_with("/var/lib/quorate")
+            && !path.starts_with("/run/quorate")
+            && !path.starts_with("/var/lib/etcd")
+            && is(path, &file.kind)
     });
     files.map(|(path, _)| path.clone()).collect()
 }
