@@ -25,12 +25,13 @@ pub(crate) fn overlay(found: Value, wanted: &Value) -> Value {
 fn find(wanted: &Value, live: &Value, path: &mut String) -> Option<String> {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => wanted.iter().find_map(|(key, value)| {
+            let is_entry = is_map(path.rsplit('.').next().unwrap_or_default());
             let length = path.len();
             path.push('.');
             path.push_str(key);
             let found = match live.get(key) {
                 Some(live) => find(value, live, path),
-                None if is_empty(value) => None,
+                None if !is_entry && is_empty(key, value) => None,
                 None => Some(format!("{} is missing", path.trim_start_matches('.'))),
             };
             path.truncate(length);
@@ -50,13 +51,19 @@ fn find(wanted: &Value, live: &Value, path: &mut String) -> Option<String> {
     }
 }
 
+/// Where keys are the user's: an empty value says something.
+fn is_map(field: &str) -> bool {
+    ["labels", "annotations", "matchLabels", "nodeSelector", "data"].contains(&field)
+}
+
 /// The server drops empty values and `false`.
-fn is_empty(value: &Value) -> bool {
+fn is_empty(field: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(value) => !value,
         Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Object(fields) if is_map(field) => fields.is_empty(),
+        Value::Object(fields) => fields.iter().all(|(field, value)| is_empty(field, value)),
         Value::String(text) => text.is_empty(),
         Value::Number(_) => false,
     }
@@ -77,6 +84,17 @@ mod tests {
             ),
             json!({"a": {"b": 1, "c": [3]}, "d": 2, "e": true})
         );
+    }
+
+    #[test]
+    fn a_label_without_a_value_is_missed_and_an_empty_field_is_not() {
+        let wanted = json!({"metadata": {"labels": {"role": ""}}, "spec": {"note": "", "more": {"on": false}}});
+        let missing = |live| difference(&wanted, &live);
+        assert_eq!(missing(json!({"metadata": {"labels": {"role": ""}}, "spec": {}})), None);
+        let label = Some("metadata.labels.role is missing".to_owned());
+        assert_eq!(missing(json!({"metadata": {"labels": {}}, "spec": {}})), label);
+        let labels = Some("metadata.labels is missing".to_owned());
+        assert_eq!(missing(json!({"metadata": {}})), labels);
     }
 
     #[test]
