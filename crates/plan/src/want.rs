@@ -459,7 +459,19 @@ impl<'a> Wanted<'a> {
             return vec!["its key does not exist".into()];
         };
         found.key_matches = Some(found_key.spki_sha256 == found.spki_sha256);
-        read::differences(wanted, &found, &ca, self.context.facts.taken_unix)
+        let mut differences = read::differences(wanted, &found, &ca, self.context.facts.taken_unix);
+        // Whoever could read a key may have it.
+        let owner = &wanted.owner.user;
+        for (path, mode) in [(certificate, 0o644), (key, 0o600)] {
+            let found = self.host.files.get(path);
+            if let Some(found) = found.filter(|found| found.owner != *owner || found.mode != mode) {
+                differences.push(format!(
+                    "{path} is {}:{:o}, wanted {owner}:{mode:o}",
+                    found.owner, found.mode
+                ));
+            }
+        }
+        differences
     }
 
     /// An authority's certificate below `folder`, and its key where the inventory says so.
