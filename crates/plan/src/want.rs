@@ -613,6 +613,15 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// A unit that a step before this one stops runs afterwards.
+    pub(crate) fn start_stopped(&mut self, name: &str) {
+        self.units.restart.retain(|unit| unit != name);
+        if !self.disturbs(name) {
+            self.because("units", format!("{name} was stopped"));
+            self.units.start.push(name.into());
+        }
+    }
+
     /// Whether the machine's step will start or restart this unit.
     pub(crate) fn disturbs(&self, unit: &str) -> bool {
         self.units

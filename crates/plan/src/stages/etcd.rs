@@ -15,6 +15,8 @@ use crate::want::{Context, Draft, Wanted};
 
 /// A member answers within a second or two of starting; a quorum that waits for a slow disk may take longer.
 const START_TIMEOUT_MS: u64 = 60_000;
+/// Some gigabytes on a slow disk.
+const FORGET_TIMEOUT_MS: u64 = 60_000;
 
 pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let mut draft = Draft::new(
@@ -32,10 +34,19 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
     let unused = was_never_used(context);
     let live = context.facts.cluster.etcd.as_ref();
     let known = |member: &Member| live.and_then(|live| live.members.iter().find(|found| is(found, member)));
-    // etcd has room for one learner: who is one already comes through before another is added.
-    reached.sort_by_key(|machine| !known(&member_of(machine)).is_some_and(|found| found.learner));
+    // etcd has room for one learner: who is one already comes through before another is added. Who is down is started before
+    // others restart.
+    reached.sort_by_key(|machine| {
+        let learner = known(&member_of(machine)).is_some_and(|found| found.learner);
+        let healthy = known(&member_of(machine)).is_some_and(|found| found.healthy);
+        (!learner, runs(context, machine), healthy)
+    });
     // One change of membership, and one restart, at a time: each step needs the one before it.
     let mut chain: Vec<String> = Vec::new();
+    let mut started: Vec<String> = Vec::new();
+    // Who votes when a member restarts, and who of these may not answer.
+    let mut voters: BTreeSet<String> = live.map(|live| voters(&live.members)).unwrap_or_default();
+    let mut absent = live.map(|live| absent(context, &live.members)).unwrap_or_default();
     for machine in reached {
         let Some(mut wanted) = draft.machine(machine) else {
             continue;
@@ -43,6 +54,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         let member = member_of(machine);
         files(&mut wanted);
         let data = has_data(context, machine);
+        let mut forgotten = false;
         let joining = match (live, known(&member)) {
             (None, _) if !anyone_has_data || (!data && unused) => {
                 bootstrap(&mut wanted, &wanted_members, context, false);
@@ -62,6 +74,10 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             (None, _) | (Some(_), Some(EtcdMember { healthy: true, .. })) => false,
             (Some(_), Some(found)) if data && !found.name.is_empty() => false,
             (Some(live), found) => {
+                if data {
+                    chain = forget(&mut draft, context, &member.name, chain);
+                    forgotten = true;
+                }
                 chain = join(&mut draft, context, &live.members, found, &member, chain);
                 let present: Vec<Member> = live
                     .members
@@ -84,8 +100,16 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
             format!("{}/pki/ca.crt", paths::ETCD),
         ];
         wanted.unit("etcd.service", &text, &inputs.each_ref().map(String::as_str));
+        if forgotten {
+            wanted.start_stopped("etcd.service");
+        }
         let disturbs = wanted.disturbs("etcd.service");
-        let serial = joining || (wanted.restarts_any() && live.is_some());
+        let rolling = wanted.restarts_any() && live.is_some();
+        if rolling && !bears(&voters, &absent, &member.name) {
+            notes.push(left_alone(machine, &voters, &absent));
+            continue;
+        }
+        let serial = joining || rolling;
         if !joining {
             wanted.wait(
                 Condition::EtcdMember {
@@ -94,9 +118,21 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 START_TIMEOUT_MS,
             );
         }
-        let last = draft.add(wanted, if serial { &chain } else { &[] });
-        if let Some(last) = last.filter(|_| serial && disturbs) {
-            chain = vec![last];
+        let after = if rolling {
+            chain.iter().chain(&started).cloned().collect()
+        } else if joining {
+            chain.clone()
+        } else {
+            Vec::new()
+        };
+        if let Some(last) = draft.add(wanted, &after).filter(|_| disturbs) {
+            if serial {
+                chain = vec![last];
+            } else if live.is_some() {
+                started.push(last);
+            }
+            absent.remove(&member.name);
+            voters.insert(member.name.clone());
         }
         if joining {
             chain = promote(
@@ -116,6 +152,83 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
         stage: draft.stage,
         notes,
     }
+}
+
+fn voters(live: &[EtcdMember]) -> BTreeSet<String> {
+    let voters = live.iter().filter(|found| !found.learner);
+    voters.map(|found| found.name.clone()).collect()
+}
+
+/// Voters that do not answer.
+fn absent(context: &Context<'_>, live: &[EtcdMember]) -> BTreeSet<String> {
+    let answers = |name: &str| {
+        let found = live.iter().find(|found| found.name == name);
+        found.is_some_and(|found| found.healthy && context.facts.reachable(name))
+    };
+    voters(live).into_iter().filter(|name| !answers(name)).collect()
+}
+
+/// Whether a member may be away for as long as it restarts. Where all others are there it must be, quorum or not.
+fn bears(voters: &BTreeSet<String>, absent: &BTreeSet<String>, member: &str) -> bool {
+    let others = voters.iter().filter(|name| *name != member);
+    let (missing, present): (Vec<_>, Vec<_>) = others.partition(|name| absent.contains(*name));
+    missing.is_empty() || present.len() > voters.len() / 2
+}
+
+fn left_alone(machine: &Machine, voters: &BTreeSet<String>, absent: &BTreeSet<String>) -> Note {
+    let names: Vec<&str> = absent.iter().map(String::as_str).collect();
+    Note {
+        machine: Some(machine.name.clone()),
+        message: format!(
+            "etcd would have to restart here, and of {} members {} does not answer: the quorum would be lost meanwhile, so all of it is left for later",
+            voters.len(),
+            names.join(", ")
+        ),
+        hint: Some(
+            "bring the silent member back, or take it out of the cluster file; then run `quorate apply` again".into(),
+        ),
+    }
+}
+
+/// What a member that was removed still has: with it, it would only learn that it was.
+fn forget(draft: &mut Draft<'_>, context: &Context<'_>, machine: &str, chain: Vec<String>) -> Vec<String> {
+    let step = |id: &str, title: &str, why: &str, action: Action, needs: Vec<String>| Step {
+        id: id.into(),
+        machine: machine.into(),
+        title: title.into(),
+        why: vec![why.into()],
+        action,
+        needs,
+        done_when: Vec::new(),
+        undo: Undo::Nothing {
+            because: "what a former member has serves nobody; it gets all of it again from the others".into(),
+        },
+        attempts: 2,
+        essential: true,
+    };
+    let stop = draft.id(machine, "stop");
+    let action = Action::Units {
+        reload: false,
+        enable: Vec::new(),
+        disable: Vec::new(),
+        stop: vec!["etcd.service".into()],
+        start: Vec::new(),
+        restart: Vec::new(),
+    };
+    let why = format!("{machine} is no member, and its etcd has the data of one");
+    draft.push(step(&stop, "stop etcd", &why, action, chain));
+    let id = draft.id(machine, "forget-data");
+    let data = context.spec.etcd.data_dir.as_str();
+    let action = Action::Run {
+        argv: ["/usr/bin/find", data, "-mindepth", "1", "-delete"]
+            .map(str::to_owned)
+            .to_vec(),
+        stdin: None,
+        timeout_ms: FORGET_TIMEOUT_MS,
+    };
+    let why = "a member that joins again starts without data";
+    draft.push(step(&id, "empty etcd's data directory", why, action, vec![stop]));
+    vec![id]
 }
 
 fn files(wanted: &mut Wanted<'_>) {
@@ -322,6 +435,12 @@ fn was_never_used(context: &Context<'_>) -> bool {
             .host(&machine.name)
             .is_some_and(|host| !host.files.get(&api_server).is_some_and(|file| file.exists()))
     })
+}
+
+fn runs(context: &Context<'_>, machine: &Machine) -> bool {
+    let host = context.facts.host(&machine.name);
+    host.and_then(|host| host.units.get("etcd.service"))
+        .is_some_and(|unit| unit.is_active())
 }
 
 /// etcd makes `member/` on its first start and never without.
