@@ -249,6 +249,7 @@ impl World {
             peer: format!("https://{}:2380", address.unwrap_or_default()),
             name,
             learner,
+            started: true,
         }
     }
 

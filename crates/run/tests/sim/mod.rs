@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test program uses a part
 
+pub mod drift;
 pub mod kubeadm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +55,8 @@ pub struct World {
 #[derive(Clone, Default)]
 struct State {
     members: Vec<Member>,
+    /// Peer addresses of those that were removed: nobody talks to them any more.
+    removed: BTreeSet<String>,
     next_id: u64,
     objects: BTreeMap<String, Value>,
     images: BTreeMap<String, BTreeSet<String>>,
@@ -65,6 +68,19 @@ struct Member {
     name: String,
     peer: String,
     learner: bool,
+    /// It was there once: without data it starts no more.
+    started: bool,
+}
+
+impl State {
+    fn remove(&mut self, id: u64) {
+        let (removed, left) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|member| member.id == id);
+        self.members = left;
+        let removed: Vec<Member> = removed;
+        self.removed.extend(removed.into_iter().map(|member| member.peer));
+    }
 }
 
 impl Sim {
@@ -185,13 +201,18 @@ impl Sim {
 
     pub async fn apply_with(&self, events: &Listener) -> (Plan, Outcome) {
         let plan = self.plan().await;
+        let outcome = self.carry_out(&plan, events).await;
+        (plan, outcome)
+    }
+
+    pub async fn carry_out(&self, plan: &Plan, events: &Listener) -> Outcome {
         let (session, options) = (self.session(), options());
         let outcome = self
-            .while_time_passes(session.execute(&plan, &options, events))
+            .while_time_passes(session.execute(plan, &options, events))
             .await
             .unwrap();
         self.world.settle();
-        (plan, outcome)
+        outcome
     }
 
     pub async fn while_time_passes<T>(&self, work: impl Future<Output = T>) -> T {
@@ -514,7 +535,15 @@ impl World {
     fn start_etcd(&self, machine: &FakeMachine) {
         let name = quorate_machine::Machine::name(machine).to_owned();
         let member_dir = format!("{}/member", self.spec.etcd.data_dir);
-        if !active(machine, "etcd.service") || machine.state().files.contains_key(&member_dir) {
+        if !active(machine, "etcd.service") {
+            return;
+        }
+        if machine.state().files.contains_key(&member_dir) {
+            // "the member has been permanently removed from the cluster"
+            let is_member = self.state().members.iter().any(|member| member.name == name);
+            if let Some(unit) = machine.state().units.get_mut("etcd.service").filter(|_| !is_member) {
+                unit.active = false;
+            }
             return;
         }
         let Some(bootstrap) = text(machine, "/etc/etcd/bootstrap.env") else {
@@ -547,19 +576,21 @@ impl World {
                             name: name.clone(),
                             peer: peer.clone(),
                             learner: false,
+                            started: false,
                         });
                     }
                 }
                 assert!(
-                    state.members.iter().any(|member| member.peer == own),
+                    state.members.iter().any(|member| member.peer == own) || state.removed.contains(&own),
                     "{name} starts a second cluster"
                 );
-            } else {
-                match state.members.iter_mut().find(|member| member.peer == own) {
-                    Some(member) => member.name = name,
-                    // It ends with an error: it is not in the list.
-                    None => return,
-                }
+            }
+            match state.members.iter_mut().find(|member| member.peer == own) {
+                // "member … has already been bootstrapped": one without memory would let the others forget.
+                Some(member) if member.started => return,
+                Some(member) => (member.name, member.started) = (name, true),
+                // It ends with an error: it is not in the list.
+                None => return,
             }
         }
         let mut state = machine.state();
@@ -792,6 +823,7 @@ impl World {
                     name: String::new(),
                     peer: body["peerURLs"][0].as_str()?.to_owned(),
                     learner: true,
+                    started: false,
                 });
                 Some(reply(200, json!({"header": header})))
             }
@@ -811,7 +843,7 @@ impl World {
             }
             "/v3/cluster/member/remove" => {
                 let id: u64 = body["ID"].as_str()?.parse().ok()?;
-                state.members.retain(|member| member.id != id);
+                state.remove(id);
                 Some(reply(200, json!({"header": header})))
             }
             _ => refused("unknown"),
