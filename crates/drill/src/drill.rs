@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use judge::Findings;
 
 use crate::Error;
-use crate::fault::{DEADMAN_MARGIN, Injection};
+use crate::fault::{AFTER_THE_CLUSTER, BEFORE_THE_CLUSTER, DEADMAN_MARGIN, Injection};
 use crate::measure::{Series, contested_ms, reigns};
 use crate::observe::{LEASES, Observer, Seen};
 use crate::power::{Deadman, Power};
@@ -182,7 +182,7 @@ impl Drill {
         if !report.ok() {
             let failed: Vec<String> = report
                 .failed()
-                .map(|check| format!("{} {}: {}", check.name, check.target, check.detail))
+                .map(|check| format!("{} {}: {} ({})", check.name, check.target, check.detail, check.hint))
                 .collect();
             return Err(Error::Refused(format!(
                 "the cluster is not well, so a drill would show nothing: {}",

@@ -24,6 +24,13 @@ pub trait Power: Send + Sync {
 /// Disarms when dropped.
 pub struct Deadman(Option<Child>);
 
+impl Deadman {
+    /// Somebody outside the machine sees to it; else it comes back by itself.
+    pub fn watches(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl Drop for Deadman {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {

@@ -93,6 +93,8 @@ pub enum Fault {
     Script {
         inject: &'static str,
         revert: &'static str,
+        /// It is still there after a restart of the machine.
+        lasting: bool,
     },
     /// The power goes and comes back.
     PowerCut,
@@ -314,7 +316,7 @@ mod tests {
     fn every_fault_can_be_taken_back() {
         for scenario in all() {
             for part in scenario.parts {
-                if let Fault::Script { inject, revert }
+                if let Fault::Script { inject, revert, .. }
                 | Fault::Applied {
                     inject,
                     otherwise: revert,

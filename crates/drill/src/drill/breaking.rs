@@ -43,20 +43,26 @@ echo '{machine} could not be uncordoned' >&2
 exit 1";
 
 /// Files are written in place: owner and mode stay.
-const EXPIRE: &str = "kept=/run/quorate-drill/kept-{unit}
+const EXPIRE: &str = "kept=/var/lib/quorate/drill/kept-{unit}
+[ ! -e $kept ] || { echo 'an earlier drill of this certificate was not taken back' >&2; exit 1; }
 umask 077; mkdir -p $kept
 cat > $kept/new
-cp {certificate} $kept/crt; cp {key} $kept/key.new; mv $kept/key.new $kept/key
+cp {certificate} $kept/crt; cp {key} $kept/key.new
+sync $kept/crt $kept/key.new
+mv $kept/key.new $kept/key
+sync $kept
 sed -n '/BEGIN CERTIFICATE/,/END CERTIFICATE/p' $kept/new > {certificate}
 sed -n '/PRIVATE KEY/,/PRIVATE KEY/p' $kept/new > {key}
 rm $kept/new
 again {unit}";
-const UNEXPIRE: &str = "kept=/run/quorate-drill/kept-{unit}
+const UNEXPIRE: &str = "kept=/var/lib/quorate/drill/kept-{unit}
 if [ -e $kept/crt ] && [ -e $kept/key ]; then
   cat $kept/crt > {certificate}; cat $kept/key > {key}
-  rm -rf $kept
+  sync {certificate} {key}
   again {unit}
-fi";
+  rm $kept/key
+fi
+rm -rf $kept";
 
 /// An agent in a static Pod stays away only without its kubelet.
 fn planned_stop(spec: &Spec) -> String {
@@ -77,18 +83,27 @@ impl Drill {
         for (number, (name, fault)) in parts.iter().enumerate() {
             self.go_on()?;
             match fault {
-                Fault::Script { inject, revert } => {
-                    let injection = self.injection(name, number, inject, revert).await?;
+                Fault::Script {
+                    inject,
+                    revert,
+                    lasting,
+                } => {
+                    let mut injection = self.injection(name, number, inject, revert).await?;
+                    if *lasting {
+                        injection = injection.lasting(BEFORE_THE_CLUSTER);
+                    }
                     injection.arm(after).await?;
                     broken.push(Broken::Script(injection));
                 }
                 Fault::Expired { certificate, unit } => {
                     let injection = self.expired(name, number, certificate, unit).await?;
+                    let injection = injection.lasting(BEFORE_THE_CLUSTER);
                     injection.arm(after).await?;
                     broken.push(Broken::Script(injection));
                 }
                 Fault::Applied { inject, otherwise } => {
                     let injection = self.injection(name, number, inject, otherwise).await?;
+                    let injection = injection.lasting(BEFORE_THE_CLUSTER);
                     injection.arm(after).await?;
                     broken.push(Broken::Applied(injection));
                 }
@@ -104,7 +119,11 @@ impl Drill {
                     let deadman = self.power_deadman(name, after)?;
                     let stop = planned_stop(&self.session.spec);
                     let stopped = self.injection(name, number, &stop, PLANNED_START).await?;
-                    let stopped = stopped.within(STOPPED_WITHIN);
+                    let mut stopped = stopped.within(STOPPED_WITHIN);
+                    if !deadman.watches() {
+                        // The node stays cordoned over a restart.
+                        stopped = stopped.lasting(AFTER_THE_CLUSTER);
+                    }
                     // For an operator who vanishes before the power goes; afterwards the timer is gone with it.
                     stopped.arm(after).await?;
                     broken.push(Broken::Planned {
@@ -335,5 +354,70 @@ impl Drill {
         via.exec_ok(Exec::new(argv).stdin(kubeconfig).timeout_ms(DRAIN_TIMEOUT_MS))
             .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell::Shell;
+
+    /// A certificate and its key where the scripts look for them.
+    fn machine() -> Arc<Shell> {
+        let shell = Shell::new();
+        shell.write("data/crt", "good certificate");
+        shell.write("data/key", "good key");
+        shell.program(
+            "systemctl",
+            r#"case "$*" in *restart*) echo again >>DIR/restarts ;; esac"#,
+        );
+        shell.program("systemd-run", "");
+        Arc::new(shell)
+    }
+
+    fn expired(shell: &Arc<Shell>) -> Injection {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml").unwrap();
+        let fill = |text: &str| {
+            let at = |name: &str| shell.path(name).display().to_string();
+            text.replace("{certificate}", &at("data/crt"))
+                .replace("{key}", &at("data/key"))
+                .replace("{unit}", "etcd")
+        };
+        let (inject, revert) = (fill(EXPIRE), fill(UNEXPIRE));
+        let (machine, id) = (shell.machine("m1"), "d1-0".to_owned());
+        let on = &spec.machines[0];
+        let made = Injection::new(&spec, on, machine, id, &inject, &revert, "eth0", "quorate", false);
+        let pem = "-----BEGIN CERTIFICATE-----\nold\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nold\n-----END PRIVATE KEY-----\n";
+        made.lasting(BEFORE_THE_CLUSTER).input(pem.into())
+    }
+
+    fn is_as_before(shell: &Shell, when: &str) {
+        assert_eq!(shell.read("data/crt"), "good certificate", "{when}");
+        assert_eq!(shell.read("data/key"), "good key", "{when}");
+        assert!(!shell.path("lasting/kept-etcd").exists(), "{when}");
+        assert_eq!(shell.left_at_boot(), 0, "{when}");
+        assert_eq!(shell.read("restarts"), "again\nagain\n", "{when}");
+    }
+
+    #[tokio::test]
+    async fn an_expired_certificate_is_replaced_by_the_good_one_also_after_a_restart() {
+        let shell = machine();
+        let injection = expired(&shell);
+        injection.arm(Duration::from_secs(38)).await.unwrap();
+        injection.inject().await.unwrap().unwrap();
+        assert!(shell.read("data/crt").contains("old") && shell.read("data/key").contains("old"));
+        assert!(injection.inject().await.is_err(), "the good one is not forgotten");
+        shell.restart();
+        is_as_before(&shell, "at boot");
+        injection.revert().await.unwrap();
+        is_as_before(&shell, "once is enough");
+
+        let shell = machine();
+        let injection = expired(&shell);
+        injection.arm(Duration::from_secs(38)).await.unwrap();
+        injection.inject().await.unwrap().unwrap();
+        injection.revert().await.unwrap();
+        is_as_before(&shell, "by the operator");
     }
 }

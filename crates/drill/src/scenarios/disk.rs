@@ -5,7 +5,8 @@ use crate::scenario::Need;
 
 /// The member's data moves to a small file system of its own, is served from there while that is full, and moves back
 /// with everything it acknowledged meanwhile. Once the copy is whole, and marked so, it is what counts; before, what was
-/// there is.
+/// there is. A restart in between loses the copy: what was there must not start then, for a member that forgets what it
+/// acknowledged can make others lose it, too. So it is put aside first.
 const FILL: &str = "data=$(readlink -f {data}); aside=/run/quorate-drill/etcd
 mounted() { grep -q \"^quorate-drill $1 \" /proc/mounts; }
 if mounted $aside || mounted $data || [ -e $aside.copied ] || [ -e $data/quorate-drill.old ]; then
@@ -17,11 +18,13 @@ size=$(($(du -sm $data | cut -f1) + 24))
 mount -t tmpfs -o size=${size}m,mode=700 quorate-drill $aside
 cp -a $data/. $aside/
 touch $aside.copied
+mv $data/member $data/quorate-drill.old
+sync $data
 mount --bind $aside $data
 dd if=/dev/zero of=$data/quorate-drill.fill bs=64k 2>/dev/null || true
 systemctl start --no-block etcd";
 /// May be ended anywhere and begun again: there is always one whole copy that the next one finds, and what was there
-/// before goes last.
+/// before goes last. After a restart there is none.
 const EMPTY: &str = "data=$(readlink -f {data}); aside=/run/quorate-drill/etcd
 mounted() { grep -q \"^quorate-drill $1 \" /proc/mounts; }
 if [ -e $aside.copied ]; then
@@ -41,7 +44,7 @@ if [ -e $aside.copied ]; then
 fi
 if mounted $aside; then umount $aside; fi
 if [ -e $data/quorate-drill.old ]; then
-  [ -e $data/member ] || { echo \"$data has no member; what it was is in quorate-drill.old there\" >&2; exit 1; }
+  [ -e $data/member/wal ] || echo 'the etcd member of {machine} lost its data when the machine restarted in the middle of a drill: `quorate apply` makes it a member again' >&2
   rm -rf $data/quorate-drill.old
 fi
 start etcd";
@@ -85,20 +88,22 @@ const ROOT_FULL: &str = "free=$(df --output=avail -B1M /var | tail -1)
 fallocate -l $((free - 1))M /var/quorate-drill.fill";
 const ROOT_EMPTY: &str = "rm -f /var/quorate-drill.fill; start etcd";
 
-/// How far the clock is from the time since the start tells whether it is ahead: no matter how often it is taken back.
-const AHEAD: &str = "mark=/run/quorate-drill/clock
+/// How far the clock is from the time since the start tells whether it is ahead: no matter how often it is taken back. The
+/// hardware's clock stays right (the kernel sets it only while NTP does), so that a restart leaves NTP switched off, no more.
+const AHEAD: &str = "mark=/var/lib/quorate/drill/clock
 [ ! -e $mark ] || { echo 'an earlier drill of this clock was not taken back' >&2; exit 1; }
 step() { echo $(($(date +%s) - $(cut -d. -f1 /proc/uptime))); }
 ntp=$(timedatectl show --property=NTP --value 2>/dev/null) || ntp=no
-echo ${ntp:-no} $(step) > $mark.new
+echo ${ntp:-no} $(step) $(cat /proc/sys/kernel/random/boot_id) > $mark.new
 mv $mark.new $mark
+sync $mark ${mark%/*}
 if [ ${ntp:-no} = yes ]; then timedatectl set-ntp false; fi
 date -s '+1 hour' >/dev/null";
-const IN_STEP: &str = "mark=/run/quorate-drill/clock
+const IN_STEP: &str = "mark=/var/lib/quorate/drill/clock
 step() { echo $(($(date +%s) - $(cut -d. -f1 /proc/uptime))); }
 if [ -e $mark ]; then
-  read -r ntp before < $mark
-  if [ $(($(step) - before)) -gt 1800 ]; then date -s '-1 hour' >/dev/null; fi
+  read -r ntp before boot < $mark
+  if [ $boot = $(cat /proc/sys/kernel/random/boot_id) ] && [ $(($(step) - before)) -gt 1800 ]; then date -s '-1 hour' >/dev/null; fi
   if [ $ntp = yes ]; then timedatectl set-ntp true; fi
   rm $mark
 fi";
@@ -120,7 +125,7 @@ pub(super) const ALL: [Scenario; 7] = [
             "root-disk-full",
             15,
             "the file system under / is full on a control plane without the VIP",
-            &[script(Target::VipBackup, ROOT_FULL, ROOT_EMPTY)],
+            &[lasting(Target::VipBackup, ROOT_FULL, ROOT_EMPTY)],
             ELECTION,
         )
     },
@@ -161,7 +166,7 @@ pub(super) const ALL: [Scenario; 7] = [
             "etcd-disk-full",
             15,
             "the file system under a following etcd member is full",
-            &[script(Target::EtcdFollower, FILL, EMPTY)],
+            &[lasting(Target::EtcdFollower, FILL, EMPTY)],
             ELECTION,
         )
     },
@@ -171,7 +176,7 @@ pub(super) const ALL: [Scenario; 7] = [
             "clock-skewed",
             18,
             "a control plane's clock is an hour ahead",
-            &[script(Target::VipBackup, AHEAD, IN_STEP)],
+            &[lasting(Target::VipBackup, AHEAD, IN_STEP)],
             UNSEEN,
         )
     },

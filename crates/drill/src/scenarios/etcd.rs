@@ -15,7 +15,10 @@ start etcd";
 const UNWIPE: &str = "if [ -d {data}/quorate-drill.kept ] && [ ! -e {data}/member/wal ]; then
   stop etcd; rm -rf {data}/member; mv {data}/quorate-drill.kept {data}/member
 fi
-rm -rf {data}/quorate-drill.kept
+if [ -d {data}/quorate-drill.kept ]; then
+  echo 'what the etcd member of {machine} had before a drill is gone, for it has begun anew: if it is no member now, `quorate apply` makes it one again' >&2
+  rm -rf {data}/quorate-drill.kept
+fi
 start etcd";
 
 pub(super) const ALL: [Scenario; 8] = [

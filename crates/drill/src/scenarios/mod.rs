@@ -81,7 +81,23 @@ const fn one(name: &'static str, row: u8, what: &'static str, parts: &'static [P
 const fn script(target: Target, inject: &'static str, revert: &'static str) -> Part {
     Part {
         target,
-        fault: Fault::Script { inject, revert },
+        fault: Fault::Script {
+            inject,
+            revert,
+            lasting: false,
+        },
+    }
+}
+
+/// One that a restart of the machine does not end.
+const fn lasting(target: Target, inject: &'static str, revert: &'static str) -> Part {
+    Part {
+        target,
+        fault: Fault::Script {
+            inject,
+            revert,
+            lasting: true,
+        },
     }
 }
 

@@ -1,13 +1,16 @@
 //! What the scripts do, on machines that only pretend.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::scenario::{Around, PRELUDE, find};
+use crate::fault::{BEFORE_THE_CLUSTER, Injection};
+use crate::scenario::{Around, PRELUDE, all, find};
 use crate::shell::Shell;
 
 /// Of the only part of a scenario.
 fn scripts(name: &str) -> (String, String) {
     match find(name).unwrap().parts[0].fault {
-        Fault::Script { inject, revert } => (format!("{PRELUDE}{inject}\n"), format!("{PRELUDE}{revert}\n")),
+        Fault::Script { inject, revert, .. } => (format!("{PRELUDE}{inject}\n"), format!("{PRELUDE}{revert}\n")),
         _ => panic!("{name} is no script"),
     }
 }
@@ -130,6 +133,160 @@ fn an_etcd_disk_that_was_not_filled_to_the_end_keeps_what_it_had() {
     }
 }
 
+/// As an operator who dies right after it breaks something, and then the machine loses its power.
+async fn broken_and_restarted(shell: Arc<Shell>, name: &str) -> Arc<Shell> {
+    let (inject, revert) = match find(name).unwrap().parts[0].fault {
+        Fault::Script {
+            inject,
+            revert,
+            lasting: true,
+        }
+        | Fault::Applied {
+            inject,
+            otherwise: revert,
+        } => (inject, revert),
+        _ => panic!("{name} is not lasting"),
+    };
+    let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n";
+    let (spec, _) = quorate_spec::load(text, "cluster.yaml").unwrap();
+    shell.program("systemd-run", "");
+    let (machine, id) = (shell.machine("m1"), "d1-0".to_owned());
+    let injection = Injection::new(
+        &spec,
+        &spec.machines[0],
+        machine,
+        id,
+        inject,
+        revert,
+        "eth0",
+        "quorate",
+        false,
+    );
+    let injection = injection.lasting(BEFORE_THE_CLUSTER);
+    injection.arm(Duration::from_secs(38)).await.unwrap();
+    injection.inject().await.unwrap().unwrap();
+    shell.restart();
+    assert_eq!(shell.left_at_boot(), 0, "{name}");
+    shell
+}
+
+/// What is not memory's, a mount's or a process's: files that are written, moved or filled, and settings that are kept.
+#[test]
+fn faults_that_are_on_disk_are_known_as_lasting() {
+    let lasting: Vec<&str> = all()
+        .filter(|scenario| {
+            scenario.parts.iter().any(|part| match part.fault {
+                Fault::Script { lasting, .. } => lasting,
+                Fault::Applied { .. } | Fault::Expired { .. } => true,
+                Fault::PowerCut | Fault::PlannedRestart => false,
+            })
+        })
+        .map(|scenario| scenario.name)
+        .collect();
+    assert_eq!(
+        lasting,
+        [
+            "etcd-data-wiped",
+            "root-disk-full",
+            "etcd-disk-full",
+            "clock-skewed",
+            "api-server-certificate-expired",
+            "etcd-peer-certificate-expired"
+        ]
+    );
+    for part in all().flat_map(|scenario| scenario.parts) {
+        if let Fault::Script {
+            inject, lasting: false, ..
+        } = part.fault
+        {
+            let on_disk = ["mv", "cp", "fallocate", "set-ntp", "disable", "mask"];
+            assert!(
+                !inject.split_whitespace().any(|word| on_disk.contains(&word)),
+                "{inject}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn wiped_data_is_given_back_at_boot_unless_the_member_began_anew() {
+    let shell = broken_and_restarted(Arc::new(member()), "etcd-data-wiped").await;
+    is_as_before(&shell, "one", "it had not begun");
+
+    let shell = Arc::new(member());
+    // etcd makes what it had not.
+    shell.program(
+        "systemctl",
+        r#"case "$*" in *is-active*) exit 3 ;; *start*) echo started >DIR/etcd; /bin/mkdir -p DIR/data/member; [ -e DIR/data/member/wal ] || echo new >DIR/data/member/wal ;; esac"#,
+    );
+    let shell = broken_and_restarted(shell, "etcd-data-wiped").await;
+    assert_eq!(shell.read("data/member/wal"), "new\n", "never two histories");
+    assert!(!shell.path("data/quorate-drill.kept").exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_was_full_when_the_power_went_has_room_again() {
+    let shell = Shell::new();
+    shell.program("systemctl", "exit 3");
+    shell.program("df", "printf 'Avail\n100\n'");
+    shell.program("fallocate", "echo full >DIR/var.fill");
+    let shell = broken_and_restarted(Arc::new(shell), "root-disk-full").await;
+    assert!(!shell.path("var.fill").exists());
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_when_the_power_went_is_kept_by_ntp_again_and_left_alone() {
+    let shell = Shell::new();
+    shell.write("uptime", "1000.25 900.0\n");
+    shell.write("clock", "50000");
+    shell.write("ntp", "yes");
+    shell.program(
+        "date",
+        r#"case $1 in -s) echo "$2" >>DIR/steps ;; *) cat DIR/clock ;; esac"#,
+    );
+    shell.program(
+        "timedatectl",
+        // As long as it is off the machine counts as started an hour later, whatever its clock says.
+        r#"case $1 in show) cat DIR/ntp ;; *) echo $2 >DIR/ntp; echo 99999 >DIR/clock ;; esac"#,
+    );
+    let shell = broken_and_restarted(Arc::new(shell), "clock-skewed").await;
+    assert_eq!(shell.read("ntp"), "true\n");
+    assert_eq!(shell.read("steps"), "+1 hour\n", "the hardware's clock was never ahead");
+}
+
+/// What a member acknowledged on the file system that is gone, the data from before does not have.
+#[test]
+fn a_member_that_served_from_a_full_disk_when_the_power_went_starts_without_data_or_with_all_of_it() {
+    let (fill, empty) = scripts("etcd-disk-full");
+    let (mut kept, mut lost) = (0, 0);
+    for way in ["before", "during", "after"] {
+        for call in 1.. {
+            let shell = member();
+            let when = format!("{way} {call}");
+            runs(&shell, &fill, &when);
+            let over = calls(&shell) < call;
+            let served = shell.read("etcd") == "started\n";
+            shell.restart();
+            for _ in 0..2 {
+                assert!(runs(&shell, &empty, ""), "{when}");
+                assert_eq!(shell.read("etcd"), "started\n", "{when}");
+                assert!(!shell.path("data/quorate-drill.old").exists(), "{when}");
+            }
+            if shell.path("data/member").exists() {
+                assert!(!served, "{when}: it forgot what it acknowledged");
+                is_as_before(&shell, "one", &when);
+                kept += 1;
+            } else {
+                lost += 1;
+            }
+            if over {
+                break;
+            }
+        }
+    }
+    assert!(kept > 10 && lost > 3, "{kept} {lost}");
+}
+
 #[test]
 fn a_full_etcd_disk_that_cannot_be_unmounted_loses_nothing() {
     let (fill, empty) = scripts("etcd-disk-full");
@@ -195,7 +352,7 @@ esac"#,
         assert_eq!((shell.read("clock").trim(), shell.read("ntp").trim()), ("50000", "yes"));
     }
     // Ended between the mark and the step.
-    shell.write("run/clock", "no 49000\n");
+    shell.write("lasting/clock", "no 49000 first\n");
     assert!(run(&in_step));
     assert_eq!((shell.read("clock").trim(), shell.read("ntp").trim()), ("50000", "yes"));
 }

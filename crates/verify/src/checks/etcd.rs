@@ -36,7 +36,11 @@ pub(crate) async fn checks(cluster: &Cluster<'_>) -> Vec<Check> {
         let finding = match status {
             Err(error) => fail(
                 error.clone(),
-                format!("on {}: {}", member.name, cluster.logs_of("etcd")),
+                format!(
+                    "on {}: {}; one that lost its data `quorate apply` makes a member again",
+                    member.name,
+                    cluster.logs_of("etcd")
+                ),
             ),
             Ok(status) if status.cluster_id != first_cluster => fail(
                 "belongs to another etcd cluster",
