@@ -19,7 +19,8 @@ use judge::Findings;
 
 use crate::Error;
 use crate::fault::{AFTER_THE_CLUSTER, BEFORE_THE_CLUSTER, DEADMAN_MARGIN, Injection};
-use crate::measure::{Series, contested_ms, reigns};
+use crate::holders::{self, Times};
+use crate::measure::{Series, reigns};
 use crate::observe::{LEASES, Observer, Seen};
 use crate::power::{Deadman, Power};
 use crate::probe::{self, Kind, monotonic_us};
@@ -30,8 +31,8 @@ use crate::target;
 
 /// Clients are watched this long before anything is broken.
 const CALM: Duration = Duration::from_millis(1_500);
-/// Two owners of the VIP are noticed by their advertisements; what is seen is as fine as the looks at it.
-const CONTESTED_MS: u64 = 500;
+/// Who led may have died in the scenario before: what happens to its lease is none of the next one's doing.
+const LED_WITHIN: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT_MS: u64 = 60_000;
 const NAMESPACE_GONE_WITHIN: Duration = Duration::from_secs(60);
 const KUBECTL: &str = "/opt/quorate/bin/kubectl";
@@ -316,7 +317,7 @@ impl Drill {
         .await;
         let observer = Observer::start(session, self.apis(held.identity, &targets));
         tokio::select! {
-            () = sleep(CALM) => {}
+            () = calm => {}
             () = self.options.stop.stopped() => {}
         }
 
@@ -339,6 +340,10 @@ impl Drill {
                 self.tell(Event::Broken {
                     name: run.name(),
                     machines: targets.clone(),
+        let calm = async {
+            sleep(CALM).await;
+            let _ = tokio::time::timeout(LED_WITHIN, observer.led()).await;
+        };
                 });
                 tokio::select! {
                     () = sleep(hold) => {}

@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod coverage;
 mod drill;
 mod fault;
+mod holders;
 pub mod late;
 pub mod measure;
 mod observe;

@@ -151,14 +151,14 @@ pub fn reigns(mut sights: Vec<Sight>) -> Vec<Reign> {
     reigns
 }
 
-/// The longest time since `since_us` in which several held it at once, ms.
-pub fn contested_ms(reigns: &[Reign], since_us: i64, end_us: i64) -> u64 {
-    let ends = reigns.iter().skip(1).map(|reign| reign.at_us).chain([end_us]);
+/// The longest time between these moments in which several held it at once, ms.
+pub fn contested_ms(reigns: &[Reign], since_us: i64, until_us: i64) -> u64 {
+    let ends = reigns.iter().skip(1).map(|reign| reign.at_us).chain([until_us]);
     let longest = reigns
         .iter()
         .zip(ends)
         .filter(|(reign, _)| reign.holders.len() > 1)
-        .map(|(reign, end)| end - reign.at_us.max(since_us))
+        .map(|(reign, end)| end.min(until_us) - reign.at_us.max(since_us))
         .max();
     longest.map_or(0, ms)
 }
@@ -325,5 +325,7 @@ mod tests {
         ]);
         assert_eq!(contested_ms(&seen, 0, 2_000_000), 800);
         assert_eq!(contested_ms(&seen, 700_000, 2_000_000), 200);
+        assert_eq!(contested_ms(&seen, 0, 300_000), 200);
+        assert_eq!(contested_ms(&seen, 1_000_000, 2_000_000), 0);
     }
 }

@@ -11,6 +11,7 @@ use quorate_spec::Spec;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
+use crate::holders::Held;
 use crate::measure::Sight;
 use crate::probe::monotonic_us;
 
@@ -31,8 +32,8 @@ pub(crate) struct Observer {
 pub(crate) struct Seen {
     pub(crate) vip: Vec<Sight>,
     pub(crate) etcd: Vec<Sight>,
-    /// Lease → (when, holder), on change.
-    pub(crate) leases: BTreeMap<&'static str, Vec<(i64, String)>>,
+    /// By lease, on change.
+    pub(crate) leases: BTreeMap<&'static str, Vec<Held>>,
 }
 
 impl Observer {
@@ -71,6 +72,17 @@ impl Observer {
         };
         seen.vip.push(sight.clone());
         seen.etcd.push(sight);
+    }
+
+    /// Returns once every lease was seen to be renewed by who holds it.
+    pub(crate) async fn led(&self) {
+        let renews = |held: &Vec<Held>| held.last().is_some_and(|held| held.renews);
+        while !LEASES
+            .iter()
+            .all(|name| lock(&self.seen).leases.get(name).is_some_and(renews))
+        {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -116,6 +128,7 @@ async fn leader(machine: MachineRef, spec: Arc<Spec>, seen: Arc<Mutex<Seen>>) {
 
 async fn leases(apis: Vec<Api>, seen: Arc<Mutex<Seen>>) {
     let mut turn = 0;
+    let mut renewed: BTreeMap<&str, String> = BTreeMap::new();
     loop {
         for name in LEASES {
             let Some(api) = apis.get(turn % apis.len().max(1)) else {
@@ -125,16 +138,18 @@ async fn leases(apis: Vec<Api>, seen: Arc<Mutex<Seen>>) {
             let asked = monotonic_us();
             match tokio::time::timeout(PATIENCE, api.get(&path)).await {
                 Ok(Ok(Some(lease))) => {
-                    let holder = lease
-                        .pointer("/spec/holderIdentity")
-                        .and_then(Value::as_str)
-                        .unwrap_or_default();
-                    // `m1_0f3c…`: the host name, and what tells two processes on it apart.
-                    let holder = holder.split('_').next().unwrap_or_default().to_owned();
+                    let text = |pointer: &str| lease.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+                    let holder = text("/spec/holderIdentity").to_owned();
+                    let before = renewed.insert(name, text("/spec/renewTime").to_owned());
                     let mut seen = lock(&seen);
                     let held = seen.leases.entry(name).or_default();
-                    if held.last().is_none_or(|(_, last)| *last != holder) {
-                        held.push(((asked + monotonic_us()) / 2, holder));
+                    match held.last_mut() {
+                        Some(last) if last.holder == holder => last.renews |= before.as_ref() != renewed.get(name),
+                        _ => held.push(Held {
+                            at_us: (asked + monotonic_us()) / 2,
+                            holder,
+                            renews: false,
+                        }),
                     }
                 }
                 _ => turn += 1,

@@ -128,8 +128,26 @@ pub struct Limits {
     pub watch_worst_ms: Option<u64>,
     /// Longest time in which no write was acknowledged, ms.
     pub write_outage_ms: Option<u64>,
+    /// How often the VIP may move, from the fault until all is well again.
+    pub vip: Moves,
+    /// Longest time in which two machines have it while the fault is there, ms.
+    pub vip_shared_ms: Option<u64>,
+    /// How often a lease of controller managers or schedulers may go to another process. One whose holder the fault ends must
+    /// do so in time ([`crate::holders::takeover`]).
+    pub leases: Moves,
     /// Seconds from the end of the fault until every check holds.
     pub recovery_s: u64,
+}
+
+/// How often something may pass from one holder to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moves {
+    Reported,
+    Never,
+    /// Never, unless its holder is one of the machines the fault is on.
+    WithItsHolder(u64),
+    AtMost(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -194,7 +212,45 @@ impl Limits {
             reused_outage_ms: None,
             watch_worst_ms: None,
             write_outage_ms: None,
+            vip: Moves::Reported,
+            vip_shared_ms: None,
+            leases: Moves::Reported,
             recovery_s,
+        }
+    }
+
+    pub(crate) const fn vip(self, moves: Moves, shared_ms: Option<u64>) -> Self {
+        Self {
+            vip: moves,
+            vip_shared_ms: shared_ms,
+            ..self
+        }
+    }
+
+    pub(crate) const fn leases(self, moves: Moves) -> Self {
+        Self { leases: moves, ..self }
+    }
+}
+
+impl std::fmt::Display for Moves {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Reported => f.write_str("reported"),
+            Self::Never => f.write_str("stays"),
+            Self::WithItsHolder(times) => write!(f, "{times}× with its holder"),
+            Self::AtMost(times) => write!(f, "{times}×"),
+        }
+    }
+}
+
+impl Moves {
+    /// `None`: as often as it may.
+    pub(crate) fn allowed(self, is_holder_broken: bool) -> Option<u64> {
+        match self {
+            Self::Reported => None,
+            Self::Never => Some(0),
+            Self::WithItsHolder(times) => Some(if is_holder_broken { times } else { 0 }),
+            Self::AtMost(times) => Some(times),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Which machines a scenario is about, found out right before.
 
-use std::collections::BTreeMap;
-
 use futures_util::future::join_all;
 use quorate_machine::{Request, Response};
 use quorate_run::{Session, etcd};
@@ -9,6 +7,7 @@ use quorate_spec::Spec;
 use serde_json::Value;
 
 use crate::Error;
+use crate::holders::host;
 use crate::scenario::Target;
 
 /// `on`: the machine of this run of an each-scenario.
@@ -118,23 +117,16 @@ async fn lease_holder(session: &Session, name: &str) -> Result<Option<String>, E
         .pointer("/spec/holderIdentity")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let host = holder.split('_').next().unwrap_or_default();
-    // The lease has the host name, the cluster file the machine's.
-    let known: BTreeMap<&str, &str> = session
-        .spec
-        .machines
-        .iter()
-        .flat_map(|machine| {
-            [
-                (machine.name.as_str(), machine.name.as_str()),
-                (
-                    machine.name.split('.').next().unwrap_or_default(),
-                    machine.name.as_str(),
-                ),
-            ]
-        })
-        .collect();
-    Ok(known.get(host).map(|name| (*name).to_owned()))
+    Ok(machine_of(&session.spec, holder))
+}
+
+/// The machine of a lease's holder (`m1_0f3c…`), which names its host; the cluster file's name may be longer.
+pub(crate) fn machine_of(spec: &Spec, holder: &str) -> Option<String> {
+    let host = host(holder);
+    let mut machines = spec.machines.iter();
+    machines
+        .find(|machine| machine.name == host || machine.name.split('.').next() == Some(host))
+        .map(|machine| machine.name.clone())
 }
 
 #[cfg(test)]

@@ -142,25 +142,28 @@ impl Drill {
             .collect();
         for name in LEASES {
             let held = seen.leases.get(name).into_iter().flatten();
-            outcome.leader.extend(held.map(|(at_us, holder)| Leader {
+            outcome.leader.extend(held.map(|held| Leader {
                 of: name.into(),
-                at_ms: since(*at_us),
-                leader: holder.clone(),
+                at_ms: since(held.at_us),
+                leader: holders::host(&held.holder).to_owned(),
             }));
         }
 
         let spec = &self.session.spec;
-        clients(
-            &scenario.limits_on(spec),
-            !scenario.takes_api_away(spec),
-            outcome,
-            findings,
-        );
-        let contested = contested_ms(&vip, reverted_us, monotonic_us());
-        if contested > CONTESTED_MS {
-            findings.why.push(format!(
-                "VIP held by two machines after the fault: {contested} ms, the limit is {CONTESTED_MS} ms"
-            ));
+        let limits = scenario.limits_on(spec);
+        clients(&limits, !scenario.takes_api_away(spec), outcome, findings);
+        let times = Times {
+            fault_us,
+            ended_us: cuts_us.iter().copied().max().unwrap_or(fault_us),
+            reverted_us,
+            end_us: monotonic_us(),
+        };
+        let broken = &outcome.details.targets;
+        findings.why.extend(holders::vip(&limits, &vip, broken, times));
+        for (name, held) in &seen.leases {
+            findings
+                .why
+                .extend(holders::lease(scenario, &limits, spec, name, held, broken, times));
         }
     }
 

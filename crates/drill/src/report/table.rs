@@ -1,6 +1,7 @@
 //! The table for terminals.
 
 use super::{Outcome, Report};
+use crate::observe::LEASES;
 
 /// Lines of equal columns, header first; what did not hold, was skipped or allowed follows its line.
 pub fn table(report: &Report) -> Vec<String> {
@@ -51,6 +52,7 @@ fn header() -> Vec<String> {
         "GREEN AFTER",
         "VIP",
         "ETCD LEADER",
+        "LEASES",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -88,7 +90,22 @@ fn row(outcome: &Outcome) -> Vec<String> {
                 .map(|leader| leader.leader.as_str())
                 .collect(),
         ),
+        leases(outcome),
     ]
+}
+
+/// Those that moved: `kube-scheduler m1→m3 after 17.1 s`.
+fn leases(outcome: &Outcome) -> String {
+    let mut moved: Vec<String> = Vec::new();
+    for name in LEASES {
+        let held = outcome.leader.iter().filter(|leader| leader.of == name);
+        let held: Vec<_> = held.filter(|leader| !leader.leader.is_empty()).collect();
+        moved.extend(held.windows(2).filter(|pair| pair[1].at_ms > 0).map(|pair| {
+            let after = pair[1].at_ms as f64 / 1_000.0;
+            format!("{name} {}→{} after {after:.1} s", pair[0].leader, pair[1].leader)
+        }));
+    }
+    moved.join(", ")
 }
 
 pub(super) fn ms(ms: u64) -> String {
@@ -96,5 +113,39 @@ pub(super) fn ms(ms: u64) -> String {
         format!("{ms} ms")
     } else {
         format!("{:.1} s", ms as f64 / 1_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Leader;
+
+    #[test]
+    fn leases_that_moved_are_shown_with_old_and_new_holder() {
+        let leader = |of: &str, at_ms: i64, leader: &str| Leader {
+            of: of.into(),
+            at_ms,
+            leader: leader.into(),
+        };
+        let outcome = Outcome {
+            leader: vec![
+                leader("etcd", -1_500, "m1"),
+                leader("etcd", 300, "m2"),
+                leader("kube-controller-manager", -1_600, "m1"),
+                leader("kube-controller-manager", -200, "m2"),
+                leader("kube-scheduler", -1_500, "m1"),
+                leader("kube-scheduler", 9_511, ""),
+                leader("kube-scheduler", 10_990, "m3"),
+            ],
+            ..Outcome::default()
+        };
+        assert_eq!(leases(&outcome), "kube-scheduler m1→m3 after 11.0 s");
+        let report = Report {
+            cluster: "demo".into(),
+            scenarios: vec![outcome],
+        };
+        let line = &table(&report)[1];
+        assert!(line.ends_with("  kube-scheduler m1→m3 after 11.0 s"), "{line}");
     }
 }

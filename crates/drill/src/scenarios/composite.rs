@@ -14,7 +14,7 @@ pub(super) const ALL: [Scenario; 2] = [
                 power_cut(Target::VipHolder),
                 script(Target::Worker, "signal KILL kubelet", "start kubelet"),
             ],
-            UNSEEN,
+            super::power::OFF,
         )
     },
     Scenario {

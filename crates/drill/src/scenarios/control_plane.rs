@@ -8,6 +8,9 @@ const BACK_AGAIN: &str = "start kube-apiserver";
 /// Its neighbours want it: when one of them restarts meanwhile, systemd starts it again and calls the stop canceled.
 const STOPPED: &str = "stop kube-apiserver || true";
 
+/// Longer than it takes another one to get the lease: whoever is killed is not to get it back.
+const LEASE_TAKEN: Duration = Duration::from_secs(26);
+
 pub(super) const ALL: [Scenario; 7] = [
     Scenario {
         short: true,
@@ -67,7 +70,7 @@ pub(super) const ALL: [Scenario; 7] = [
         )
     },
     Scenario {
-        hold: Duration::from_secs(20),
+        hold: LEASE_TAKEN,
         needs: &[Need::Units, Need::ThreeControlPlanes],
         ..one(
             "controller-manager-leader-killed",
@@ -82,7 +85,7 @@ pub(super) const ALL: [Scenario; 7] = [
         )
     },
     Scenario {
-        hold: Duration::from_secs(20),
+        hold: LEASE_TAKEN,
         needs: &[Need::Units, Need::ThreeControlPlanes],
         ..one(
             "scheduler-leader-killed",

@@ -12,7 +12,8 @@ mod vip;
 
 use std::time::Duration;
 
-use crate::scenario::{Fault, Limits, Part, Scenario, Target};
+use crate::holders::CONTESTED_MS;
+use crate::scenario::{Fault, Limits, Moves, Part, Scenario, Target};
 
 pub(crate) const FAMILIES: [&[Scenario]; 9] = [
     &control_plane::ALL,
@@ -37,8 +38,13 @@ const UNSEEN: Limits = Limits {
     reused_outage_ms: Some(2_000),
     watch_worst_ms: Some(2_000),
     write_outage_ms: Some(2_000),
+    vip: Moves::Never,
+    vip_shared_ms: Some(CONTESTED_MS),
+    leases: Moves::WithItsHolder(1),
     recovery_s: 120,
 };
+/// The VIP goes with its holder, and may come back.
+const WITH_ITS_HOLDER: Moves = Moves::WithItsHolder(2);
 /// A hung server is found by its health check: interval, timeout and two failures. One that waits for a hung etcd member
 /// says so itself, two to four seconds later.
 const HUNG: Limits = Limits {

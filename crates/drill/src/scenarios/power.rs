@@ -7,8 +7,10 @@ use crate::scenario::Need;
 const PLANNED: Limits = Limits {
     new_worst_ms: Some(250),
     new_outage_ms: Some(250),
-    ..UNSEEN
+    ..OFF
 };
+/// A machine without power holds nothing.
+pub(super) const OFF: Limits = UNSEEN.vip(WITH_ITS_HOLDER, Some(CONTESTED_MS));
 
 pub(super) const ALL: [Scenario; 6] = [
     Scenario {
@@ -19,7 +21,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "a control plane loses its power, one after the other",
             &[power_cut(Target::EachControlPlane)],
-            UNSEEN,
+            OFF,
         )
     },
     Scenario {
@@ -29,7 +31,7 @@ pub(super) const ALL: [Scenario; 6] = [
             7,
             "the VIP's holder loses its power",
             &[power_cut(Target::VipHolder)],
-            UNSEEN,
+            OFF,
         )
     },
     one(
