@@ -10,6 +10,7 @@ use crate::scenario::{self, Around};
 /// Endless; the same seed on the same cluster gives the same walk.
 pub struct Walk {
     runs: Vec<Run>,
+    seed: u64,
     state: u64,
 }
 
@@ -20,7 +21,15 @@ impl Walk {
             .filter(|scenario| !scenario.takes_api_away(spec) && scenario.skipped(spec, around).is_none())
             .collect();
         let runs = expand(spec, &suitable);
-        (!runs.is_empty()).then_some(Self { runs, state: seed })
+        (!runs.is_empty()).then_some(Self {
+            runs,
+            seed,
+            state: seed,
+        })
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -47,21 +56,45 @@ impl Iterator for Walk {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::scenario::{Fault, Part, Target};
 
-    const CLUSTER: &str = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  kubernetes: {version: v1.36.3}\n  endpoint: {vip: 10.0.0.100, port: 8443, on: control-planes}\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n    - {name: m2, address: 10.0.0.2, roles: [control-plane]}\n    - {name: m3, address: 10.0.0.3, roles: [control-plane]}\n    - {name: m4, address: 10.0.0.4, roles: [worker]}\n";
+    /// `control_planes` of them and a worker; `more` of the cluster file; `etcd` machines of etcd's own.
+    fn cluster(control_planes: usize, etcd: usize, more: &str) -> Spec {
+        let mut text =
+            format!("apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {{name: demo}}\nspec:\n{more}  machines:\n");
+        for (letter, role, count) in [
+            ("m", "control-plane", control_planes),
+            ("e", "etcd", etcd),
+            ("w", "worker", 1),
+        ] {
+            for number in 1..=count {
+                let address = format!("10.0.{}.{number}", letter.as_bytes()[0]);
+                text.push_str(&format!(
+                    "    - {{name: {letter}{number}, address: {address}, roles: [{role}]}}\n"
+                ));
+            }
+        }
+        let loaded = quorate_spec::load(&text, "cluster.yaml");
+        loaded.unwrap_or_else(|findings| panic!("{text}{findings:?}")).0
+    }
 
-    #[test]
-    fn a_seed_is_a_walk_that_keeps_a_quorum() {
-        let (spec, _) = quorate_spec::load(CLUSTER, "cluster.yaml").unwrap();
-        let around = Around {
+    fn around() -> Around {
+        Around {
             power: true,
-            shared_clock: true,
+            shared_clock: false,
             foreign_vip: false,
             bundle: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_walk() {
+        let spec = cluster(3, 0, "  endpoint: {vip: 10.0.0.100}\n");
         let names = |seed| {
-            Walk::new(&spec, around, seed)
+            Walk::new(&spec, around(), seed)
                 .unwrap()
                 .take(200)
                 .map(|run| (run.name(), run.hold))
@@ -69,10 +102,80 @@ mod tests {
         };
         assert_eq!(names(7), names(7));
         assert_ne!(names(7), names(8));
-        let walk = Walk::new(&spec, around, 7).unwrap();
-        assert!(
-            walk.take(1_000)
-                .all(|run| !run.scenario.takes_api_away(&spec) && run.scenario.skipped(&spec, around).is_none())
-        );
+    }
+
+    /// What may cost a control plane its etcd member: all but the death of an API server or of what is beside it.
+    fn takes_member(part: &Part) -> bool {
+        match part.fault {
+            Fault::Script { inject, .. } => ![
+                "kube-",
+                "kubelet",
+                "containerd",
+                "quorate-agent",
+                "haproxy",
+                "keepalived",
+            ]
+            .iter()
+            .any(|beside| inject.contains(beside)),
+            Fault::Expired { unit, .. } => unit == "etcd",
+            Fault::PowerCut | Fault::PlannedRestart | Fault::Applied { .. } => true,
+        }
+    }
+
+    #[test]
+    fn ten_thousand_walks_leave_a_quorum_and_an_api_server() {
+        let vip = "  endpoint: {vip: 10.0.0.100}\n";
+        let clusters = [
+            cluster(1, 0, ""),
+            cluster(2, 0, vip),
+            cluster(3, 0, ""),
+            cluster(3, 0, vip),
+            cluster(5, 0, vip),
+            cluster(3, 0, &format!("{vip}  balancer: haproxy\n")),
+            cluster(3, 0, &format!("{vip}  kubernetes: {{bootstrap: kubeadm}}\n")),
+            cluster(3, 3, &format!("{vip}  etcd: {{topology: external}}\n")),
+            cluster(3, 1, &format!("{vip}  etcd: {{topology: external}}\n")),
+            cluster(1, 3, &format!("{vip}  etcd: {{topology: external}}\n")),
+        ];
+        let mut met = BTreeSet::new();
+        for seed in 0..10_000_u64 {
+            let spec = &clusters[(seed % clusters.len() as u64) as usize];
+            let Some(walk) = Walk::new(spec, around(), seed) else {
+                continue;
+            };
+            for run in walk.take(20) {
+                let (scenario, name) = (run.scenario, run.name());
+                assert!(scenario.skipped(spec, around()).is_none(), "seed {seed}: {name}");
+                // One after the other, each when all is well again: only its own parts count.
+                let vital: Vec<_> = scenario
+                    .parts
+                    .iter()
+                    .filter(|part| part.target.is_vital(spec))
+                    .collect();
+                let members = vital.iter().filter(|part| takes_member(part)).count();
+                assert!(members <= spec.quorum().tolerates, "seed {seed}: {name}");
+                assert!(
+                    vital.is_empty() || vital.len() < spec.control_planes().len(),
+                    "seed {seed}: {name}"
+                );
+                let whole = [Target::EtcdMajority, Target::EveryMachine];
+                assert!(
+                    !vital.iter().any(|part| whole.contains(&part.target)),
+                    "seed {seed}: {name}"
+                );
+                let hold = run.hold.unwrap();
+                assert!(
+                    hold >= Duration::from_secs(1) && hold < Duration::from_secs(15),
+                    "{hold:?}"
+                );
+                met.insert(scenario.name);
+            }
+        }
+        // Whatever leaves a quorum is come by.
+        let left: Vec<_> = scenario::all()
+            .filter(|scenario| !scenario.loses_quorum && !met.contains(scenario.name))
+            .map(|scenario| scenario.name)
+            .collect();
+        assert_eq!(left, ["agent-killed-on-worker"; 0]);
     }
 }

@@ -196,11 +196,11 @@ impl Drill {
     /// Carries out the runs. What is broken is always taken back, whatever happens; a scenario after which the cluster does
     /// not become green is the last one.
     pub async fn run(&self, runs: &[Run]) -> Result<Report, Error> {
-        self.go(runs.iter().cloned(), runs.len()).await
+        self.go(runs.iter().cloned(), runs.len(), None).await
     }
 
     /// `of`: how many there will be; 0 if nobody knows.
-    async fn go(&self, runs: impl Iterator<Item = Run>, of: usize) -> Result<Report, Error> {
+    async fn go(&self, runs: impl Iterator<Item = Run>, of: usize, seed: Option<u64>) -> Result<Report, Error> {
         let identity = self
             .session
             .operator
@@ -223,22 +223,44 @@ impl Drill {
             identity: &identity,
             lock: &lock,
         };
-        let report = self.locked(runs, of, &held).await;
+        let report = self.locked(runs, of, seed, &held).await;
         watching.abort();
         lock.give_back().await;
         report
     }
 
-    async fn locked(&self, runs: impl Iterator<Item = Run>, of: usize, held: &Held<'_>) -> Result<Report, Error> {
+    async fn locked(
+        &self,
+        runs: impl Iterator<Item = Run>,
+        of: usize,
+        seed: Option<u64>,
+        held: &Held<'_>,
+    ) -> Result<Report, Error> {
         self.prepare().await?;
         let mut report = Report {
             cluster: self.session.spec.name.clone(),
+            seed,
             scenarios: self.options.left_out.iter().map(left_out).collect(),
         };
         self.write(&report)?;
+        let mut well = true;
         for (number, run) in runs.enumerate() {
             if self.options.stop.is_stopped() {
                 break;
+            }
+            well = well || self.verify().await.is_ok_and(|report| report.ok());
+            if !may_break(run.scenario, &self.session.spec, well, self.options.allow_outage) {
+                let reason = "the cluster is not well, and what this takes away as well may be too much; --allow-outage permits it";
+                let outcome = Outcome {
+                    name: run.name(),
+                    ..Outcome::left_out(run.scenario, reason)
+                };
+                self.tell(Event::Done {
+                    outcome: Box::new(outcome.clone()),
+                });
+                report.scenarios.push(outcome);
+                self.write(&report)?;
+                continue;
             }
             self.tell(Event::Started {
                 name: run.name(),
@@ -260,6 +282,7 @@ impl Drill {
             if !green && !self.options.keep_going {
                 break;
             }
+            well = green;
         }
         self.clean().await;
         Ok(report)
@@ -267,8 +290,9 @@ impl Drill {
 
     /// One scenario of the walk after the other until the time is over.
     pub async fn walk(&self, walk: crate::chaos::Walk, length: Duration) -> Result<Report, Error> {
-        let begun = Instant::now();
-        self.go(walk.take_while(|_| begun.elapsed() < length), 0).await
+        let (begun, seed) = (Instant::now(), walk.seed());
+        self.go(walk.take_while(|_| begun.elapsed() < length), 0, Some(seed))
+            .await
     }
 
     async fn one(&self, run: &Run, held: &Held<'_>) -> Outcome {
@@ -316,6 +340,10 @@ impl Drill {
         )
         .await;
         let observer = Observer::start(session, self.apis(held.identity, &targets));
+        let calm = async {
+            sleep(CALM).await;
+            let _ = tokio::time::timeout(LED_WITHIN, observer.led()).await;
+        };
         tokio::select! {
             () = calm => {}
             () = self.options.stop.stopped() => {}
@@ -340,10 +368,6 @@ impl Drill {
                 self.tell(Event::Broken {
                     name: run.name(),
                     machines: targets.clone(),
-        let calm = async {
-            sleep(CALM).await;
-            let _ = tokio::time::timeout(LED_WITHIN, observer.led()).await;
-        };
                 });
                 tokio::select! {
                     () = sleep(hold) => {}
@@ -523,6 +547,11 @@ impl Drill {
     }
 }
 
+/// Two faults at once may be more than a cluster bears, although each alone is not.
+fn may_break(scenario: &Scenario, spec: &Spec, well: bool, allow_outage: bool) -> bool {
+    well || allow_outage || !scenario.is_on_vital(spec)
+}
+
 fn left_out((scenario, reason): &(&'static Scenario, String)) -> Outcome {
     Outcome::left_out(scenario, reason)
 }
@@ -536,4 +565,28 @@ fn unique() -> String {
         number /= 36;
     }
     format!("d{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::find;
+
+    #[test]
+    fn nothing_more_is_taken_from_a_cluster_that_did_not_recover() {
+        let text = "apiVersion: quorate.dev/v1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  endpoint: {vip: 10.0.0.100}\n  machines:\n    - {name: m1, address: 10.0.0.1, roles: [control-plane]}\n    - {name: m2, address: 10.0.0.2, roles: [control-plane]}\n    - {name: m3, address: 10.0.0.3, roles: [control-plane]}\n";
+        let (spec, _) = quorate_spec::load(text, "cluster.yaml").unwrap();
+        for (name, afterwards) in [
+            ("etcd-follower-killed", false),
+            ("machine-off-each", false),
+            ("machine-off-and-kubelet-killed", false),
+            ("agent-killed", false),
+            ("kubelet-killed", true),
+        ] {
+            let scenario = find(name).unwrap();
+            assert!(may_break(scenario, &spec, true, false), "{name}");
+            assert_eq!(may_break(scenario, &spec, false, false), afterwards, "{name}");
+            assert!(may_break(scenario, &spec, false, true), "{name}");
+        }
+    }
 }

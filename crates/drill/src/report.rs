@@ -4,6 +4,7 @@ mod html;
 mod markdown;
 mod table;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -17,6 +18,9 @@ use crate::scenario::Scenario;
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub cluster: String,
+    /// Of a random walk, which it repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub scenarios: Vec<Outcome>,
 }
 
@@ -157,8 +161,15 @@ pub struct Details {
 pub fn write(report: &Report, dir: &Path) -> io::Result<()> {
     let samples = dir.join("samples");
     std::fs::create_dir_all(&samples)?;
+    let mut times: BTreeMap<&str, usize> = BTreeMap::new();
     for outcome in &report.scenarios {
-        let path = samples.join(format!("{}.jsonl", outcome.name));
+        // A random walk comes by again.
+        let time = times.entry(&outcome.name).or_default();
+        *time += 1;
+        let path = samples.join(match time {
+            1 => format!("{}.jsonl", outcome.name),
+            time => format!("{}.{time}.jsonl", outcome.name),
+        });
         // Nothing is known yet of one that goes on.
         if path.exists() || outcome.details.vantages.is_empty() {
             continue;
@@ -206,6 +217,7 @@ mod tests {
         );
         let mut report = Report {
             cluster: "demo".into(),
+            seed: None,
             scenarios: vec![one(true), one(false), skipped.clone()],
         };
         assert_eq!(report.held(), "1 of 2 scenarios held, 1 skipped");
@@ -236,6 +248,7 @@ mod tests {
     fn the_shape_of_the_report_is_kept() {
         let mut report = Report {
             cluster: "demo".into(),
+            seed: None,
             scenarios: vec![Outcome::default()],
         };
         report.scenarios[0].new.interrupted = 1;
@@ -270,6 +283,7 @@ mod tests {
         let scenario = crate::scenario::find("machine-off-worker").unwrap();
         let mut report = Report {
             cluster: "demo".into(),
+            seed: Some(7),
             scenarios: vec![Outcome::begun("machine-off-worker", scenario)],
         };
         write(&report, dir.path()).unwrap();
@@ -293,5 +307,11 @@ mod tests {
         write(&report, dir.path()).unwrap();
         let samples = std::fs::read_to_string(dir.path().join("samples/machine-off-worker.jsonl")).unwrap();
         assert_eq!(samples.lines().count(), 1);
+        // A walk that comes by again keeps what it saw before; what repeats the walk is written, too.
+        report.scenarios.push(report.scenarios[0].clone());
+        write(&report, dir.path()).unwrap();
+        assert!(dir.path().join("samples/machine-off-worker.2.jsonl").exists());
+        let text = std::fs::read_to_string(dir.path().join("report.json")).unwrap();
+        assert!(text.contains("\"seed\": 7"), "{text}");
     }
 }

@@ -260,7 +260,12 @@ impl Scenario {
     /// control plane or etcd member.
     pub fn takes_api_away(&self, spec: &Spec) -> bool {
         let fragile = spec.control_planes().len() == 1 || spec.quorum().tolerates == 0;
-        self.loses_quorum || (fragile && self.parts.iter().any(|part| part.target.is_vital(spec)))
+        self.loses_quorum || (fragile && self.is_on_vital(spec))
+    }
+
+    /// Whether a control plane or an etcd member is broken.
+    pub(crate) fn is_on_vital(&self, spec: &Spec) -> bool {
+        self.parts.iter().any(|part| part.target.is_vital(spec))
     }
 
     /// What must hold on this cluster.
@@ -292,7 +297,7 @@ impl Scenario {
 
 impl Target {
     /// A control plane or an etcd member.
-    fn is_vital(self, spec: &Spec) -> bool {
+    pub(crate) fn is_vital(self, spec: &Spec) -> bool {
         let on_balancers = Need::VipOnControlPlane.missing(spec, Around::default()).is_some();
         match self {
             Self::Worker => false,

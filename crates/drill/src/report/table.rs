@@ -143,6 +143,7 @@ mod tests {
         assert_eq!(leases(&outcome), "kube-scheduler m1→m3 after 11.0 s");
         let report = Report {
             cluster: "demo".into(),
+            seed: None,
             scenarios: vec![outcome],
         };
         let line = &table(&report)[1];
