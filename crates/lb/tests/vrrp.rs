@@ -684,26 +684,26 @@ fn authenticated_routers_heed_only_their_own() {
 #[test]
 fn a_goodbye_for_the_dead_ends_the_wait() {
     let auth = "priority: 200, auth: {mode: enforce, keys: [{id: 7, file: /k}]}";
-    let keys = Keyring::from([("api".into(), vec![SecretKey::new(7, &[9; 32]).unwrap()])]);
+    let keys = Keyring::from([("api".into(), vec![SecretKey::new(7, &[0xa5; 32]).unwrap()])]);
     let holder = VrrpInstance {
         source: "10.0.0.2".parse().unwrap(),
         peers: vec!["10.0.0.1".parse().unwrap()],
         priority: 250,
         ..config(auth)
     };
-    let says = |routers: &mut Routers| {
-        let payload = std::iter::from_fn(|| routers.poll_action()).find_map(|action| match action {
+    let advertises = |boot: u64| {
+        let mut peer = Bench {
+            routers: Routers::new(std::slice::from_ref(&holder), keys.clone(), boot),
+            now: Duration::ZERO,
+            seen: Vec::new(),
+        };
+        peer.input(Input::Start);
+        peer.input(link(true));
+        let payload = peer.master().seen.into_iter().find_map(|action| match action {
             Action::SendVrrp { payload, .. } => Some(payload.0),
             _ => None,
         });
         packet("10.0.0.2", "10.0.0.1", 255, payload.expect("an advertisement"))
-    };
-    let advertises = |boot: u64| {
-        let mut routers = Routers::new(std::slice::from_ref(&holder), keys.clone(), boot);
-        for (now, input) in [(0, Input::Start), (0, link(true)), (400, Input::Tick)] {
-            routers.handle(ms(now), &input);
-        }
-        says(&mut routers)
     };
     let mut b = Bench::with_keys(config(auth), keys.clone());
     b.input(advertises(10));
