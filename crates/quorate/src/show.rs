@@ -81,6 +81,14 @@ const COUNTED: [&str; 10] = [
     "objects deleted",
 ];
 
+/// `what` begins with a plural.
+fn counted(count: usize, what: &str) -> String {
+    match what.split_once("s ") {
+        Some((one, done)) if count == 1 => format!("1 {one} {done}"),
+        _ => format!("{count} {what}"),
+    }
+}
+
 /// `Plan: 12 steps on 5 machines: 30 files created, 9 units started.`
 pub(crate) fn summary(plan: &Plan) -> String {
     if plan.is_empty() {
@@ -119,7 +127,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
     let parts: Vec<String> = COUNTED
         .iter()
         .filter_map(|what| Some((what, counts.get(what).filter(|count| **count > 0)?)))
-        .map(|(what, count)| format!("{count} {what}"))
+        .map(|(what, count)| counted(*count, what))
         .collect();
     let details = if parts.is_empty() {
         String::new()
@@ -238,7 +246,7 @@ mod tests {
             "\n       127.0.0.1 localhost\n      +# BEGIN quorate\n      +10.0.0.1 m1\n",
             "--- /api/v1/namespaces/kube-system/configmaps/old\n",
             "--- /api/v1/nodes/m9\n      +++ /dev/null\n",
-            "1 files changed, 1 objects created, 1 objects changed, 1 objects deleted",
+            "1 file changed, 1 object created, 1 object changed, 1 object deleted",
         ] {
             assert!(normal.contains(part), "{part}\n{normal}");
         }
