@@ -4,8 +4,15 @@
 /// removed. A new block goes to the end. Every other byte stays as it is.
 pub(crate) fn edit(text: &[u8], marker: &str, content: Option<&[u8]>) -> Vec<u8> {
     let (begin, end) = (format!("# BEGIN {marker}\n"), format!("# END {marker}\n"));
-    let old = find_line(text, begin.as_bytes(), 0)
-        .and_then(|from| find_line(text, end.as_bytes(), from).map(|at| from..at + end.len().min(text.len() - at)));
+    let old = find_line(text, begin.as_bytes(), 0).and_then(|first| {
+        let at = find_line(text, end.as_bytes(), first)?;
+        // A beginning whose end somebody lost is no block: what follows it is theirs.
+        let (mut from, mut next) = (first, first);
+        while let Some(later) = find_line(&text[..at], begin.as_bytes(), next) {
+            (from, next) = (later, later + begin.len());
+        }
+        Some(from..at + end.len().min(text.len() - at))
+    });
     let mut block = Vec::new();
     if let Some(content) = content {
         block.extend_from_slice(begin.as_bytes());
@@ -72,6 +79,14 @@ mod tests {
     fn a_block_without_an_end_is_not_taken_for_one() {
         let text = b"# BEGIN quorate\nprecious\n";
         assert_eq!(edit(text, "quorate", None), text);
+        // Nor when a whole one follows.
+        let with = edit(text, "quorate", Some(b"ours\n"));
+        assert_eq!(
+            with,
+            b"# BEGIN quorate\nprecious\n# BEGIN quorate\nours\n# END quorate\n"
+        );
+        assert_eq!(edit(&with, "quorate", None), text);
+        assert_eq!(edit(&with, "quorate", Some(b"ours\n")), with);
         assert_eq!(edit(b"# BEGIN q\na\n# END q", "q", None), b"");
         assert_eq!(edit(b"", "q", Some(b"")), b"# BEGIN q\n# END q\n");
     }

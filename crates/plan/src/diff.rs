@@ -184,6 +184,13 @@ mod tests {
             gone.contains(" 127.0.0.1 localhost\n") && gone.contains(" 10.9.9.9 other\n"),
             "{gone}"
         );
+        // What follows a beginning whose end somebody lost is theirs.
+        let lost = "# BEGIN quorate\nprecious\n# BEGIN quorate\n10.0.0.1 m1\n# END quorate\n";
+        let gone = shown("", &text(lost));
+        assert!(
+            gone.contains("\n precious\n") && gone.contains("\n-10.0.0.1 m1\n"),
+            "{gone}"
+        );
         // What may not be shown stays so, and is not said to go away.
         let hidden = shown("10.0.0.1 m1\n", &Before::Hash { sha256: "ab".into() });
         assert!(hidden.contains("+10.0.0.1 m1\n") && !hidden.contains("\n-"), "{hidden}");

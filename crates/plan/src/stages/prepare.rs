@@ -355,9 +355,11 @@ fn hosts_block(context: &Context<'_>) -> String {
 
 /// The lines between our markers, if there are any. The markers are those `machine` writes.
 pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
-    let (_, rest) = text.split_once(&format!("# BEGIN {marker}\n"))?;
-    rest.split_once(&format!("# END {marker}"))
-        .map(|(block, _)| block.to_owned())
+    let begin = format!("# BEGIN {marker}\n");
+    let (_, rest) = text.split_once(&begin)?;
+    let (block, _) = rest.split_once(&format!("# END {marker}"))?;
+    // A beginning whose end somebody lost is no block: what follows it is theirs.
+    Some(block.rsplit_once(&begin).map_or(block, |(_, ours)| ours).to_owned())
 }
 
 /// The text with the block in it, in place of the one that is there or at the end; empty content takes block and markers
@@ -368,7 +370,8 @@ pub(crate) fn with_block(text: &str, marker: &str, content: &str) -> String {
     for line in text.split_inclusive('\n') {
         let bare = line.strip_suffix('\n').unwrap_or(line);
         match from {
-            None if bare == begin => from = Some(at),
+            // Also after one whose end somebody lost: what follows that is theirs.
+            _ if bare == begin => from = Some(at),
             Some(from) if bare == end => {
                 old = Some(from..at + line.len());
                 break;
