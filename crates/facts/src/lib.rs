@@ -1,7 +1,9 @@
-//! What was found: on the machines, at the operator, in the bundle, in the running cluster. Data only.
+//! What was found: on the machines, at the operator, in the bundle, in the running cluster. Data only, and how a managed
+//! block lies in a file ([`block`]), which who plans and who writes must see alike.
 //!
 //! `run::gather` fills a [`Facts`], `plan::plan` reads it. Nothing here knows how a fact is obtained.
 
+pub mod block;
 mod cluster;
 mod host;
 mod operator;

@@ -6,7 +6,6 @@
 //! [`Machine::call`] is the whole interface; the methods on `dyn Machine` name the common requests. Nothing here knows
 //! what a cluster is.
 
-mod block;
 mod certificates;
 pub mod clean;
 mod client;

@@ -2,11 +2,11 @@
 
 mod object;
 
+use quorate_facts::block;
 use serde::Serialize;
 use similar::TextDiff;
 
 use crate::model::{Action, ApiObject, Before, Content, FileChange, Step};
-use crate::stages::with_block;
 
 /// One file, or one object of the API, of a step.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +140,9 @@ fn block_diff(path: &str, marker: &str, content: &str, before: &Before) -> Strin
         Before::Text { text } => (Some(text.as_str()), text.as_str()),
         Before::Hash { .. } | Before::Attributes { .. } => (Some(""), ""),
     };
-    unified(path, known, &with_block(found, marker, content))
+    let content = (!content.is_empty()).then_some(content.as_bytes());
+    let made = block::edit(found.as_bytes(), marker, content);
+    unified(path, known, &String::from_utf8_lossy(&made))
 }
 
 fn unified(path: &str, before: Option<&str>, after: &str) -> String {

@@ -199,7 +199,7 @@ fn steps(spec: &Spec, of: &Machine, host: &HostFacts, out: &mut Vec<Step>) {
     let hosts = host.files.get(HOSTS);
     if hosts
         .and_then(|file| file.text.as_deref())
-        .is_some_and(|text| crate::stages::block_of(text, "quorate").is_some())
+        .is_some_and(|text| quorate_facts::block::content(text, "quorate").is_some())
     {
         push(
             "hosts",

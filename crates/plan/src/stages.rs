@@ -18,9 +18,7 @@ mod token;
 pub(crate) use control_plane::{ControlPlane, api_server_files, control_plane_flags, etcd_servers, join_nets, level};
 pub(crate) use kubeadm::config_map;
 pub(crate) use nodes::node_path;
-pub(crate) use prepare::{
-    AT_LEAST, HOSTNAME_SET, HOSTS, SET_BY_PROGRAMS, SET_IN_NAMESPACE, block_of, modules, own_settings, with_block,
-};
+pub(crate) use prepare::{AT_LEAST, HOSTNAME_SET, HOSTS, SET_BY_PROGRAMS, SET_IN_NAMESPACE, modules, own_settings};
 pub(crate) use programs::CNI_PLUGINS;
 pub(crate) use runtime::image_reference as runtime_image_reference;
 pub use runtime::imported_name;

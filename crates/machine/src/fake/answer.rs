@@ -9,7 +9,7 @@ use quorate_facts::{
 
 use super::{FakeFile, FakeKind, FakeState, FakeUnit, waited};
 use crate::{
-    block, certificates,
+    certificates,
     error::{ErrorKind, RemoteError},
     proto::*,
 };
@@ -164,7 +164,7 @@ impl FakeState {
                     }) => (content.clone(), *mode),
                     _ => (Vec::new(), mode),
                 };
-                let made = block::edit(&text, &marker, content.as_deref());
+                let made = quorate_facts::block::edit(&text, &marker, content.as_deref());
                 let unchanged = made == text;
                 Response::Items(vec![if unchanged {
                     item(path, false)

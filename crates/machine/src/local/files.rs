@@ -17,7 +17,6 @@ use quorate_facts::{FileFacts, FileKind};
 
 use super::{Session, absolute, blobs, hashes::Hashes, owners::Owners};
 use crate::{
-    block,
     error::{ErrorKind, RemoteError},
     proto::{BlobInstall, DirSpec, FileWrite, Item, ManagedBlock, Owner},
 };
@@ -215,7 +214,7 @@ pub(super) fn managed_block(state_dir: &Path, wanted: &ManagedBlock) -> Result<I
     } else {
         Vec::new()
     };
-    let made = block::edit(&text, marker, content.as_deref());
+    let made = quorate_facts::block::edit(&text, marker, content.as_deref());
     if made == text {
         return Ok(Item {
             name: path.clone(),

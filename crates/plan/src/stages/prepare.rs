@@ -6,7 +6,7 @@ pub(crate) mod settings;
 
 use std::collections::BTreeMap;
 
-use quorate_facts::{Feature, HostFacts};
+use quorate_facts::{Feature, HostFacts, block};
 use quorate_spec::{Machine, Spec, Swap};
 
 use crate::model::*;
@@ -151,7 +151,7 @@ pub(crate) fn plan(context: &Context<'_>) -> Planned {
                 .get(HOSTS)
                 .and_then(|file| file.text.as_deref())
                 .unwrap_or_default();
-            if block_of(found, HOSTS_MARKER).as_deref() != Some(hosts.as_str()) {
+            if block::content(found, HOSTS_MARKER) != Some(hosts.as_str()) {
                 draft.push(step(
                     "hosts",
                     "name the machines in /etc/hosts",
@@ -351,46 +351,6 @@ fn hosts_block(context: &Context<'_>) -> String {
         text.push_str(&format!("{} {name}\n", virtual_address.ip()));
     }
     text
-}
-
-/// The lines between our markers, if there are any. The markers are those `machine` writes.
-pub(crate) fn block_of(text: &str, marker: &str) -> Option<String> {
-    let begin = format!("# BEGIN {marker}\n");
-    let (_, rest) = text.split_once(&begin)?;
-    let (block, _) = rest.split_once(&format!("# END {marker}"))?;
-    // A beginning whose end somebody lost is no block: what follows it is theirs.
-    Some(block.rsplit_once(&begin).map_or(block, |(_, ours)| ours).to_owned())
-}
-
-/// The text with the block in it, in place of the one that is there or at the end; empty content takes block and markers
-/// away. As `machine` writes it (a test of crate run compares).
-pub(crate) fn with_block(text: &str, marker: &str, content: &str) -> String {
-    let (begin, end) = (format!("# BEGIN {marker}"), format!("# END {marker}"));
-    let (mut at, mut from, mut old) = (0, None, None);
-    for line in text.split_inclusive('\n') {
-        let bare = line.strip_suffix('\n').unwrap_or(line);
-        match from {
-            // Also after one whose end somebody lost: what follows that is theirs.
-            _ if bare == begin => from = Some(at),
-            Some(from) if bare == end => {
-                old = Some(from..at + line.len());
-                break;
-            }
-            _ => {}
-        }
-        at += line.len();
-    }
-    let (before, after) = old.map_or((text, ""), |old| (&text[..old.start], &text[old.end..]));
-    let mut made = before.to_owned();
-    if !content.is_empty() {
-        if !made.is_empty() && !made.ends_with('\n') {
-            made.push('\n');
-        }
-        let line_end = if content.ends_with('\n') { "" } else { "\n" };
-        made.push_str(&format!("{begin}\n{content}{line_end}{end}\n"));
-    }
-    made.push_str(after);
-    made
 }
 
 /// Settings of the machine's own programs.

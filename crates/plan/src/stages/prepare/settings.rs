@@ -1,9 +1,8 @@
 //! Settings of programs that are the machine's own: written beside theirs, read by them when told to, and taken back.
 
-use quorate_facts::HostFacts;
+use quorate_facts::{HostFacts, block};
 
 use crate::model::*;
-use crate::stages::prepare::block_of;
 use crate::want::sha256;
 
 const MARKER: &str = "quorate";
@@ -101,8 +100,8 @@ impl Settings {
             );
         }
         for (index, (path, wanted)) in self.blocks.iter().enumerate() {
-            let found = text(path).and_then(|text| block_of(text, MARKER));
-            if found != *wanted {
+            let found = text(path).and_then(|text| block::content(text, MARKER));
+            if found != wanted.as_deref() {
                 let title = if wanted.is_some() {
                     self.title.to_owned()
                 } else {

@@ -1,18 +1,12 @@
 //! A block of lines in a file whose rest belongs to others, such as `/etc/hosts`.
 
+use std::ops::Range;
+
 /// `text` with the lines between `# BEGIN marker` and `# END marker` replaced by `content`, or with block and markers
 /// removed. A new block goes to the end. Every other byte stays as it is.
-pub(crate) fn edit(text: &[u8], marker: &str, content: Option<&[u8]>) -> Vec<u8> {
-    let (begin, end) = (format!("# BEGIN {marker}\n"), format!("# END {marker}\n"));
-    let old = find_line(text, begin.as_bytes(), 0).and_then(|first| {
-        let at = find_line(text, end.as_bytes(), first)?;
-        // A beginning whose end somebody lost is no block: what follows it is theirs.
-        let (mut from, mut next) = (first, first);
-        while let Some(later) = find_line(&text[..at], begin.as_bytes(), next) {
-            (from, next) = (later, later + begin.len());
-        }
-        Some(from..at + end.len().min(text.len() - at))
-    });
+pub fn edit(text: &[u8], marker: &str, content: Option<&[u8]>) -> Vec<u8> {
+    let [begin, end] = markers(marker);
+    let old = find(text, marker);
     let mut block = Vec::new();
     if let Some(content) = content {
         block.extend_from_slice(begin.as_bytes());
@@ -35,6 +29,34 @@ pub(crate) fn edit(text: &[u8], marker: &str, content: Option<&[u8]>) -> Vec<u8>
     made
 }
 
+/// The lines of the block in `text`, without its markers; `None` where there is none.
+pub fn content<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
+    let block = &text[find(text.as_bytes(), marker)?];
+    let [begin, end] = markers(marker);
+    // The last line of a text may lack its newline.
+    block
+        .strip_prefix(&begin)?
+        .trim_end_matches('\n')
+        .strip_suffix(end.trim_end())
+}
+
+fn markers(marker: &str) -> [String; 2] {
+    ["BEGIN", "END"].map(|word| format!("# {word} {marker}\n"))
+}
+
+/// Where the block is, markers included.
+fn find(text: &[u8], marker: &str) -> Option<Range<usize>> {
+    let [begin, end] = markers(marker);
+    let first = find_line(text, begin.as_bytes(), 0)?;
+    let at = find_line(text, end.as_bytes(), first)?;
+    // A beginning whose end somebody lost is no block: what follows it is theirs.
+    let (mut from, mut next) = (first, first);
+    while let Some(later) = find_line(&text[..at], begin.as_bytes(), next) {
+        (from, next) = (later, later + begin.len());
+    }
+    Some(from..at + end.len().min(text.len() - at))
+}
+
 /// Offset of `line` (which ends with a newline; the last line of the text may lack it) at or after `from`.
 fn find_line(text: &[u8], line: &[u8], from: usize) -> Option<usize> {
     let bare = &line[..line.len() - 1];
@@ -50,7 +72,7 @@ fn find_line(text: &[u8], line: &[u8], from: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::edit;
+    use super::{content, edit};
 
     #[test]
     fn only_the_block_changes() {
@@ -86,6 +108,9 @@ mod tests {
             b"# BEGIN quorate\nprecious\n# BEGIN quorate\nours\n# END quorate\n"
         );
         assert_eq!(edit(&with, "quorate", None), text);
+        assert_eq!(content(&String::from_utf8_lossy(&with), "quorate"), Some("ours\n"));
+        assert_eq!(content(&String::from_utf8_lossy(text), "quorate"), None);
+        assert_eq!(content("# BEGIN q\na\n# END q", "q"), Some("a\n"));
         assert_eq!(edit(&with, "quorate", Some(b"ours\n")), with);
         assert_eq!(edit(b"# BEGIN q\na\n# END q", "q", None), b"");
         assert_eq!(edit(b"", "q", Some(b"")), b"# BEGIN q\n# END q\n");
